@@ -1,0 +1,51 @@
+"""Arc-Halo: declarative model fusion on PostgreSQL.
+
+    import arc_halo
+
+    with arc_halo.connect() as halo:
+        halo.models.list()
+
+Everything here is imported when it is first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from arc_halo._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from arc_halo.api import Halo as Halo
+    from arc_halo.api import connect as connect
+    from arc_halo.errors import ArcHaloError as ArcHaloError
+    from arc_halo.hookspecs import hookimpl as hookimpl
+    from arc_halo.project import Project as Project
+    from arc_halo.types import FuseContext as FuseContext
+    from arc_halo.types import FusionStrategy as FusionStrategy
+    from arc_halo.types import TensorCodec as TensorCodec
+    from arc_halo.types import WeightFormat as WeightFormat
+
+_HOMES = {
+    "ArcHaloError": "arc_halo.errors",
+    "FuseContext": "arc_halo.types",
+    "FusionStrategy": "arc_halo.types",
+    "Halo": "arc_halo.api",
+    "Project": "arc_halo.project",
+    "TensorCodec": "arc_halo.types",
+    "WeightFormat": "arc_halo.types",
+    "connect": "arc_halo.api",
+    "hookimpl": "arc_halo.hookspecs",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'arc_halo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

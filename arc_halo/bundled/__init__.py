@@ -1,0 +1,1 @@
+"""The bundled PostgreSQL as programs and files; `arc_halo.embedded` gives it a life."""

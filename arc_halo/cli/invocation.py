@@ -1,0 +1,132 @@
+"""What every command is told by the options that all commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from arc_halo.cli.console import Console
+from arc_halo.config import find_project
+from arc_halo.errors import UsageError
+
+if TYPE_CHECKING:
+    from arc_halo.project import Project
+
+Output = Literal["text", "json", "markdown"]
+
+
+@dataclass(kw_only=True)
+class Invocation:
+    """The shared options of one run of the program."""
+
+    project: Path | None = None
+    database_url: str | None = None
+    output: Output = "text"
+    no_color: bool = False
+    quiet: bool = False
+    allow_path: tuple[Path, ...] = ()
+    _console: Console | None = field(default=None, repr=False)
+
+    @property
+    def console(self) -> Console:
+        if self._console is None:
+            self._console = Console(colour=False if self.no_color else None, quiet=self.quiet)
+        return self._console
+
+    @property
+    def project_directory(self) -> Path | None:
+        """The directory asked for, or the nearest one upwards with a manifest."""
+        return self.project or find_project(Path.cwd())
+
+    def open(self, *, needs_manifest: bool = True) -> Project:
+        """The project these options name. Nothing is started yet."""
+        from arc_halo.project import Project
+
+        directory = self.project_directory
+        if directory is None and needs_manifest:
+            raise UsageError(
+                "there is no arc_halo.yaml here or in a directory above",
+                hint="run `arc-halo init` to begin a project, or name one with `--project DIR`",
+            )
+        return Project(
+            directory or Path.cwd(),
+            database_url=self.database_url,
+            allow_paths=self.allow_path,
+            waiting=self.console.note,
+        )
+
+
+def _into_invocation(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value not in (None, (), False) and parameter.name is not None:
+        setattr(context.ensure_object(Invocation), parameter.name, value)
+
+
+def shared_options() -> list[click.Option]:
+    """The options every command takes, new each time since a command owns its own."""
+
+    def option(*declarations: str, **attributes: Any) -> click.Option:
+        return click.Option(
+            declarations, expose_value=False, callback=_into_invocation, **attributes
+        )
+
+    directory = click.Path(exists=True, file_okay=False, path_type=Path)
+    return [
+        option("--project", type=directory, help="The project's directory."),
+        option("--database-url", metavar="URL", help="The database; `embedded` for the bundled."),
+        option(
+            "--output",
+            type=click.Choice(["text", "json", "markdown"]),
+            help="The form of the result.",
+        ),
+        option(
+            "--allow-path",
+            type=directory,
+            multiple=True,
+            help="A directory outside of the project that paths may lead into.",
+        ),
+        option("--no-color", is_flag=True, help="No colours; NO_COLOR does the same."),
+        option("--quiet", is_flag=True, help="Results and errors only."),
+    ]
+
+
+def add_shared_options(command: click.Command) -> None:
+    """Give `command`, and every command below it, the shared options."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            add_shared_options(inner)
+    taken = {text for parameter in command.params for text in parameter.opts}
+    command.params.extend(o for o in shared_options() if not taken & set(o.opts))
+
+
+def render(
+    invocation: Invocation,
+    *,
+    text: Callable[[], None],
+    json: Callable[[], str],
+    markdown: Callable[[], str],
+) -> None:
+    """Print a result in the form asked for."""
+    if invocation.output == "json":
+        invocation.console.print(json())
+    elif invocation.output == "markdown":
+        invocation.console.print(markdown().rstrip("\n"))
+    else:
+        text()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be."""
+    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in r) + " |" for r in lines)

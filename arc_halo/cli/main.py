@@ -1,0 +1,97 @@
+"""The program `arc-halo`: its commands, its exit codes, and what happens to errors."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from arc_halo._version import __version__
+from arc_halo.cli.apply import apply, destroy
+from arc_halo.cli.db import db
+from arc_halo.cli.doctor import doctor
+from arc_halo.cli.export import export
+from arc_halo.cli.init import init
+from arc_halo.cli.invocation import Invocation, add_shared_options
+from arc_halo.cli.lineage import lineage
+from arc_halo.cli.migrate import migrate
+from arc_halo.cli.plan import plan
+from arc_halo.cli.plugins import plugins
+from arc_halo.cli.show import get, show
+from arc_halo.cli.validate import schema, validate
+from arc_halo.errors import ArcHaloError
+
+INTERRUPTED = 130
+COMMANDS = (
+    init, validate, schema, plan, apply, get, show, destroy,
+    export, lineage, plugins, migrate, db, doctor,
+)  # fmt: skip
+
+
+class _InOrder(click.Group):
+    """Lists its commands as a newcomer meets them, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    "arc-halo",
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="arc-halo")
+@click.pass_context
+def arc_halo(context: click.Context) -> None:
+    """Declarative model fusion on PostgreSQL.
+
+    A project directory of YAML declares models, fusion strategies and reactors; `apply` makes a
+    database match it.
+
+    \b
+    Examples:
+      arc-halo init demo && cd demo      begin a project
+      arc-halo plan                      what apply would do
+      arc-halo apply                     do it
+      arc-halo get models                what is there now
+
+    \b
+    Exit codes: 0 done, 1 error, 2 changes pending (plan --detailed-exitcode), 3 stale plan or
+    locked, 4 invalid input, 5 refused, 64 wrong usage, 130 interrupted.
+    """
+    context.ensure_object(Invocation)
+
+
+for _command in COMMANDS:
+    arc_halo.add_command(_command)
+add_shared_options(arc_halo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: runs a command and exits with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command; its exit code. What is no `ArcHaloError` keeps its traceback."""
+    invocation = Invocation()
+    try:
+        code = arc_halo.main(args=arguments, standalone_mode=False, obj=invocation)
+        sys.stdout.flush()
+    except ArcHaloError as exc:
+        invocation.console.error(exc)
+        return exc.exit_code
+    except click.UsageError as exc:
+        exc.show()
+        return 64
+    except click.ClickException as exc:
+        exc.show()
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        invocation.console.note("interrupted: run the command again to go on", "warn")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python must not complain about it at exit.
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0

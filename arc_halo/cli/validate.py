@@ -1,0 +1,60 @@
+"""`arc-halo validate` and `arc-halo schema`: the manifest alone, without a database."""
+
+from __future__ import annotations
+
+import click
+
+from arc_halo.cli.invocation import Invocation, render
+
+
+@click.command("validate")
+@click.pass_obj
+def validate(invocation: Invocation) -> None:
+    """Check the manifest: syntax, fields, names, references. Needs no database.
+
+    All problems are shown at once, each with its file, line and column; the exit code is 4 then.
+
+    \b
+    Examples:
+      arc-halo validate
+      arc-halo validate --project path/to/project
+    """
+    from arc_halo.manifest.resolve import resolve
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.sizes import format_count
+
+    project = invocation.open()
+    manifest = project.manifest
+    desired = resolve(manifest.sources, manifest.plugins, allow_paths=manifest.allow_paths)
+    count, files = len(desired.declarations), len(manifest.sources)
+    text = f"{format_count(count, 'resource')} in {format_count(files, 'file')}: valid."
+    facts = {
+        "valid": True,
+        "project": desired.project,
+        "files": [source.label for source in manifest.sources],
+        "resources": [str(key) for key in desired.declarations],
+    }
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text, "create"),
+        json=lambda: as_json(facts),
+        markdown=lambda: f"**{text}**",
+    )
+
+
+@click.command("schema")
+@click.pass_obj
+def schema(invocation: Invocation) -> None:
+    """Print the JSON Schema of the manifest, the params of every loaded plugin included.
+
+    Editors use it through a first line `# yaml-language-server: $schema=FILE`.
+
+    \b
+    Example:
+      arc-halo schema > .arc-halo/manifest.schema.json
+    """
+    from arc_halo.manifest.reading import schema_of
+    from arc_halo.reconcile.report import as_json
+
+    plugins = invocation.open(needs_manifest=False).plugins
+    invocation.console.print(as_json(schema_of(plugins)))

@@ -1,0 +1,1 @@
+"""Tensor codecs, one a file, registered through the public hook."""

@@ -1,0 +1,1 @@
+"""Weight file formats, one a file, registered through the public hook."""

@@ -1,0 +1,1 @@
+"""Weight merging: compatibility, recipes, the run, lineage."""

@@ -1,0 +1,68 @@
+"""Every hook a plugin may implement, with an example of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from arc_halo.types import FusionStrategy, TensorCodec, WeightFormat
+
+PROJECT_NAME = "arc_halo"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@hookspec
+def arc_halo_fusion_strategies() -> Iterable[FusionStrategy]:
+    """Yield ways to fuse models.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_fusion_strategies():
+            yield FusionStrategy(
+                name="median", version=1, summary="element-wise median", fuse_weights=median
+            )
+
+        def median(tensors, context):
+            return np.median(np.stack(tensors), axis=0)
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_tensor_codecs() -> Iterable[TensorCodec]:
+    """Yield lossless codecs for the chunks of tensors.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_tensor_codecs():
+            yield TensorCodec(
+                name="zlib", version=1, summary="zlib, level 6", encode=encode, decode=decode
+            )
+
+        def encode(raw, *, dtype):
+            return zlib.compress(raw)
+
+        def decode(body, out):
+            out[:] = zlib.decompress(body)
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_weight_formats() -> Iterable[WeightFormat]:
+    """Yield file formats of weights.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_weight_formats():
+            yield WeightFormat(
+                name="npz", version=1, summary="numpy archives", suffixes=(".npz",), open=open_npz
+            )
+    """
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Manifests: loading, validating and resolving YAML; knows no database."""

@@ -1,0 +1,228 @@
+"""What a manifest declares, as typed values: one spec a kind, and the whole desired state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from arc_halo.errors import Problem
+from arc_halo.manifest import load
+from arc_halo.manifest.load import Source
+from arc_halo.types import JsonObject, Key
+
+MODEL, STRATEGY, REACTOR = "model", "strategy", "reactor"
+KINDS = (STRATEGY, MODEL, REACTOR)
+"""The kinds in the order in which they can be created; deletion goes the other way."""
+
+Deletion = Literal["delete", "orphan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """The place of a declaration: a file's label and the path of keys inside it."""
+
+    file: str
+    pointer: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifecycle:
+    """What every resource accepts besides its own fields."""
+
+    protected: bool = False
+    deletion: Deletion = "delete"
+    renamed_from: str | None = None
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSource:
+    """Weights in a file. `digest` is the root the manifest promises, if it does."""
+
+    path: Path
+    label: str
+    format: str
+    codec: str | None = None
+    digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    type: str
+    architecture: JsonObject
+    description: str | None = None
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    weights: WeightsSource | None = None
+    produced_by: str | None = None
+
+    def as_json(self) -> JsonObject:
+        """Everything but the weights, whose identity is known only once they are read."""
+        return {
+            "type": self.type,
+            "architecture": self.architecture,
+            "description": self.description,
+            "aliases": sorted(self.aliases),
+            "tags": dict(self.tags),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategySpec:
+    uses: str
+    params: JsonObject
+    description: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "uses": self.uses,
+            "params": self.params,
+            "description": self.description,
+            "tags": dict(self.tags),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSpec:
+    model: str
+    role: str
+    weight: float
+    priority: int | None
+
+    def as_json(self) -> JsonObject:
+        return {
+            "model": self.model,
+            "role": self.role,
+            "weight": self.weight,
+            "priority": self.priority,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InteractionSpec:
+    source: str
+    target: str
+    kind: str
+    weight: float
+
+    def as_json(self) -> JsonObject:
+        return {"from": self.source, "to": self.target, "kind": self.kind, "weight": self.weight}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReactorSpec:
+    """`strategy` is the name written, `uses` the implementation, `params` what reaches it."""
+
+    type: str
+    strategy: str
+    uses: str
+    params: JsonObject
+    members: tuple[MemberSpec, ...]
+    base: str | None = None
+    interactions: tuple[InteractionSpec, ...] = ()
+    produces: str | None = None
+    config: JsonObject = field(default_factory=dict)
+    description: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "type": self.type,
+            "strategy": self.strategy,
+            "uses": self.uses,
+            "params": self.params,
+            "members": [member.as_json() for member in self.members],
+            "base": self.base,
+            "interactions": [edge.as_json() for edge in self.interactions],
+            "produces": self.produces,
+            "config": self.config,
+            "description": self.description,
+            "tags": dict(self.tags),
+        }
+
+
+Spec = ModelSpec | StrategySpec | ReactorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """One declared resource, its references resolved to full names."""
+
+    key: Key
+    spec: Spec
+    lifecycle: Lifecycle
+    where: Where
+    depends_on: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredModel:
+    """A model that the manifest does not declare but refers to by `name:alias`."""
+
+    name: str
+    version: str
+    type: str
+    architecture: JsonObject
+    root: bytes | None
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`storage:` and `settings:` of the project file, in bytes and counts."""
+
+    codec: str | None = None
+    chunk_bytes: int = 262144
+    memory_bytes: int = 256 * 1024 * 1024
+    threads: int = 2
+    prune: bool = False
+    max_deletes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desired:
+    """The desired state: declarations in dependency order, and what goes with them."""
+
+    project: str
+    declarations: Mapping[Key, Declaration]
+    settings: Settings
+    manifest_digest: bytes
+    registered: Mapping[str, RegisteredModel] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def problem(
+        self, declaration: Declaration, field: str, code: str, message: str, hint: str | None
+    ) -> Problem:
+        """A problem at a field of a declaration, with its line and column."""
+        where = declaration.where
+        source = self.sources[where.file]
+        return load.problem(source, (*where.pointer, field), code, message, hint=hint)
+
+    @cached_property
+    def merges(self) -> Mapping[Key, ReactorSpec]:
+        """The merge reactor of each model that one produces."""
+        return {
+            Key(kind=MODEL, name=d.spec.produces): d.spec
+            for d in self.declarations.values()
+            if isinstance(d.spec, ReactorSpec) and d.spec.produces is not None
+        }
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def spec_digest(value: object) -> bytes:
+    return hashlib.sha256(canonical(value)).digest()

@@ -1,0 +1,147 @@
+"""The one schema of a manifest, plugins' params included, and the validation of sources by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Final
+
+from arc_halo.config import parse_size
+from arc_halo.errors import InvalidInputError, Problem
+from arc_halo.manifest.accept import PARAMS, Accepts, acceptor
+from arc_halo.manifest.load import Source, problem
+from arc_halo.types import JsonObject
+
+INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors")
+"""The fields of a file that the project file includes; all others are the project file's."""
+
+REQUIRED_FIELDS: Final = ("version", "project")
+SECTIONS: Final = ("models", "strategies", "reactors")
+
+
+def compose_schema(
+    strategy_params: Mapping[str, JsonObject], codec_names: Sequence[str]
+) -> JsonObject:
+    """Return the JSON Schema (2020-12) of a manifest for these strategies and codecs.
+
+    Editors and `arc-halo schema` use it as it is. A strategy's params schema stands in it once
+    and holds for `params` beside `uses: NAME` and, in a reactor, beside `strategy: NAME`.
+    """
+    schema: JsonObject = json.loads(_base_text())
+    definitions = schema["$defs"]
+    definitions["codec"]["enum"] = sorted(codec_names)
+    definitions["strategy_name"]["enum"] = sorted(strategy_params)
+    for number, (name, params) in enumerate(sorted(strategy_params.items())):
+        reference = f"#/$defs/{PARAMS}{number}"
+        own = {key: value for key, value in params.items() if key not in ("$schema", "$id")}
+        definitions[f"{PARAMS}{number}"] = {"title": name, **_moved(own, reference)}
+        for kind, field in (("strategy", "uses"), ("reactor", "strategy")):
+            rule = _params_rule(field, name, reference, bool(params.get("required")))
+            definitions[kind].setdefault("allOf", []).append(rule)
+    return schema
+
+
+def validate(sources: Sequence[Source], schema: JsonObject) -> list[Problem]:
+    """Return every problem that `sources` have by a composed schema, sorted by file and place."""
+    accepts = acceptor(schema)
+    problems = [
+        found for source in sources for found in _source_problems(source, schema, accepts)
+    ]
+    return sorted(problems, key=lambda p: (p.file, p.line, p.column, p.code))
+
+
+@lru_cache(maxsize=1)
+def _base_text() -> str:
+    return (files("arc_halo") / "schemas" / "manifest.schema.json").read_text("utf-8")
+
+
+def _moved(value: Any, root: str) -> Any:
+    """Copy a schema for its new place, so that its references to itself still lead there."""
+    if isinstance(value, dict):
+        return {
+            key: root + part[1:]
+            if key == "$ref" and isinstance(part, str) and part.startswith("#")
+            else _moved(part, root)
+            for key, part in value.items()
+        }
+    return [_moved(part, root) for part in value] if isinstance(value, list) else value
+
+
+def _params_rule(field: str, name: str, reference: str, is_required: bool) -> JsonObject:
+    then: JsonObject = {"properties": {"params": {"$ref": reference}}}
+    if is_required:
+        then["required"] = ["params"]
+    return {"if": {"properties": {field: {"const": name}}, "required": [field]}, "then": then}
+
+
+def _source_problems(source: Source, schema: JsonObject, accepts: Accepts) -> Iterator[Problem]:
+    if not (_has_its_fields(source) and accepts(source.data)):
+        from arc_halo.manifest.explain import explain
+
+        yield from explain(source, _suspects(source.data, accepts), _role_schema(source, schema))
+    yield from _size_problems(source, schema)
+
+
+def _has_its_fields(source: Source) -> bool:
+    if source.included:
+        return source.data.keys() <= set(INCLUDED_FIELDS)
+    return all(field in source.data for field in REQUIRED_FIELDS)
+
+
+def _suspects(data: JsonObject, accepts: Accepts) -> JsonObject:
+    """Return `data` without the resources that are fine by themselves."""
+    return {
+        field: {
+            name: resource
+            for name, resource in value.items()
+            if not accepts({field: {name: resource}})
+        }
+        if field in SECTIONS and isinstance(value, dict)
+        else value
+        for field, value in data.items()
+    }
+
+
+def _role_schema(source: Source, schema: JsonObject) -> JsonObject:
+    """Return the schema for a project file or for an included one; editors cannot tell them."""
+    role = {key: value for key, value in schema.items() if key not in ("if", "then")}
+    if not source.included:
+        return {**role, "required": list(REQUIRED_FIELDS)}
+    fields = {name: field for name, field in schema["properties"].items() if name in INCLUDED_FIELDS}
+    others = sorted(schema["properties"].keys() - fields.keys())
+    return {**role, "properties": fields, "x-arc-halo": {"project_fields": others}}
+
+
+def _size_problems(source: Source, schema: JsonObject) -> Iterator[Problem]:
+    """Check sizes, whose range JSON Schema cannot tell where they have a unit."""
+    for section in ("storage", "settings"):
+        values = source.data.get(section)
+        for name, field in schema["$defs"][section]["properties"].items():
+            bounds = field.get("x-arc-halo", {}).get("bytes")
+            if bounds and isinstance(values, dict) and name in values:
+                yield from _size_problem(source, (section, name), values[name], *bounds)
+
+
+def _size_problem(
+    source: Source, pointer: tuple[str, str], value: object, low: int, high: int
+) -> Iterator[Problem]:
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        return
+    try:
+        size = parse_size(str(value))
+    except InvalidInputError:
+        return  # the schema's pattern says so
+    if not low <= size <= high:
+        side = "less than the minimum" if size < low else "more than the maximum"
+        message = f"{'.'.join(pointer)}: {value} is {side} of {_binary(low if size < low else high)}"
+        yield problem(source, pointer, "AH007", message)
+
+
+def _binary(size: int) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or size % 1024:
+            return f"{size}{unit}"
+        size //= 1024
+    return f"{size}TiB"

@@ -1,0 +1,46 @@
+"""Names of resources: their form, references to models, and guesses at what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+NAME = r"[a-z0-9][a-z0-9._-]{0,127}"
+VERSION = r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
+
+_NAME = re.compile(NAME)
+_REFERENCE = re.compile(rf"(?P<name>{NAME})(?:@(?P<version>{VERSION})|:(?P<alias>{NAME}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReference:
+    """`name`, `name@version` or `name:alias`."""
+
+    name: str
+    version: str | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.name}@{self.version}"
+        return f"{self.name}:{self.alias}" if self.alias is not None else self.name
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def parse_reference(text: str) -> ModelReference | None:
+    """The reference that `text` writes, or None when it is not one."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        return None
+    return ModelReference(name=match["name"], version=match["version"], alias=match["alias"])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint naming the closest known name, or None when nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else None

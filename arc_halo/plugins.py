@@ -1,0 +1,227 @@
+"""The plugin manager: registers, checks, indexes by name, and refuses clashes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Generic, Protocol, TypeVar
+
+import pluggy
+
+from arc_halo import hookspecs
+from arc_halo._version import __version__
+from arc_halo.errors import PluginConflictError, PluginError, UnknownPluginError
+from arc_halo.names import did_you_mean
+from arc_halo.types import FusionStrategy, JsonObject, TensorCodec, WeightFormat
+
+ENTRY_POINT_GROUP = "arc_halo"
+
+BUILTIN = (
+    "arc_halo.codecs.planes",
+    "arc_halo.codecs.raw",
+    "arc_halo.codecs.zstd",
+    "arc_halo.formats.safetensors",
+    "arc_halo.strategies.linear",
+    "arc_halo.strategies.slerp",
+)
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int | None: ...
+    @property
+    def summary(self) -> str: ...
+
+
+D = TypeVar("D", bound=Named)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """Who a descriptor comes from: `arc-halo 0.1.0`, `halo-median 1.2`, `plugins/median.py`."""
+
+    name: str
+    version: str
+    file: str | None = None
+
+    def __str__(self) -> str:
+        return self.file or f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided(Generic[D]):
+    """A descriptor with its provider and the version under which its results are recorded."""
+
+    item: D
+    provider: Provider
+    version: str
+
+
+class PluginManager:
+    """What the loaded plugins provide. Owned by a `Project`, never a global."""
+
+    def __init__(self) -> None:
+        self._pm = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        self._pm.add_hookspecs(hookspecs)
+        self._providers: dict[str, Provider] = {}
+        for module in BUILTIN:
+            self._register(
+                importlib.import_module(module), Provider(name="arc-halo", version=__version__)
+            )
+
+    @classmethod
+    def load(cls, files: Mapping[str, Path] | None = None) -> PluginManager:
+        """Built-ins, then installed packages, then the project's own files, by their labels."""
+        manager = cls()
+        manager._load_entry_points()
+        for label, path in (files or {}).items():
+            manager._load_file(label, path)
+        manager._check()
+        return manager
+
+    @cached_property
+    def strategies(self) -> Mapping[str, Provided[FusionStrategy]]:
+        return self._index(FusionStrategy, "arc_halo_fusion_strategies")
+
+    @cached_property
+    def codecs(self) -> Mapping[str, Provided[TensorCodec]]:
+        return self._index(TensorCodec, "arc_halo_tensor_codecs")
+
+    @cached_property
+    def formats(self) -> Mapping[str, Provided[WeightFormat]]:
+        return self._index(WeightFormat, "arc_halo_weight_formats")
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """Every provider once, built-ins first."""
+        return tuple(dict.fromkeys(self._providers.values()))
+
+    def strategy(self, name: str) -> Provided[FusionStrategy]:
+        return _find(self.strategies, name, "fusion strategy")
+
+    def codec(self, name: str) -> TensorCodec:
+        return _find(self.codecs, name, "tensor codec").item
+
+    def format(self, name: str) -> WeightFormat:
+        return _find(self.formats, name, "weight format").item
+
+    def strategy_params(self) -> dict[str, JsonObject]:
+        """The params schema of each strategy, for the manifest's schema."""
+        return {name: provided.item.params_schema for name, provided in self.strategies.items()}
+
+    def _register(self, module: ModuleType, provider: Provider) -> None:
+        name = module.__name__
+        self._providers[name] = provider
+        try:
+            self._pm.register(module, name)
+        except (pluggy.PluginValidationError, ValueError) as exc:
+            raise PluginError(f"{provider}: {exc}") from exc
+
+    def _load_entry_points(self) -> None:
+        for entry in sorted(
+            importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name
+        ):
+            dist = entry.dist
+            provider = Provider(
+                name=dist.name if dist else entry.name, version=dist.version if dist else "unknown"
+            )
+            try:
+                module = entry.load()
+            except Exception as exc:
+                raise PluginError(
+                    f"the plugin {entry.name!r} of {provider} cannot be imported: {exc!r}",
+                    hint=f"repair it, or uninstall {provider.name}",
+                ) from exc
+            if not isinstance(module, ModuleType):
+                raise PluginError(f"the plugin {entry.name!r} of {provider} is not a module")
+            self._register(module, provider)
+
+    def _load_file(self, label: str, path: Path) -> None:
+        try:
+            text = path.read_bytes()
+        except OSError as exc:
+            raise PluginError(f"{label}: {exc.strerror}", hint="see `plugins:`") from exc
+        digest = hashlib.sha256(text).hexdigest()
+        provider = Provider(name=path.stem, version=f"sha256:{digest[:16]}", file=label)
+        name = f"arc_halo_plugin_{path.stem}_{digest[:16]}"
+        spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        module.__file__ = str(path)
+        try:
+            # Compiled from the bytes that were hashed, so the version names the code that runs.
+            exec(compile(text, str(path), "exec"), module.__dict__)
+        except Exception as exc:
+            raise PluginError(
+                f"{label}: the plugin cannot be imported: {exc!r}",
+                hint="run `python " + label + "` to see where",
+            ) from exc
+        self._register(module, provider)
+
+    def _check(self) -> None:
+        try:
+            self._pm.check_pending()
+        except pluggy.PluginValidationError as exc:
+            owner = getattr(exc.plugin, "__name__", "")
+            provider = self._providers.get(owner, owner)
+            raise PluginError(
+                f"{provider}: {exc}", hint="`arc-halo plugins --hooks` lists the hooks"
+            ) from exc
+
+    def _index(self, kind: type[D], hook: str) -> Mapping[str, Provided[D]]:
+        found: dict[str, Provided[D]] = {}
+        for item, provider in self._items(hook):
+            provided = _checked(item, kind, provider, hook)
+            name = provided.item.name
+            if name in found:
+                raise PluginConflictError(
+                    f"{name!r} of {hook} comes from {found[name].provider} and from {provider}",
+                    hint="rename one of the two, or load only one",
+                )
+            found[name] = provided
+        return MappingProxyType({name: found[name] for name in sorted(found)})
+
+    def _items(self, hook: str) -> Iterator[tuple[Any, Provider]]:
+        for impl in getattr(self._pm.hook, hook).get_hookimpls():
+            provider = self._providers[impl.plugin_name]
+            if impl.wrapper or impl.hookwrapper:
+                raise PluginError(f"{provider}: {hook} may not be wrapped")
+            try:
+                items = list(impl.function())
+            except PluginError:
+                raise
+            except Exception as exc:
+                raise PluginError(f"{provider}: {hook} failed: {exc!r}") from exc
+            for item in items:
+                yield item, provider
+
+
+def _checked(item: Any, kind: type[D], provider: Provider, hook: str) -> Provided[D]:
+    if not isinstance(item, kind):
+        raise PluginError(f"{provider}: {hook} gave {item!r}, not a {kind.__name__}")
+    if item.version is None and provider.file is None:
+        raise PluginError(
+            f"{provider}: {item.name!r} has no version",
+            hint="a package says when its results change: version=1",
+        )
+    version = provider.version if item.version is None else str(item.version)
+    return Provided(item=item, provider=provider, version=version)
+
+
+def _find(items: Mapping[str, Provided[D]], name: str, what: str) -> Provided[D]:
+    if name in items:
+        return items[name]
+    guess = did_you_mean(name, items)
+    raise UnknownPluginError(
+        f"no loaded plugin provides the {what} {name!r}",
+        hint=guess or "`arc-halo plugins` lists what is loaded; see `plugins:` in arc_halo.yaml",
+    )

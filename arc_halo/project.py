@@ -1,0 +1,250 @@
+"""A project directory, opened: its manifest, its plugins, its database, in one handle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from arc_halo.config import DatabaseTarget, database_target, load_environment
+from arc_halo.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from arc_halo.manifest.documents import Desired
+    from arc_halo.manifest.reading import Manifest
+    from arc_halo.plugins import PluginManager
+    from arc_halo.reconcile.applying import Report
+    from arc_halo.reconcile.changes import Plan
+    from arc_halo.reconcile.progress import Progress
+    from arc_halo.store.connection import Waiting
+    from arc_halo.store.rows import Connection, Pool
+    from arc_halo.transfer.sources import Advance, DigestCache
+    from arc_halo.weights.store import WeightStore
+
+
+class Project:
+    """Everything a command or a script needs of a project; close it, or use it in a `with`.
+
+    Nothing is read and nothing is started before it is needed. `directory` need not hold a
+    manifest for what works on the database alone.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        database_url: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        allow_paths: Sequence[Path] = (),
+        waiting: Waiting | None = None,
+    ) -> None:
+        self.directory = directory.resolve()
+        self._flag = database_url
+        self._environ = os.environ if environ is None else environ
+        self._allow_paths = tuple(allow_paths)
+        self._waiting = waiting
+        self._stack = ExitStack()
+
+    @cached_property
+    def environ(self) -> dict[str, str]:
+        """The environment, with what `.env` beside the manifest adds."""
+        return load_environment(self.directory, self._environ)
+
+    @property
+    def has_manifest(self) -> bool:
+        return (self.directory / "arc_halo.yaml").is_file()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, loaded and validated. Raises `ManifestError` with every problem."""
+        from arc_halo.manifest.reading import read_manifest
+
+        if not self.has_manifest:
+            raise NotFoundError(
+                f"there is no arc_halo.yaml in {self.directory}",
+                hint="run `arc-halo init` to begin a project",
+            )
+        return read_manifest(self.directory, env=self.environ, allow_paths=self._allow_paths)
+
+    @cached_property
+    def plugins(self) -> PluginManager:
+        """The manifest's plugins; without a manifest, the built-in and the installed ones."""
+        from arc_halo.plugins import PluginManager
+
+        return self.manifest.plugins if self.has_manifest else PluginManager.load()
+
+    @cached_property
+    def target(self) -> DatabaseTarget:
+        """Which database is meant, and what said so."""
+        needs_manifest = not self._flag and not self.environ.get("ARC_HALO_DATABASE_URL")
+        database = (
+            self.manifest.head.get("database") if needs_manifest and self.has_manifest else None
+        )
+        return database_target(
+            flag=self._flag,
+            environ=self.environ,
+            manifest_database=database,
+            project_directory=self.directory,
+        )
+
+    @cached_property
+    def url(self) -> str:
+        """The database's address; the embedded server runs from here on until `close`."""
+        if self.target.url is not None:
+            return self.target.url
+        from arc_halo import embedded
+
+        return self._stack.enter_context(embedded.acquire(self.directory)).url
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Connections that work behind a pooler too."""
+        from arc_halo.store.connection import connect, pool
+
+        # The first connection is made by hand: it waits for a sleeping server, a pool does not.
+        connect(self.url, waiting=self._waiting).close()
+        return self._stack.enter_context(pool(self.url, 2 * self._threads + 2))
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection of the pool, its errors translated."""
+        from arc_halo.store.connection import translate
+
+        with translate(), self.pool.connection() as conn:
+            yield conn
+
+    @cached_property
+    def weights(self) -> WeightStore:
+        """The tensors of the database, with this project's codecs and limits."""
+        from arc_halo.weights.store import WeightStore
+
+        codecs = {name: provided.item for name, provided in self.plugins.codecs.items()}
+        if not self.has_manifest:
+            return WeightStore(pool=self.pool, codecs=codecs)
+        from arc_halo.manifest.resolve import read_settings
+
+        settings = read_settings(self.manifest.head)
+        return WeightStore(
+            pool=self.pool,
+            codecs=codecs,
+            codec=settings.codec,
+            chunk_bytes=settings.chunk_bytes,
+            memory_bytes=settings.memory_bytes,
+            threads=settings.threads,
+        )
+
+    @cached_property
+    def digests(self) -> DigestCache:
+        from arc_halo.transfer.sources import DigestCache
+
+        return DigestCache(self.directory / ".arc-halo" / "digests.json")
+
+    def migrate(self) -> list[str]:
+        """Apply pending migrations, on a direct connection; their ids."""
+        from arc_halo.store import migrate
+        from arc_halo.store.connection import connect
+
+        with connect(self.url, direct=True, waiting=self._waiting) as conn:
+            return migrate.up(conn)
+
+    def check_schema(self) -> None:
+        """Raise `SchemaMismatchError` unless the database is migrated as this program needs."""
+        from arc_halo.store import migrate
+
+        with self.connection() as conn:
+            migrate.check(conn)
+
+    def desired(self) -> Desired:
+        """The desired state, aliases looked up in the database where the manifest uses any."""
+        from arc_halo.manifest.resolve import alias_references, resolve
+        from arc_halo.reconcile import state
+        from arc_halo.store import migrate
+
+        registered = {}
+        if references := alias_references(self.manifest.sources):
+            with self.connection() as conn:
+                if not migrate.pending(conn):
+                    registered = state.registered_models(conn, references)
+        return resolve(
+            self.manifest.sources,
+            self.manifest.plugins,
+            allow_paths=self._allow_paths,
+            registered=registered,
+        )
+
+    def desired_without_database(self) -> Desired:
+        """The desired state, aliases taken on trust. Raises `ManifestError` before any server
+        starts."""
+        from arc_halo.manifest.resolve import resolve
+
+        return resolve(
+            self.manifest.sources, self.manifest.plugins, allow_paths=self._allow_paths
+        )
+
+    @property
+    def max_deletes(self) -> int | None:
+        """`settings.max_deletes`: how many resources one apply may delete."""
+        limit = self.manifest.head.get("settings", {}).get("max_deletes")
+        return None if limit is None else int(limit)
+
+    def plan(self, *, prune: bool | None = None, advance: Advance | None = None) -> Plan:
+        """What apply would do. Nothing is written, in the database or anywhere but the cache."""
+        from arc_halo.reconcile.planning import make_plan, read_sources
+
+        desired = self.desired()
+        sources = read_sources(desired, self.plugins, self.digests, advance=advance)
+        wanted = desired.settings.prune if prune is None else prune
+        with self.connection() as conn:
+            return make_plan(conn, desired, sources, self.plugins, prune=wanted)
+
+    def plan_destroy(self) -> Plan:
+        """What destroy would do: everything the project manages, gone."""
+        from dataclasses import replace
+
+        from arc_halo.reconcile.planning import Sources, make_plan
+
+        desired = replace(self.desired(), declarations={})
+        with self.connection() as conn:
+            return make_plan(conn, desired, Sources(), self.plugins, prune=True)
+
+    def apply(self, plan: Plan, *, progress: Progress | None = None) -> Report:
+        """Carry out a plan, all of it or nothing."""
+        from arc_halo.reconcile.applying import apply_plan
+        from arc_halo.store.connection import translate
+
+        with translate():
+            return apply_plan(
+                self.weights,
+                plan,
+                self.plugins,
+                project_directory=self.directory,
+                progress=progress,
+            )
+
+    def close(self) -> None:
+        """Close connections, and stop the embedded server if nobody else uses it."""
+        self._stack.close()
+
+    def __enter__(self) -> Project:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _threads(self) -> int:
+        if not self.has_manifest:
+            return 2
+        threads = self.manifest.head.get("settings", {}).get("threads", 2)
+        return int(threads)

@@ -1,0 +1,1 @@
+"""Desired against live: state, diff, plan, apply and their reports."""

@@ -1,0 +1,206 @@
+"""The values a plan is made of, and what they have in common with the report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from arc_halo.fusion.recipes import FusionRecipe
+from arc_halo.manifest.documents import Lifecycle, ReactorSpec, WeightsSource, canonical
+from arc_halo.types import JsonObject, Key
+
+Action = Literal["create", "update", "rename", "delete", "forget"]
+
+SYMBOLS: Mapping[Action, str] = {
+    "create": "+",
+    "update": "~",
+    "rename": ">",
+    "delete": "-",
+    "forget": "x",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportBuild:
+    """Weights to be imported: the file, and the root that reading it gave."""
+
+    source: WeightsSource
+    root: bytes
+    size_bytes: int
+    tensor_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseBuild:
+    """Weights to be fused. `recipe` is None while an input itself is still to be made.
+
+    `roots` has the root of each input, as far as it is known.
+    """
+
+    reactor: str
+    spec: ReactorSpec
+    recipe: FusionRecipe | None
+    roots: Mapping[str, bytes | None]
+
+
+Build = ImportBuild | FuseBuild
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredResource:
+    """A declared resource as it should be; `build` is what has to be made for it first."""
+
+    key: Key
+    spec: JsonObject
+    digest: bytes
+    lifecycle: Lifecycle
+    source_file: str
+    build: Build | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveResource:
+    """A resource as the database has it.
+
+    `owner` is None for a row that no project manages; `is_there` is False for a record whose row
+    was deleted. `spec` (as applied last) and `live_spec` (as it stands) are read for those
+    resources only whose digests differ from what is desired.
+    """
+
+    key: Key
+    owner: str | None
+    is_there: bool = True
+    is_drifted: bool = False
+    digest: bytes | None = None
+    protected: bool = False
+    deletion: str = "delete"
+    spec: JsonObject | None = None
+    live_spec: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldChange:
+    """One field of a document, `architecture.hidden_size`, before and after."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing apply will do. `before` and `after` are whole documents."""
+
+    action: Action
+    key: Key
+    before: JsonObject | None = None
+    after: JsonObject | None = None
+    digest: bytes | None = None
+    fields: tuple[FieldChange, ...] = ()
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    source_file: str | None = None
+    build: Build | None = None
+    is_drift: bool = False
+    old_key: Key | None = None
+    reason: str | None = None
+
+    @property
+    def symbol(self) -> str:
+        return SYMBOLS[self.action]
+
+    def as_json(self) -> JsonObject:
+        return {
+            "action": self.action,
+            "kind": self.key.kind,
+            "name": self.key.name,
+            "old_name": self.old_key.name if self.old_key else None,
+            "is_drift": self.is_drift,
+            "reason": self.reason,
+            "source": self.source_file,
+            "before": self.before,
+            "after": self.after,
+            "fields": [
+                {"path": f.path, "before": f.before, "after": f.after} for f in self.fields
+            ],
+            "build": _build_json(self.build),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Why a resource cannot be changed; apply refuses while there is one."""
+
+    key: Key
+    code: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A managed resource that left the manifest, and what would happen to it with prune."""
+
+    key: Key
+    protected: bool
+    deletion: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An ordered list of changes from one base revision. The printer and apply walk it alike."""
+
+    project: str
+    base_revision: int
+    manifest_digest: bytes
+    changes: tuple[Change, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    orphans: tuple[Orphan, ...] = ()
+    notes: tuple[str, ...] = ()
+    migrations: tuple[str, ...] = ()
+    unchanged_count: int = 0
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self.changes or self.migrations)
+
+    @property
+    def deletions(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.action == "delete")
+
+    @cached_property
+    def counts(self) -> Mapping[str, int]:
+        """How many changes there are of each action."""
+        return Counter(change.action for change in self.changes)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Names the plan: its base, its manifest and its changes."""
+        identity = {
+            "project": self.project,
+            "base_revision": self.base_revision,
+            "manifest": self.manifest_digest.hex(),
+            "changes": [
+                [change.action, str(change.key), change.digest.hex() if change.digest else None]
+                for change in self.changes
+            ],
+        }
+        return hashlib.sha256(b"arc-halo/plan/1\0" + canonical(identity)).digest()
+
+
+def _build_json(build: Build | None) -> JsonObject | None:
+    if build is None:
+        return None
+    if isinstance(build, ImportBuild):
+        return {
+            "import": build.source.label,
+            "size_bytes": build.size_bytes,
+            "tensor_count": build.tensor_count,
+        }
+    return {
+        "fuse": f"reactor/{build.reactor}",
+        "recipe_key": build.recipe.key.hex() if build.recipe else None,
+    }

@@ -1,0 +1,230 @@
+"""Desired against live: a pure function from two states to an ordered list of changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arc_halo.manifest.documents import KINDS, MODEL
+from arc_halo.reconcile.changes import (
+    Change,
+    Conflict,
+    DesiredResource,
+    FieldChange,
+    LiveResource,
+    Orphan,
+)
+from arc_halo.types import JsonObject, Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What separates two states. `unchanged` counts the resources that are as desired."""
+
+    changes: tuple[Change, ...]
+    conflicts: tuple[Conflict, ...]
+    orphans: tuple[Orphan, ...]
+    unchanged: int
+
+
+def diff(
+    desired: Mapping[Key, DesiredResource],
+    live: Mapping[Key, LiveResource],
+    *,
+    project: str,
+    prune: bool = False,
+) -> Difference:
+    """The changes that turn `live` into `desired`.
+
+    Creations and updates come in the order of `desired`, deletions last and in the opposite
+    order of kinds. Three states are compared: desired, applied last, and live; a live row that
+    differs from what was applied is drift, and is set right. With `prune`, what `project`
+    manages and `desired` does not name is deleted; without, it is listed as orphaned.
+    """
+    changes: list[Change] = []
+    conflicts: list[Conflict] = []
+    renamed: set[Key] = set()
+    unchanged = 0
+    for key, resource in desired.items():
+        old = _renamed(resource, desired, live, project)
+        found = live.get(key) or (live[old] if old else None)
+        conflict = _conflict(resource.key, found, project)
+        if conflict is not None:
+            conflicts.append(conflict)
+            continue
+        change = _change(resource, found, old)
+        if change is None:
+            unchanged += 1
+        else:
+            changes.append(change)
+        if old is not None:
+            renamed.add(old)
+    gone = [
+        resource
+        for key, resource in live.items()
+        if resource.owner == project and key not in desired and key not in renamed
+    ]
+    deletions, refused, orphans = _departed(gone, prune)
+    return Difference(
+        changes=(*changes, *deletions),
+        conflicts=(*conflicts, *refused),
+        orphans=tuple(orphans),
+        unchanged=unchanged,
+    )
+
+
+def needs_details(desired: DesiredResource, live: LiveResource | None) -> bool:
+    """Whether the digests leave a question that only the whole documents answer."""
+    return live is not None and (
+        live.is_drifted
+        or live.digest != desired.digest
+        or live.protected != desired.lifecycle.protected
+        or live.deletion != desired.lifecycle.deletion
+    )
+
+
+def field_changes(before: JsonObject, after: JsonObject) -> tuple[FieldChange, ...]:
+    """The fields that differ, mappings compared key by key, everything else as a whole."""
+    return tuple(_fields("", before, after))
+
+
+def _renamed(
+    resource: DesiredResource,
+    desired: Mapping[Key, DesiredResource],
+    live: Mapping[Key, LiveResource],
+    project: str,
+) -> Key | None:
+    """The live resource that this one used to be, when its new name is still free."""
+    old_name = resource.lifecycle.renamed_from
+    if old_name is None or resource.key in live:
+        return None
+    if resource.key.kind == MODEL and "@" not in old_name:
+        old_name += "@" + resource.key.name.partition("@")[2]
+    old = Key(kind=resource.key.kind, name=old_name)
+    found = live.get(old)
+    if found is None or old in desired or found.owner != project or not found.is_there:
+        return None
+    return old
+
+
+def _conflict(key: Key, found: LiveResource | None, project: str) -> Conflict | None:
+    if found is None or found.owner == project:
+        return None
+    if found.owner is None:
+        message = f"{key} exists, and no project manages it"
+        hint = "choose another name, or delete the row that was made outside of a manifest"
+    else:
+        message = f"{key} belongs to the project {found.owner!r}"
+        hint = "choose another name, or declare it in one project only"
+    return Conflict(key=key, code="AH053", message=message, hint=hint)
+
+
+def _change(
+    resource: DesiredResource, found: LiveResource | None, old: Key | None
+) -> Change | None:
+    if found is None or not found.is_there:
+        return Change(
+            action="create",
+            key=resource.key,
+            after=resource.spec,
+            digest=resource.digest,
+            lifecycle=resource.lifecycle,
+            source_file=resource.source_file,
+            build=resource.build,
+            is_drift=found is not None,
+            reason="it was deleted outside of apply" if found is not None else None,
+        )
+    if old is None and not needs_details(resource, found):
+        return None
+    before = (found.live_spec if found.is_drifted else found.spec) or {}
+    after = _with_ignored(resource, before)
+    fields = field_changes(before, after)
+    if found.is_drifted and not fields and not _only_ignored(resource, found):
+        fields = (FieldChange(path="(derived rows)", before="changed", after="as declared"),)
+    fields += _lifecycle_changes(resource, found)
+    if not fields and old is None:
+        return None
+    return Change(
+        action="rename" if old else "update",
+        key=resource.key,
+        before=before,
+        after=after,
+        digest=resource.digest,
+        fields=fields,
+        lifecycle=resource.lifecycle,
+        source_file=resource.source_file,
+        build=resource.build,
+        is_drift=found.is_drifted,
+        old_key=old,
+        reason="it was changed outside of apply" if found.is_drifted else None,
+    )
+
+
+def _with_ignored(resource: DesiredResource, before: JsonObject) -> JsonObject:
+    kept = {name: before[name] for name in resource.lifecycle.ignore if name in before}
+    return {**resource.spec, **kept}
+
+
+def _only_ignored(resource: DesiredResource, found: LiveResource) -> bool:
+    """Whether what changed outside of apply is just what the manifest said to leave alone."""
+    moved = field_changes(found.spec or {}, found.live_spec or {})
+    ignored = resource.lifecycle.ignore
+    return bool(moved) and all(change.path.partition(".")[0] in ignored for change in moved)
+
+
+def _lifecycle_changes(
+    resource: DesiredResource, found: LiveResource
+) -> tuple[FieldChange, ...]:
+    pairs = (
+        ("protected", found.protected, resource.lifecycle.protected),
+        ("deletion", found.deletion, resource.lifecycle.deletion),
+    )
+    return tuple(
+        FieldChange(path=path, before=before, after=after)
+        for path, before, after in pairs
+        if before != after
+    )
+
+
+def _departed(
+    gone: Sequence[LiveResource], prune: bool
+) -> tuple[list[Change], list[Conflict], list[Orphan]]:
+    rank = {kind: -index for index, kind in enumerate(KINDS)}
+    ordered = sorted(gone, key=lambda r: (rank[r.key.kind], r.key.name))
+    if not prune:
+        return (
+            [],
+            [],
+            [Orphan(key=r.key, protected=r.protected, deletion=r.deletion) for r in ordered],
+        )
+    conflicts = [
+        Conflict(
+            key=r.key,
+            code="AH052",
+            message=f"{r.key} is protected",
+            hint="declare it with `protected: false`, apply, and then take it out",
+        )
+        for r in ordered
+        if r.protected
+    ]
+    changes = [
+        Change(
+            action="forget" if r.deletion == "orphan" else "delete",
+            key=r.key,
+            before=r.spec,
+            reason="it is no longer declared",
+        )
+        for r in ordered
+        if not r.protected
+    ]
+    return changes, conflicts, []
+
+
+def _fields(path: str, before: Any, after: Any) -> Iterator[FieldChange]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys((*after, *before)):
+            inner = f"{path}.{name}" if path else name
+            yield from _fields(inner, before.get(name), after.get(name))
+    elif before != after:
+        yield FieldChange(path=path, before=before, after=after)

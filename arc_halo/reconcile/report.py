@@ -1,0 +1,296 @@
+"""Plans and reports for people, for programs and for pull requests: the same facts thrice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from arc_halo.reconcile.applying import Report
+from arc_halo.reconcile.changes import (
+    Action,
+    Change,
+    Conflict,
+    FieldChange,
+    FuseBuild,
+    ImportBuild,
+    Orphan,
+    Plan,
+)
+from arc_halo.sizes import format_count, format_seconds, format_size
+from arc_halo.types import JsonObject
+from arc_halo.weights.building import Built
+
+PLAN_FORMAT = "arc-halo.plan/1"
+REPORT_FORMAT = "arc-halo.report/1"
+LISTED = 20
+"""Creations of one kind that are listed one by one; beyond it the rest is counted."""
+
+VALUE_WIDTH = 60
+
+Style = Literal["plain", "create", "update", "delete", "warn", "error", "dim", "bold"]
+
+_STYLES: dict[Action, Style] = {
+    "create": "create",
+    "update": "update",
+    "rename": "update",
+    "delete": "delete",
+    "forget": "warn",
+}
+_VERBS: dict[Action, tuple[str, str]] = {
+    "create": ("to create", "created"),
+    "update": ("to update", "updated"),
+    "rename": ("to rename", "renamed"),
+    "delete": ("to delete", "deleted"),
+    "forget": ("to let go", "let go"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    text: str
+    style: Style = "plain"
+
+
+def plan_lines(plan: Plan) -> Iterator[Line]:
+    """A plan as text: what blocks it first, deletions before the rest, the summary last."""
+    yield from _conflict_lines(plan.conflicts)
+    if plan.migrations:
+        yield Line(f"+ {format_count(len(plan.migrations), 'migration')} of the database", "create")
+    yield from _change_lines(plan.deletions)
+    yield from _change_lines([c for c in plan.changes if c.action != "delete"])
+    yield from _orphan_lines(plan.orphans)
+    for note in plan.notes:
+        yield Line(f"note: {note}", "dim")
+    yield Line(plan_summary(plan), "bold")
+
+
+def plan_summary(plan: Plan) -> str:
+    """The last line of every plan: `Plan: 6 to create, 1 to update.`"""
+    if not plan.has_changes and not plan.conflicts:
+        return f"Nothing to do: {_unchanged(plan)} as declared."
+    parts = [f"{plan.counts[action]} {verb}" for action, (verb, _) in _counted(plan)]
+    if plan.migrations:
+        parts.insert(0, f"{len(plan.migrations)} migrations to apply")
+    blocked = f" {format_count(len(plan.conflicts), 'conflict')} to solve first."
+    return f"Plan: {', '.join(parts) or 'no changes'}." + (blocked if plan.conflicts else "")
+
+
+def report_lines(report: Report) -> Iterator[Line]:
+    """What an apply did: one line a change, then the summary."""
+    for change in report.plan.changes:
+        yield Line(_done_text(change, report), _STYLES[change.action])
+    yield Line(report_summary(report), "bold")
+
+
+def report_summary(report: Report) -> str:
+    parts = [f"{report.plan.counts[action]} {verb}" for action, (_, verb) in _counted(report.plan)]
+    weights = ""
+    if report.builds:
+        weights = (
+            f" {format_size(report.size_bytes)} of weights, {format_size(report.new_bytes)} new,"
+            f" stored in {format_size(report.stored_bytes)}."
+        )
+    return (
+        f"Applied revision {report.revision} of {report.plan.project}: {', '.join(parts)}."
+        f"{weights} {format_seconds(report.seconds)}."
+    )
+
+
+def plan_json(plan: Plan) -> JsonObject:
+    """A plan for programs; `resource_changes` has the shape Terraform's policies know."""
+    return {
+        "format": PLAN_FORMAT,
+        "project": plan.project,
+        "base_revision": plan.base_revision,
+        "manifest_digest": plan.manifest_digest.hex(),
+        "plan_digest": plan.digest.hex(),
+        "has_changes": plan.has_changes,
+        "summary": {**dict(plan.counts), "unchanged": plan.unchanged_count},
+        "migrations": list(plan.migrations),
+        "resource_changes": [_change_json(change) for change in plan.changes],
+        "conflicts": [
+            {"address": str(c.key), "code": c.code, "message": c.message, "hint": c.hint}
+            for c in plan.conflicts
+        ],
+        "orphans": [
+            {"address": str(o.key), "protected": o.protected, "deletion": o.deletion}
+            for o in plan.orphans
+        ],
+        "notes": list(plan.notes),
+    }
+
+
+def report_json(report: Report) -> JsonObject:
+    return {
+        "format": REPORT_FORMAT,
+        "project": report.plan.project,
+        "revision": report.revision,
+        "summary": dict(report.plan.counts),
+        "weights": {
+            "size_bytes": report.size_bytes,
+            "new_bytes": report.new_bytes,
+            "stored_bytes": report.stored_bytes,
+        },
+        "seconds": round(report.seconds, 3),
+        "resource_changes": [_change_json(change) for change in report.plan.changes],
+    }
+
+
+def plan_markdown(plan: Plan) -> str:
+    """A plan for a pull request."""
+    lines = [f"### Arc-Halo plan for `{plan.project}`", "", f"**{plan_summary(plan)}**", ""]
+    if plan.conflicts:
+        lines += ["#### Blocked", ""]
+        lines += [f"- `{c.key}`: {c.message} ({c.code})" for c in plan.conflicts] + [""]
+    ordered = [*plan.deletions, *(c for c in plan.changes if c.action != "delete")]
+    return "\n".join([*lines, *_markdown_changes(ordered), *_markdown_rest(plan)]) + "\n"
+
+
+def report_markdown(report: Report) -> str:
+    lines = [
+        f"### Arc-Halo applied `{report.plan.project}`",
+        "",
+        f"**{report_summary(report)}**",
+        "",
+    ]
+    return "\n".join([*lines, *_markdown_changes(report.plan.changes)]) + "\n"
+
+
+def as_json(value: JsonObject) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _counted(plan: Plan) -> Iterator[tuple[Action, tuple[str, str]]]:
+    return ((action, verbs) for action, verbs in _VERBS.items() if plan.counts[action])
+
+
+def _unchanged(plan: Plan) -> str:
+    count = plan.unchanged_count
+    return f"{format_count(count, 'resource')} {'is' if count == 1 else 'are'}"
+
+
+def _conflict_lines(conflicts: Sequence[Conflict]) -> Iterator[Line]:
+    for conflict in conflicts:
+        yield Line(f"! {conflict.message} [{conflict.code}]", "error")
+        if conflict.hint:
+            yield Line(f"    hint: {conflict.hint}", "dim")
+
+
+def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
+    for (kind, action), group in groupby(changes, key=lambda c: (c.key.kind, c.action)):
+        listed = list(group)
+        shown = listed if action != "create" or len(listed) <= LISTED else listed[: LISTED // 2]
+        for change in shown:
+            yield Line(_planned_text(change), _STYLES[change.action])
+            for field in change.fields:
+                yield Line(f"    {_field_text(field)}", "dim")
+        if len(shown) < len(listed):
+            more = format_count(len(listed) - len(shown), f"more {kind}")
+            yield Line(f"+ … and {more}", "create")
+
+
+def _planned_text(change: Change) -> str:
+    details = [_build_text(change), change.reason]
+    if change.old_key is not None:
+        details.insert(0, f"was {change.old_key}")
+    return _line(change, [d for d in details if d])
+
+
+def _done_text(change: Change, report: Report) -> str:
+    built = report.builds.get(change.key)
+    details = [_built_text(change, built) if built else None, change.reason]
+    return _line(change, [d for d in details if d])
+
+
+def _line(change: Change, details: Sequence[str]) -> str:
+    text = f"{change.symbol} {change.key}"
+    return f"{text:<30}  {', '.join(details)}" if details else text
+
+
+def _build_text(change: Change) -> str | None:
+    build = change.build
+    if isinstance(build, ImportBuild):
+        tensors = format_count(build.tensor_count, "tensor")
+        return f"{tensors}, {format_size(build.size_bytes)} from {build.source.label}"
+    if isinstance(build, FuseBuild):
+        known = "" if _root(change) else ", weights known after build"
+        return f"fused by {build.spec.uses} in reactor/{build.reactor}{known}"
+    return None
+
+
+def _built_text(change: Change, built: Built) -> str:
+    verb = "fused" if isinstance(change.build, FuseBuild) else "imported"
+    size = f"{format_count(built.tensor_count, 'tensor')}, {format_size(built.size_bytes)}"
+    if not built.tensors_built:
+        return f"{size}, weights already there"
+    return f"{verb} {size}, {format_size(built.stored_bytes)} stored"
+
+
+def _root(change: Change) -> str | None:
+    weights = (change.after or {}).get("weights")
+    return weights["root"] if weights else None
+
+
+def _field_text(field: FieldChange) -> str:
+    return f"{field.path}: {_value(field.before)} -> {_value(field.after)}"
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
+
+
+def _orphan_lines(orphans: Sequence[Orphan]) -> Iterator[Line]:
+    for orphan in orphans[:LISTED]:
+        kept = " (protected)" if orphan.protected else ""
+        yield Line(f"? {orphan.key} is no longer declared, and kept{kept}", "warn")
+    if len(orphans) > LISTED:
+        yield Line(f"? … and {len(orphans) - LISTED} more are no longer declared", "warn")
+    if orphans:
+        yield Line("    hint: `settings.prune: true` deletes what left the manifest", "dim")
+
+
+def _change_json(change: Change) -> JsonObject:
+    actions = {"create": ["create"], "update": ["update"], "rename": ["update"]}
+    whole = change.as_json()
+    return {
+        "address": str(change.key),
+        "kind": change.key.kind,
+        "name": change.key.name,
+        "old_name": whole["old_name"],
+        "source": change.source_file,
+        "change": {
+            "actions": actions.get(change.action, [change.action]),
+            "before": change.before,
+            "after": change.after,
+        },
+        "fields": whole["fields"],
+        "build": whole["build"],
+        "is_drift": change.is_drift,
+        "reason": change.reason,
+    }
+
+
+def _markdown_changes(changes: Sequence[Change]) -> list[str]:
+    if not changes:
+        return []
+    rows = [
+        f"| `{c.symbol}` | `{c.key}` | {_build_text(c) or c.reason or _field_names(c)} |"
+        for c in changes
+    ]
+    return ["| | resource | |", "|---|---|---|", *rows, ""]
+
+
+def _field_names(change: Change) -> str:
+    return ", ".join(f"`{field.path}`" for field in change.fields)
+
+
+def _markdown_rest(plan: Plan) -> list[str]:
+    lines = [f"- `{o.key}` is no longer declared, and kept" for o in plan.orphans]
+    lines += [f"- {note}" for note in plan.notes]
+    if plan.migrations:
+        lines.append(f"- {format_count(len(plan.migrations), 'migration')} of the database")
+    return lines

@@ -1,0 +1,221 @@
+"""SQL of weight sets and of the builds that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import class_row, scalar_row
+from psycopg.types.json import Jsonb
+
+from arc_halo.store.rows import Connection, as_bytes
+from arc_halo.types import JsonObject
+
+SETS_BY_ROOT = """
+SELECT id, root, tensor_count, parameter_count, size_bytes
+FROM weight_sets WHERE root = ANY(%(roots)s)
+"""
+
+SET_TENSORS = """
+SELECT member.tensor_name AS name, tensor.id, tensor.digest, tensor.dtype, tensor.shape,
+       tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
+FROM weight_set_tensors AS member
+JOIN tensor_metadata AS tensor ON tensor.id = member.tensor_id
+WHERE member.weight_set_id = %(weight_set_id)s
+ORDER BY member.ordinal
+"""
+
+BUILD_BY_KEY = """
+SELECT build.id, build.status, build.weight_set_id, sets.root
+FROM weight_builds AS build
+LEFT JOIN weight_sets AS sets ON sets.id = build.weight_set_id
+WHERE build.recipe_key = %(recipe_key)s
+"""
+
+BUILDS_BY_KEY = """
+SELECT build.recipe_key, sets.root
+FROM weight_builds AS build
+JOIN weight_sets AS sets ON sets.id = build.weight_set_id
+WHERE build.recipe_key = ANY(%(keys)s) AND build.status = 'complete'
+"""
+
+OPEN_BUILD = """
+INSERT INTO weight_builds (project, purpose, recipe_key, recipe, status)
+VALUES (%(project)s, %(purpose)s, %(recipe_key)s, %(recipe)s, 'building')
+ON CONFLICT (recipe_key) DO UPDATE SET heartbeat_at = now()
+RETURNING id
+"""
+
+ADD_TENSOR = """
+INSERT INTO weight_build_tensors (build_id, tensor_name, ordinal, tensor_id)
+VALUES (%(build_id)s, %(tensor_name)s, %(ordinal)s, %(tensor_id)s)
+ON CONFLICT (build_id, tensor_name) DO UPDATE
+SET tensor_id = excluded.tensor_id, ordinal = excluded.ordinal
+"""
+
+BEAT = """
+UPDATE weight_builds SET heartbeat_at = now() WHERE id = %(build_id)s
+"""
+
+BUILT_TENSORS = """
+SELECT built.tensor_name AS name, tensor.id, tensor.digest, tensor.dtype, tensor.shape,
+       tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
+FROM weight_build_tensors AS built
+JOIN tensor_metadata AS tensor ON tensor.id = built.tensor_id
+WHERE built.build_id = %(build_id)s
+ORDER BY built.ordinal
+"""
+
+INSERT_SET = """
+INSERT INTO weight_sets (root, tensor_count, parameter_count, size_bytes)
+SELECT %(root)s, count(*), coalesce(sum(tensor.element_count), 0),
+       coalesce(sum(tensor.size_bytes), 0)
+FROM weight_build_tensors AS built
+JOIN tensor_metadata AS tensor ON tensor.id = built.tensor_id
+WHERE built.build_id = %(build_id)s
+ON CONFLICT (root) DO NOTHING
+RETURNING id
+"""
+
+INSERT_SET_TENSORS = """
+INSERT INTO weight_set_tensors (weight_set_id, ordinal, tensor_name, tensor_id)
+SELECT %(weight_set_id)s, ordinal, tensor_name, tensor_id
+FROM weight_build_tensors WHERE build_id = %(build_id)s
+"""
+
+CLOSE_BUILD = """
+UPDATE weight_builds
+SET status = 'complete', weight_set_id = %(weight_set_id)s, finished_at = now(),
+    heartbeat_at = now()
+WHERE id = %(build_id)s
+"""
+
+DROP_BUILD_TENSORS = """
+DELETE FROM weight_build_tensors WHERE build_id = %(build_id)s
+"""
+
+DROP = """
+DELETE FROM weight_builds WHERE id = %(build_id)s
+"""
+
+ASYNCHRONOUS_COMMIT = "SET LOCAL synchronous_commit = off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSet:
+    """An immutable, complete set of tensors, named by its root."""
+
+    id: int
+    root: bytes
+    tensor_count: int
+    parameter_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedTensor:
+    """A tensor of a set or build."""
+
+    name: str
+    id: int
+    digest: bytes
+    dtype: str
+    shape: list[int]
+    size_bytes: int
+    chunk_bytes: int
+    chunk_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    id: UUID
+    status: str
+    weight_set_id: int | None
+    root: bytes | None
+
+
+def sets_by_root(conn: Connection, roots: Sequence[bytes]) -> dict[bytes, WeightSet]:
+    """The complete sets among `roots`."""
+    with conn.cursor(row_factory=class_row(WeightSet)) as cursor:
+        found = cursor.execute(SETS_BY_ROOT, {"roots": list(roots)}).fetchall()
+    return {bytes(item.root): item for item in found}
+
+
+def set_tensors(conn: Connection, weight_set_id: int) -> list[NamedTensor]:
+    """The tensors of a set, in the order of their file."""
+    with conn.cursor(row_factory=class_row(NamedTensor)) as cursor:
+        return cursor.execute(SET_TENSORS, {"weight_set_id": weight_set_id}).fetchall()
+
+
+def built_tensors(conn: Connection, build_id: UUID) -> list[NamedTensor]:
+    with conn.cursor(row_factory=class_row(NamedTensor)) as cursor:
+        return cursor.execute(BUILT_TENSORS, {"build_id": build_id}).fetchall()
+
+
+def build_by_key(conn: Connection, recipe_key: bytes) -> Build | None:
+    with conn.cursor(row_factory=class_row(Build)) as cursor:
+        return cursor.execute(BUILD_BY_KEY, {"recipe_key": recipe_key}).fetchone()
+
+
+def roots_by_key(conn: Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    """The root that each finished build among `keys` came to."""
+    rows = conn.execute(BUILDS_BY_KEY, {"keys": list(keys)}, binary=True).fetchall()
+    return {as_bytes(key): as_bytes(root) for key, root in rows}
+
+
+def open_build(
+    conn: Connection, *, project: str | None, purpose: str, recipe_key: bytes, recipe: JsonObject
+) -> UUID:
+    """The build of this recipe: a new one, or the one that was left unfinished."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        found = cursor.execute(
+            OPEN_BUILD,
+            {
+                "project": project,
+                "purpose": purpose,
+                "recipe_key": recipe_key,
+                "recipe": Jsonb(recipe),
+            },
+        ).fetchone()
+    assert isinstance(found, UUID)
+    return found
+
+
+def add_tensor(
+    conn: Connection, build_id: UUID, *, name: str, ordinal: int, tensor_id: int
+) -> None:
+    conn.execute(
+        ADD_TENSOR,
+        {"build_id": build_id, "tensor_name": name, "ordinal": ordinal, "tensor_id": tensor_id},
+    )
+    conn.execute(BEAT, {"build_id": build_id})
+
+
+def complete(conn: Connection, build_id: UUID, root: bytes) -> WeightSet:
+    """Turn a build whose tensors are all there into the set named `root`.
+
+    The set may exist already, from other sources with the same weights; it is then shared.
+    """
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        set_id = cursor.execute(INSERT_SET, {"root": root, "build_id": build_id}).fetchone()
+    if set_id is not None:
+        conn.execute(INSERT_SET_TENSORS, {"weight_set_id": set_id, "build_id": build_id})
+    found = sets_by_root(conn, [root])[root]
+    conn.execute(CLOSE_BUILD, {"weight_set_id": found.id, "build_id": build_id})
+    conn.execute(DROP_BUILD_TENSORS, {"build_id": build_id})
+    return found
+
+
+def drop(conn: Connection, build_id: UUID) -> None:
+    """Forget a build; the tensors it made stay until they are collected."""
+    conn.execute(DROP, {"build_id": build_id})
+
+
+def commit_asynchronously(conn: Connection) -> None:
+    """Let this transaction's commit not wait for the disk.
+
+    For steps of a build only: completing the build is a later, synchronous commit, and WAL
+    order makes everything before it durable with it. A crash costs steps, never truth.
+    """
+    conn.execute(ASYNCHRONOUS_COMMIT)

@@ -1,0 +1,460 @@
+"""SQL of the registry: models, their layers, heads, weights and aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from arc_halo.store.rows import Connection, LiveRow, as_bytes_or_none, as_uuid
+from arc_halo.types import JsonObject
+
+LIVE = """
+WITH wanted AS (
+    SELECT model.*
+    FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+    JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+), layers AS (
+    SELECT layer.model_id, count(*) AS rows,
+           bit_xor(hashtextextended(ROW(layer.layer_index, layer.layer_type, layer.hidden_size,
+               layer.intermediate_size, layer.num_heads, layer.num_kv_heads, layer.head_dim,
+               layer.activation, layer.normalization, layer.position_encoding)::text, 0)) AS digest
+    FROM transformer_layers AS layer JOIN wanted ON wanted.id = layer.model_id
+    GROUP BY layer.model_id
+), heads AS (
+    SELECT layer.model_id, count(*) AS rows,
+           bit_xor(hashint8extended(layer.layer_index * 4294967296 + head.head_index,
+               head.head_dim * 4294967296 + head.kv_head_index)) AS digest
+    FROM attention_heads AS head
+    JOIN transformer_layers AS layer ON layer.id = head.layer_id
+    JOIN wanted ON wanted.id = layer.model_id
+    GROUP BY layer.model_id
+), parts AS (
+    SELECT part.model_id, count(*) AS rows,
+           bit_xor(hashtextextended(ROW(part.tensor_name, part.tensor_id, part.weight_type)::text,
+               0)) AS digest
+    FROM model_weights AS part JOIN wanted ON wanted.id = part.model_id
+    GROUP BY part.model_id
+), aliases AS (
+    SELECT alias.model_id, jsonb_agg(alias.alias ORDER BY alias.alias COLLATE "C") AS names
+    FROM model_aliases AS alias JOIN wanted ON wanted.id = alias.model_id
+    GROUP BY alias.model_id
+)
+SELECT model.model_name || '@' || model.version AS name, model.id,
+       md5(ROW(model.model_type, model.architecture_config, model.description, model.tags,
+               sets.root, model.weights_metadata, aliases.names,
+               layers.rows, layers.digest, heads.rows, heads.digest,
+               parts.rows, parts.digest)::text) AS digest
+FROM wanted AS model
+LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
+LEFT JOIN layers ON layers.model_id = model.id
+LEFT JOIN heads ON heads.model_id = model.id
+LEFT JOIN parts ON parts.model_id = model.id
+LEFT JOIN aliases ON aliases.model_id = model.id
+"""
+
+LIVE_SPECS = """
+SELECT model.model_name || '@' || model.version AS name,
+       jsonb_build_object(
+           'type', model.model_type,
+           'architecture', model.architecture_config,
+           'description', model.description,
+           'aliases', coalesce((SELECT jsonb_agg(alias.alias ORDER BY alias.alias COLLATE "C")
+                                FROM model_aliases AS alias WHERE alias.model_id = model.id),
+                               '[]'::jsonb),
+           'tags', model.tags,
+           'weights', CASE WHEN sets.root IS NOT NULL THEN jsonb_build_object(
+               'root', 'sha256:' || encode(sets.root, 'hex'),
+               'metadata', model.weights_metadata) END) AS spec
+FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
+"""
+
+UPSERT = """
+INSERT INTO models (model_name, version, model_type, architecture_config, architecture_family,
+                    description, tags, weight_set_id, weights_metadata,
+                    weights_source, parameter_count, status)
+SELECT item.name, item.version, item.type, item.architecture, item.family, item.description,
+       item.tags, sets.id, item.metadata, item.source, sets.parameter_count,
+       CASE WHEN sets.id IS NULL THEN 'registered' ELSE 'ready' END
+FROM jsonb_to_recordset(%(items)s) AS item (
+    name text, version text, type text, architecture jsonb, family text, description text,
+    tags jsonb, root text, metadata jsonb, source jsonb)
+LEFT JOIN weight_sets AS sets ON sets.root = decode(item.root, 'hex')
+ON CONFLICT (model_name, version) DO UPDATE
+SET model_type = excluded.model_type,
+    architecture_config = excluded.architecture_config,
+    architecture_family = excluded.architecture_family,
+    description = excluded.description,
+    tags = excluded.tags,
+    weight_set_id = excluded.weight_set_id,
+    weights_metadata = excluded.weights_metadata,
+    weights_source = coalesce(excluded.weights_source, models.weights_source),
+    parameter_count = excluded.parameter_count,
+    status = excluded.status
+RETURNING id, model_name, version
+"""
+
+DELETE_LAYERS = """
+DELETE FROM transformer_layers WHERE model_id = ANY(%(ids)s)
+"""
+
+INSERT_LAYERS = """
+INSERT INTO transformer_layers (model_id, layer_index, layer_type, hidden_size, intermediate_size,
+                                num_heads, num_kv_heads, head_dim, activation, normalization,
+                                position_encoding)
+SELECT item.model_id, layer_index, item.layer_type, item.hidden_size, item.intermediate_size,
+       item.num_heads, item.num_kv_heads, item.head_dim, item.activation, item.normalization,
+       item.position_encoding
+FROM jsonb_to_recordset(%(items)s) AS item (
+    model_id uuid, layer_count int, layer_type text, hidden_size int, intermediate_size int,
+    num_heads int, num_kv_heads int, head_dim int, activation text, normalization text,
+    position_encoding text)
+CROSS JOIN LATERAL generate_series(0, item.layer_count - 1) AS layer_index
+"""
+
+INSERT_HEADS = """
+INSERT INTO attention_heads (layer_id, head_index, head_dim, kv_head_index)
+SELECT layer.id, head_index, layer.head_dim,
+       head_index * layer.num_kv_heads / layer.num_heads
+FROM transformer_layers AS layer
+CROSS JOIN LATERAL generate_series(0, layer.num_heads - 1) AS head_index
+WHERE layer.model_id = ANY(%(ids)s)
+"""
+
+TENSOR_NAMES = """
+SELECT model.id, model.architecture_family, array_agg(member.tensor_name)
+FROM models AS model
+JOIN weight_set_tensors AS member ON member.weight_set_id = model.weight_set_id
+WHERE model.id = ANY(%(ids)s)
+GROUP BY model.id
+"""
+
+DELETE_WEIGHTS = """
+DELETE FROM model_weights AS part
+USING models AS model
+WHERE part.model_id = model.id AND model.id = ANY(%(ids)s)
+  AND NOT EXISTS (SELECT FROM weight_set_tensors AS member
+                  WHERE member.weight_set_id = model.weight_set_id
+                    AND member.tensor_name = part.tensor_name)
+"""
+
+UPSERT_WEIGHTS = """
+INSERT INTO model_weights (model_id, tensor_name, tensor_id, layer_id, weight_type)
+SELECT model.id, member.tensor_name, member.tensor_id, layer.id, item.weight_type
+FROM jsonb_to_recordset(%(items)s) AS item (
+    model_id uuid, tensor_name text, weight_type text, layer_index int)
+JOIN models AS model ON model.id = item.model_id
+JOIN weight_set_tensors AS member
+  ON member.weight_set_id = model.weight_set_id AND member.tensor_name = item.tensor_name
+LEFT JOIN transformer_layers AS layer
+  ON layer.model_id = model.id AND layer.layer_index = item.layer_index
+ON CONFLICT (model_id, tensor_name) DO UPDATE
+SET tensor_id = excluded.tensor_id, layer_id = excluded.layer_id,
+    weight_type = excluded.weight_type
+"""
+
+RELEASE_ALIASES = """
+WITH desired AS (
+    SELECT model_id, alias
+    FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
+), released AS (
+    DELETE FROM model_aliases AS held
+    WHERE held.model_id = ANY(%(ids)s)
+      AND NOT EXISTS (SELECT FROM desired
+                      WHERE desired.model_id = held.model_id AND desired.alias = held.alias)
+    RETURNING held.model_name, held.alias, held.model_id
+)
+UPDATE model_alias_history AS history
+SET released_at = clock_timestamp()
+FROM released
+WHERE history.model_name = released.model_name AND history.alias = released.alias
+  AND history.released_at IS NULL
+"""
+
+RELEASE_MOVED_ALIASES = """
+UPDATE model_alias_history AS history
+SET released_at = clock_timestamp()
+FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
+JOIN models AS model ON model.id = item.model_id
+WHERE history.model_name = model.model_name AND history.alias = item.alias
+  AND history.released_at IS NULL AND history.model_id IS DISTINCT FROM model.id
+"""
+
+ASSIGN_ALIASES = """
+INSERT INTO model_aliases (model_name, alias, model_id)
+SELECT model.model_name, item.alias, model.id
+FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
+JOIN models AS model ON model.id = item.model_id
+ON CONFLICT (model_name, alias) DO UPDATE SET model_id = excluded.model_id
+WHERE model_aliases.model_id <> excluded.model_id
+"""
+
+KEEP_ALIAS_HISTORY = """
+INSERT INTO model_alias_history (model_name, alias, model_id, version)
+SELECT model.model_name, item.alias, model.id, model.version
+FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
+JOIN models AS model ON model.id = item.model_id
+ON CONFLICT (model_name, alias) WHERE released_at IS NULL DO NOTHING
+"""
+
+KEEP_WEIGHT_HISTORY = """
+INSERT INTO model_weight_history (model_id, weight_set_id, root, project, revision)
+SELECT model.id, sets.id, sets.root, %(project)s, %(revision)s
+FROM models AS model JOIN weight_sets AS sets ON sets.id = model.weight_set_id
+WHERE model.id = ANY(%(ids)s)
+  AND sets.root IS DISTINCT FROM (
+      SELECT history.root FROM model_weight_history AS history
+      WHERE history.model_id = model.id ORDER BY history.assigned_at DESC, history.id DESC LIMIT 1)
+"""
+
+RENAME = """
+UPDATE models SET model_name = %(new_name)s, version = %(new_version)s
+WHERE model_name = %(old_name)s AND version = %(old_version)s
+"""
+
+RENAME_ALIASES = """
+UPDATE model_aliases AS alias SET model_name = model.model_name
+FROM models AS model WHERE model.id = alias.model_id AND alias.model_name <> model.model_name
+"""
+
+DELETE = """
+DELETE FROM models AS model
+USING unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+WHERE model.model_name = item.name AND model.version = item.version
+"""
+
+DEPENDANTS = """
+SELECT DISTINCT reactor.reactor_name,
+       model.model_name || '@' || model.version AS model
+FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+JOIN cognitive_fusion_reactors AS reactor
+  ON reactor.base_model_id = model.id
+  OR EXISTS (SELECT FROM reactor_models AS member
+             WHERE member.reactor_id = reactor.id AND member.model_id = model.id)
+"""
+
+RECORD = """
+SELECT model.id, model.model_name AS name, model.version, model.model_type AS type,
+       model.architecture_config AS architecture, model.architecture_family AS family,
+       model.description, model.tags, model.status,
+       (SELECT reactor.reactor_name FROM cognitive_fusion_reactors AS reactor
+        WHERE reactor.produces_model_id = model.id ORDER BY reactor.reactor_name LIMIT 1)
+           AS produced_by,
+       model.parameter_count, model.weight_set_id, sets.root, sets.tensor_count,
+       sets.size_bytes, model.weights_metadata AS metadata,
+       ARRAY(SELECT alias.alias FROM model_aliases AS alias WHERE alias.model_id = model.id
+             ORDER BY alias.alias) AS aliases,
+       model.created_at, model.updated_at
+FROM models AS model
+LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
+WHERE (%(id)s::uuid IS NULL OR model.id = %(id)s)
+  AND (%(name)s::text IS NULL OR model.model_name = %(name)s)
+  AND (%(version)s::text IS NULL OR model.version = %(version)s)
+  AND (%(alias)s::text IS NULL OR EXISTS (
+       SELECT FROM model_aliases AS alias
+       WHERE alias.model_id = model.id AND alias.alias = %(alias)s))
+ORDER BY model.model_name, model.created_at, model.version
+"""
+
+PARTS = """
+SELECT part.tensor_name AS name, tensor.dtype, tensor.shape, tensor.size_bytes,
+       part.weight_type AS part, layer.layer_index AS layer
+FROM model_weights AS part
+JOIN tensor_metadata AS tensor ON tensor.id = part.tensor_id
+JOIN models AS model ON model.id = part.model_id
+JOIN weight_set_tensors AS member
+  ON member.weight_set_id = model.weight_set_id AND member.tensor_name = part.tensor_name
+LEFT JOIN transformer_layers AS layer ON layer.id = part.layer_id
+WHERE part.model_id = %(id)s
+ORDER BY member.ordinal
+"""
+
+BY_ALIAS = """
+SELECT alias.model_name, alias.alias, model.version, model.model_type, model.architecture_config,
+       sets.root
+FROM unnest(%(names)s::text[], %(aliases)s::text[]) AS item (name, alias)
+JOIN model_aliases AS alias ON alias.model_name = item.name AND alias.alias = item.alias
+JOIN models AS model ON model.id = alias.model_id
+LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """A registered model version. Sizes are in bytes, counts in elements."""
+
+    id: UUID
+    name: str
+    version: str
+    type: str
+    architecture: JsonObject
+    family: str | None
+    description: str | None
+    tags: JsonObject
+    status: str
+    produced_by: str | None
+    parameter_count: int | None
+    weight_set_id: int | None
+    root: bytes | None
+    tensor_count: int | None
+    size_bytes: int | None
+    metadata: dict[str, str] | None
+    aliases: list[str]
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A tensor in its model: what it is, and the layer it stands in."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    size_bytes: int
+    part: str | None
+    layer: int | None
+
+
+def live(conn: Connection, names: Iterable[str]) -> dict[str, LiveRow]:
+    """The live rows among `names` (`name@version`), in one query."""
+    with conn.cursor(row_factory=class_row(LiveRow)) as cursor:
+        return {row.name: row for row in cursor.execute(LIVE, split_names(names))}
+
+
+def live_specs(conn: Connection, names: Iterable[str]) -> dict[str, JsonObject]:
+    rows = conn.execute(LIVE_SPECS, split_names(names)).fetchall()
+    return {str(name): spec for name, spec in rows if isinstance(spec, dict)}
+
+
+def upsert(conn: Connection, items: Sequence[JsonObject]) -> dict[str, UUID]:
+    """Insert or update models; returns the id of each `name@version`."""
+    rows = conn.execute(UPSERT, {"items": Jsonb(items)}).fetchall()
+    return {f"{name}@{version}": as_uuid(id_) for id_, name, version in rows}
+
+
+def replace_layers(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
+    """Give the models `ids` the layers of `items`, and every layer its heads."""
+    conn.execute(DELETE_LAYERS, {"ids": list(ids)})
+    if items:
+        conn.execute(INSERT_LAYERS, {"items": Jsonb(items)})
+        conn.execute(INSERT_HEADS, {"ids": list(ids)})
+
+
+def tensor_names(conn: Connection, ids: Sequence[UUID]) -> list[tuple[UUID, str | None, list[str]]]:
+    """(model id, architecture family, tensor names) of the models that have weights."""
+    rows = conn.execute(TENSOR_NAMES, {"ids": list(ids)}).fetchall()
+    return [
+        (as_uuid(id_), None if family is None else str(family), names)
+        for id_, family, names in rows
+        if isinstance(names, list)
+    ]
+
+
+def replace_weights(
+    conn: Connection,
+    ids: Sequence[UUID],
+    parts: Sequence[JsonObject],
+    *,
+    project: str | None = None,
+    revision: int | None = None,
+) -> None:
+    """Make `model_weights` of the models `ids` follow their weight sets, and note each new root."""
+    conn.execute(DELETE_WEIGHTS, {"ids": list(ids)})
+    if parts:
+        conn.execute(UPSERT_WEIGHTS, {"items": Jsonb(parts)})
+    conn.execute(
+        KEEP_WEIGHT_HISTORY, {"ids": list(ids), "project": project, "revision": revision}
+    )
+
+
+def replace_aliases(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
+    """Make the models `ids` hold exactly the aliases of `items`, keeping their history."""
+    params = {"ids": list(ids), "items": Jsonb(items)}
+    conn.execute(RELEASE_ALIASES, params)
+    if items:
+        conn.execute(RELEASE_MOVED_ALIASES, params)
+        conn.execute(ASSIGN_ALIASES, params)
+        conn.execute(KEEP_ALIAS_HISTORY, params)
+
+
+def rename(conn: Connection, old: str, new: str) -> None:
+    (old_name, old_version), (new_name, new_version) = _pair(old), _pair(new)
+    conn.execute(
+        RENAME,
+        {
+            "old_name": old_name,
+            "old_version": old_version,
+            "new_name": new_name,
+            "new_version": new_version,
+        },
+    )
+    conn.execute(RENAME_ALIASES)
+
+
+def delete(conn: Connection, names: Iterable[str]) -> None:
+    conn.execute(DELETE, split_names(names))
+
+
+def dependants(conn: Connection, names: Iterable[str]) -> list[tuple[str, str]]:
+    """(reactor, model) of every reactor that uses one of the models `names`."""
+    rows = conn.execute(DEPENDANTS, split_names(names)).fetchall()
+    return [(str(reactor), str(model)) for reactor, model in rows]
+
+
+def find(
+    conn: Connection,
+    *,
+    id: UUID | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    alias: str | None = None,
+) -> list[ModelRecord]:
+    """The models that fit everything given, by name and age."""
+    with conn.cursor(row_factory=class_row(ModelRecord)) as cursor:
+        return cursor.execute(
+            RECORD, {"id": id, "name": name, "version": version, "alias": alias}
+        ).fetchall()
+
+
+def parts(conn: Connection, model_id: UUID) -> list[Part]:
+    """The tensors of a model, in the order of their file."""
+    with conn.cursor(row_factory=class_row(Part)) as cursor:
+        return cursor.execute(PARTS, {"id": model_id}).fetchall()
+
+
+def by_alias(
+    conn: Connection, pairs: Iterable[tuple[str, str]]
+) -> list[tuple[str, str, str, str, JsonObject, bytes | None]]:
+    """(name, alias, version, type, architecture, root) of the aliases that exist."""
+    listed = list(pairs)
+    rows = conn.execute(
+        BY_ALIAS, {"names": [n for n, _ in listed], "aliases": [a for _, a in listed]}
+    ).fetchall()
+    return [
+        (str(name), str(alias), str(version), str(type_), architecture, as_bytes_or_none(root))
+        for name, alias, version, type_, architecture, root in rows
+        if isinstance(architecture, dict)
+    ]
+
+
+def split_names(names: Iterable[str]) -> dict[str, list[str]]:
+    pairs = [_pair(name) for name in names]
+    return {"names": [name for name, _ in pairs], "versions": [version for _, version in pairs]}
+
+
+def _pair(full_name: str) -> tuple[str, str]:
+    name, _, version = full_name.partition("@")
+    return name, version
+

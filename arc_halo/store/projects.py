@@ -1,0 +1,251 @@
+"""SQL of projects: what each manages, and every revision it went through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from arc_halo.store.rows import Connection
+from arc_halo.types import JsonObject, Key
+
+HEAD = """
+SELECT name, head_revision, manifest_digest FROM projects WHERE name = %(project)s
+"""
+
+LOCK_HEAD = """
+SELECT name, head_revision, manifest_digest FROM projects WHERE name = %(project)s FOR UPDATE
+"""
+
+ENSURE = """
+INSERT INTO projects (name) VALUES (%(project)s) ON CONFLICT (name) DO NOTHING
+"""
+
+MANAGED = """
+SELECT managed.kind, managed.name, managed.project, managed.resource_id, managed.spec_digest,
+       managed.live_digest, managed.protected, managed.deletion
+FROM managed_resources AS managed
+WHERE managed.project = %(project)s
+   OR (managed.kind, managed.name) IN (
+       SELECT item.kind, item.name
+       FROM unnest(%(kinds)s::text[], %(names)s::text[]) AS item (kind, name))
+"""
+
+MANAGED_SPECS = """
+SELECT managed.kind, managed.name, managed.spec
+FROM unnest(%(kinds)s::text[], %(names)s::text[]) AS item (kind, name)
+JOIN managed_resources AS managed ON managed.kind = item.kind AND managed.name = item.name
+"""
+
+UPSERT_MANAGED = """
+INSERT INTO managed_resources (kind, name, project, resource_id, spec, spec_digest, live_digest,
+                               protected, deletion, tags, source_file, created_revision,
+                               updated_revision)
+SELECT item.kind, item.name, %(project)s, item.resource_id, item.spec,
+       decode(item.spec_digest, 'hex'), item.live_digest, item.protected, item.deletion,
+       coalesce(item.tags, '{}'::jsonb), item.source_file, %(revision)s, %(revision)s
+FROM jsonb_to_recordset(%(items)s) AS item (
+    kind text, name text, resource_id uuid, spec jsonb, spec_digest text, live_digest text,
+    protected boolean, deletion text, tags jsonb, source_file text)
+ON CONFLICT (kind, name) DO UPDATE
+SET resource_id = excluded.resource_id, spec = excluded.spec,
+    spec_digest = excluded.spec_digest, live_digest = excluded.live_digest,
+    protected = excluded.protected, deletion = excluded.deletion, tags = excluded.tags,
+    source_file = excluded.source_file, updated_revision = excluded.updated_revision
+WHERE managed_resources.project = excluded.project
+"""
+
+REFRESH_LIVE = """
+UPDATE managed_resources AS managed SET live_digest = item.live_digest
+FROM jsonb_to_recordset(%(items)s) AS item (kind text, name text, live_digest text)
+WHERE managed.kind = item.kind AND managed.name = item.name
+  AND managed.live_digest <> item.live_digest
+"""
+
+RENAME_MANAGED = """
+UPDATE managed_resources SET name = %(new)s WHERE kind = %(kind)s AND name = %(old)s
+"""
+
+DELETE_MANAGED = """
+DELETE FROM managed_resources AS managed
+USING unnest(%(kinds)s::text[], %(names)s::text[]) AS item (kind, name)
+WHERE managed.kind = item.kind AND managed.name = item.name AND managed.project = %(project)s
+"""
+
+ADVANCE = """
+UPDATE projects SET head_revision = %(revision)s, manifest_digest = %(manifest_digest)s
+WHERE name = %(project)s
+"""
+
+INSERT_REVISION = """
+INSERT INTO revisions (project, revision, actor, host, tool_version, git_commit, git_dirty,
+                       manifest_digest, plan_digest, summary)
+VALUES (%(project)s, %(revision)s, %(actor)s, %(host)s, %(tool_version)s, %(git_commit)s,
+        %(git_dirty)s, %(manifest_digest)s, %(plan_digest)s, %(summary)s)
+"""
+
+INSERT_CHANGES = """
+INSERT INTO revision_changes (project, revision, ordinal, action, kind, name, before, after)
+SELECT %(project)s, %(revision)s, item.ordinal, item.action, item.kind, item.name, item.before,
+       item.after
+FROM jsonb_to_recordset(%(items)s) AS item (
+    ordinal int, action text, kind text, name text, before jsonb, after jsonb)
+"""
+
+LIST_MANAGED = """
+SELECT managed.kind, managed.name, managed.project, managed.protected, managed.source_file,
+       managed.updated_revision, managed.updated_at
+FROM managed_resources AS managed
+WHERE (%(kind)s::text IS NULL OR managed.kind = %(kind)s)
+  AND (%(name)s::text IS NULL OR managed.name = %(name)s)
+  AND (%(project)s::text IS NULL OR managed.project = %(project)s)
+ORDER BY managed.kind, managed.name
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Where a project stands; revision 0 before its first apply."""
+
+    name: str
+    head_revision: int
+    manifest_digest: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """A managed resource without its document: owner and digests of what was applied last."""
+
+    kind: str
+    name: str
+    project: str
+    resource_id: UUID | None
+    spec_digest: bytes
+    live_digest: str
+    protected: bool
+    deletion: str
+
+    @property
+    def key(self) -> Key:
+        return Key(kind=self.kind, name=self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagedRow:
+    """A managed resource as lists show it."""
+
+    kind: str
+    name: str
+    project: str
+    protected: bool
+    source_file: str | None
+    updated_revision: int
+    updated_at: datetime
+
+
+def head(conn: Connection, project: str, *, lock: bool = False) -> Head:
+    """The project's head, locked against other applies until the transaction ends if asked."""
+    with conn.cursor(row_factory=class_row(Head)) as cursor:
+        found = cursor.execute(LOCK_HEAD if lock else HEAD, {"project": project}).fetchone()
+    return found or Head(name=project, head_revision=0, manifest_digest=None)
+
+
+def ensure(conn: Connection, project: str) -> None:
+    conn.execute(ENSURE, {"project": project})
+
+
+def managed(conn: Connection, project: str, keys: Iterable[Key]) -> dict[Key, Managed]:
+    """What `project` manages, and who manages the resources `keys`."""
+    with conn.cursor(row_factory=class_row(Managed)) as cursor:
+        rows = cursor.execute(MANAGED, {"project": project, **_split(keys)})
+        return {row.key: row for row in rows}
+
+
+def managed_specs(conn: Connection, keys: Iterable[Key]) -> dict[Key, JsonObject]:
+    """The last applied documents of `keys`."""
+    rows = conn.execute(MANAGED_SPECS, _split(keys)).fetchall()
+    return {
+        Key(kind=str(kind), name=str(name)): spec
+        for kind, name, spec in rows
+        if isinstance(spec, dict)
+    }
+
+
+def upsert_managed(
+    conn: Connection, project: str, revision: int, items: Sequence[JsonObject]
+) -> int:
+    """Record what was applied; returns how many rows are this project's now."""
+    params = {"project": project, "revision": revision, "items": Jsonb(items)}
+    return conn.execute(UPSERT_MANAGED, params).rowcount
+
+
+def refresh_live(conn: Connection, items: Sequence[JsonObject]) -> None:
+    conn.execute(REFRESH_LIVE, {"items": Jsonb(items)})
+
+
+def rename_managed(conn: Connection, kind: str, old: str, new: str) -> None:
+    conn.execute(RENAME_MANAGED, {"kind": kind, "old": old, "new": new})
+
+
+def delete_managed(conn: Connection, project: str, keys: Iterable[Key]) -> None:
+    conn.execute(DELETE_MANAGED, {"project": project, **_split(keys)})
+
+
+def record_revision(
+    conn: Connection,
+    *,
+    project: str,
+    revision: int,
+    actor: str,
+    host: str,
+    tool_version: str,
+    git_commit: str | None,
+    git_dirty: bool | None,
+    manifest_digest: bytes,
+    plan_digest: bytes,
+    summary: JsonObject,
+    changes: Sequence[JsonObject],
+) -> None:
+    """Write a revision with its changes and make it the project's head."""
+    conn.execute(
+        INSERT_REVISION,
+        {
+            "project": project,
+            "revision": revision,
+            "actor": actor,
+            "host": host,
+            "tool_version": tool_version,
+            "git_commit": git_commit,
+            "git_dirty": git_dirty,
+            "manifest_digest": manifest_digest,
+            "plan_digest": plan_digest,
+            "summary": Jsonb(summary),
+        },
+    )
+    conn.execute(
+        INSERT_CHANGES, {"project": project, "revision": revision, "items": Jsonb(changes)}
+    )
+    conn.execute(
+        ADVANCE, {"project": project, "revision": revision, "manifest_digest": manifest_digest}
+    )
+
+
+def list_managed(
+    conn: Connection,
+    *,
+    kind: str | None = None,
+    name: str | None = None,
+    project: str | None = None,
+) -> list[ManagedRow]:
+    with conn.cursor(row_factory=class_row(ManagedRow)) as cursor:
+        params = {"kind": kind, "name": name, "project": project}
+        return cursor.execute(LIST_MANAGED, params).fetchall()
+
+
+def _split(keys: Iterable[Key]) -> dict[str, list[str]]:
+    listed = list(keys)
+    return {"kinds": [key.kind for key in listed], "names": [key.name for key in listed]}

@@ -1,0 +1,123 @@
+"""What a PostgreSQL server, a database and its user are and may do: the facts behind `doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg.rows import class_row, tuple_row
+
+from arc_halo.store.connection import Connection
+
+TABLES = (
+    "models",
+    "transformer_layers",
+    "attention_heads",
+    "tensor_metadata",
+    "tensor_data",
+    "model_weights",
+    "embeddings",
+    "training_sessions",
+    "training_metrics",
+    "optimizer_state",
+    "model_checkpoints",
+    "gradient_checkpoints",
+    "inference_sessions",
+    "activation_cache",
+    "kv_cache",
+    "inference_metrics",
+    "attention_patterns",
+    "cognitive_fusion_reactors",
+    "reactor_models",
+    "fusion_operations",
+    "model_interaction_graph",
+    "cognitive_state",
+    "reactor_metrics",
+)
+VIEWS = ("v_model_architecture", "v_training_progress", "v_reactor_status")
+FUNCTIONS = ("calculate_model_parameters(uuid)", "get_latest_checkpoint(uuid)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """`version_number` is PostgreSQL's own: 180004 for 18.4."""
+
+    version_number: int
+    version: str
+    database: str
+    user_name: str
+    encoding: str
+    is_standby: bool
+    is_read_only: bool
+    fsync: bool
+    full_page_writes: bool
+    can_create: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionFacts:
+    """An extension's version in this database and on this server; None where it is not there."""
+
+    installed: str | None
+    available: str | None
+
+
+def server_facts(conn: Connection) -> ServerFacts:
+    with conn.cursor(row_factory=class_row(ServerFacts)) as cursor:
+        facts = cursor.execute(_FACTS).fetchone()
+    assert facts is not None
+    return facts
+
+
+def extension_facts(conn: Connection, name: str) -> ExtensionFacts:
+    with conn.cursor(row_factory=class_row(ExtensionFacts)) as cursor:
+        facts = cursor.execute(_EXTENSION, {"name": name}).fetchone()
+    return facts or ExtensionFacts(installed=None, available=None)
+
+
+def missing_objects(conn: Connection) -> list[str]:
+    """Those of the published tables, views and functions that the database lacks."""
+    names = {"relations": [*TABLES, *VIEWS], "functions": list(FUNCTIONS)}
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return [name for (name,) in cursor.execute(_MISSING, names)]
+
+
+def missing_rights(conn: Connection) -> list[str]:
+    """The rights on our tables that the connected role lacks, as in `INSERT on models`."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        rows = cursor.execute(_MISSING_RIGHTS, {"tables": list(TABLES)})
+        return [f"{right} on {table}" for table, right in rows]
+
+
+_FACTS = """
+SELECT current_setting('server_version_num')::int AS version_number,
+       current_setting('server_version') AS version,
+       current_database() AS database,
+       current_user AS user_name,
+       current_setting('server_encoding') AS encoding,
+       pg_is_in_recovery() AS is_standby,
+       current_setting('default_transaction_read_only')::bool AS is_read_only,
+       current_setting('fsync')::bool AS fsync,
+       current_setting('full_page_writes')::bool AS full_page_writes,
+       has_schema_privilege('public', 'CREATE') AS can_create
+"""
+
+_EXTENSION = """
+SELECT installed_version AS installed, default_version AS available
+FROM pg_available_extensions WHERE name = %(name)s
+"""
+
+_MISSING = """
+SELECT name FROM unnest(%(relations)s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL
+UNION ALL
+SELECT name FROM unnest(%(functions)s::text[]) AS name
+WHERE to_regprocedure('public.' || name) IS NULL
+"""
+
+_MISSING_RIGHTS = """
+SELECT name, privilege
+FROM unnest(%(tables)s::text[]) AS name
+CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+WHERE to_regclass('public.' || name) IS NOT NULL
+  AND NOT has_table_privilege(to_regclass('public.' || name), privilege)
+ORDER BY name, privilege
+"""

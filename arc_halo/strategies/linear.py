@@ -1,0 +1,57 @@
+"""The strategy `linear`: the weighted average of the members."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from arc_halo.errors import FusionError
+from arc_halo.hookspecs import hookimpl
+from arc_halo.types import FuseContext, FusionStrategy
+
+if TYPE_CHECKING:
+    from arc_halo.types import FloatArray
+
+
+@hookimpl
+def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
+    yield FusionStrategy(
+        name="linear",
+        version=1,
+        summary="weighted average of the members",
+        fuse_weights=linear,
+        params_schema={
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "normalize": {
+                    "type": "boolean",
+                    "default": True,
+                    "description": "Divide by the sum of the members' weights.",
+                }
+            },
+        },
+    )
+
+
+def linear(
+    tensors: Sequence[FloatArray], context: FuseContext, *, normalize: bool = True
+) -> FloatArray:
+    """The sum of each member times its weight, divided by the sum of weights if `normalize`.
+
+    Added up in float64 and rounded once. NaN and infinities go where arithmetic takes them;
+    a member of weight 0 takes no part. Raises `FusionError` when the weights to normalize by
+    add up to zero.
+
+    The average of fine-tunes as in Wortsman et al., "Model soups" (ICML 2022).
+    """
+    from arc_halo.strategies._sums import weighted_sum
+
+    scale = math.fsum(context.weights) if normalize else 1.0
+    if scale == 0:
+        raise FusionError(
+            f"linear: {context.tensor!r}: the members' weights add up to zero",
+            hint="give a member a weight, or set params.normalize to false",
+        )
+    return weighted_sum(tensors, [weight / scale for weight in context.weights])

@@ -1,0 +1,1 @@
+"""Dtypes, chunks and digests."""

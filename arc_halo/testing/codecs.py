@@ -1,0 +1,226 @@
+"""What every tensor codec promises, as tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tracemalloc
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from arc_halo.errors import CodecError
+from arc_halo.tensors.dtypes import DTYPES, numpy_dtype, raw_bytes, view
+from arc_halo.types import JsonObject, TensorCodec
+
+Sample: TypeAlias = tuple[str, bytes]
+"""A dtype and the raw bytes of a chunk."""
+
+GOLDEN_BYTES = 20480
+GUARD = b"\xa5" * 64
+DECODE_LIMIT_BYTES = 32 * 2**20
+
+
+def _samples() -> Mapping[str, Sample]:
+    numbers = np.random.Generator(np.random.PCG64(2024))
+    weights = numbers.normal(scale=0.02, size=131072)
+
+    def of(dtype: str, values: NDArray[Any]) -> Sample:
+        return dtype, bytes(raw_bytes(values.astype(numpy_dtype(dtype))))
+
+    bfloat16 = of("BF16", weights)[1]
+    return {
+        "weights": ("BF16", bfloat16),
+        "half": of("F16", weights[:20480]),
+        "single": of("F32", weights[:20480]),
+        "double": of("F64", weights[:10240]),
+        "small": of("F8_E4M3", weights[:20480]),
+        "clean": of("F32", view(bfloat16, "BF16", [131072])[:20480]),
+        "complex": of("C64", weights.view(np.complex128)[:10240]),
+        "noise": ("U8", numbers.bytes(20480)),
+        "zeros": ("F32", bytes(65536)),
+        "counter": of("I64", np.arange(-2560, 2560)),
+        "ragged": ("BF16", bfloat16[:20001]),
+    }
+
+
+SAMPLES = MappingProxyType(_samples())
+
+
+class CodecContract:
+    """Subclass it with a `codec`, and a folder of `golden` bodies made once by `write_golden`.
+
+    Example:
+
+        class TestZlib(CodecContract):
+            codec = zlib_codec
+            golden = Path(__file__).parent / "golden"
+    """
+
+    codec: ClassVar[TensorCodec]
+    golden: ClassVar[Path]
+
+    @pytest.fixture(params=SAMPLES)
+    def sample(self, request: pytest.FixtureRequest) -> Sample:
+        """Each of the chunks that the tests below are run with."""
+        return SAMPLES[request.param]
+
+    def test_any_bytes_of_any_dtype_come_back(self) -> None:
+        @given(raw=st.binary(max_size=600), dtype=st.sampled_from(sorted(DTYPES)))
+        def check(raw: bytes, dtype: str) -> None:
+            assert _round_trip(self.codec, dtype, raw) == raw
+
+        check()
+
+    def test_whole_chunks_come_back(self, sample: Sample) -> None:
+        assert _round_trip(self.codec, *sample) == sample[1]
+
+    def test_whole_chunks_come_back_whatever_dtype_they_are_said_to_have(
+        self, sample: Sample
+    ) -> None:
+        for dtype in DTYPES:
+            assert _round_trip(self.codec, dtype, sample[1]) == sample[1]
+
+    def test_an_empty_chunk_comes_back(self) -> None:
+        assert _round_trip(self.codec, "F32", b"") == b""
+
+    def test_equal_chunks_have_equal_bodies(self, sample: Sample) -> None:
+        dtype, raw = sample
+        bodies = {self.codec.encode(memoryview(bytes(raw)), dtype=dtype) for _ in range(3)}
+        assert len(bodies) == 1
+
+    def test_only_out_is_written(self, sample: Sample) -> None:
+        raw, body = _encode(self.codec, sample)
+        room = bytearray(GUARD + bytes(len(raw)) + GUARD)
+        self.codec.decode(memoryview(body), memoryview(room)[len(GUARD) : -len(GUARD)])
+        assert room == GUARD + raw + GUARD
+
+    def test_a_truncated_body_is_noticed(self, sample: Sample) -> None:
+        raw, body = _encode(self.codec, sample)
+        out = memoryview(bytearray(len(raw)))
+        for length in {0, 1, 2, 5, len(body) // 2, len(body) - 1}:
+            with pytest.raises(CodecError):
+                self.codec.decode(memoryview(body)[:length], out)
+
+    def test_a_body_with_more_behind_it_is_noticed(self, sample: Sample) -> None:
+        raw, body = _encode(self.codec, sample)
+        with pytest.raises(CodecError):
+            self.codec.decode(memoryview(body + b"\0"), memoryview(bytearray(len(raw))))
+
+    def test_a_body_of_another_length_is_noticed(self, sample: Sample) -> None:
+        raw, body = _encode(self.codec, sample)
+        for size_bytes in (0, len(raw) - 1, len(raw) + 1, 2 * len(raw)):
+            with pytest.raises(CodecError):
+                self.codec.decode(memoryview(body), memoryview(bytearray(size_bytes)))
+
+    def test_damage_leads_to_codec_errors_only_and_takes_little_memory(
+        self, sample: Sample
+    ) -> None:
+        # A body may decode to other bytes: the chunk's digest finds those. It may not do worse.
+        raw, body = _encode(self.codec, sample)
+        out = memoryview(bytearray(len(raw)))
+        for damaged in _damage(body):
+            _decode_or_codec_error(self.codec, damaged, out)
+
+    def test_several_threads_may_call_it_at_once(self) -> None:
+        jobs = [*SAMPLES.values()] * 4
+        with ThreadPoolExecutor(8) as pool:
+            decoded = list(pool.map(lambda job: _round_trip(self.codec, *job), jobs))
+        assert decoded == [raw for _, raw in jobs]
+
+    def test_released_bodies_still_decode(self) -> None:
+        mine = [body for body in _read_golden(self.golden) if body["codec"] == self.codec.name]
+        assert any(body["version"] == self.codec.version for body in mine), (
+            f"no golden body of {self.codec.name} version {self.codec.version} in {self.golden}: "
+            "make some with arc_halo.testing.write_golden and commit them"
+        )
+        for body in mine:
+            stored = (self.golden / body["file"]).read_bytes()
+            out = bytearray(body["size_bytes"])
+            self.codec.decode(memoryview(stored), memoryview(out))
+            assert hashlib.sha256(out).hexdigest() == body["sha256"], body["file"]
+
+
+def write_golden(
+    codec: TensorCodec, folder: Path, *, samples: Iterable[str] = tuple(SAMPLES)
+) -> None:
+    """Add bodies of this version of `codec` to `folder`; one that exists stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = {entry["file"]: entry for entry in _read_golden(folder)}
+    for sample in samples:
+        file = f"{codec.name}-{codec.version}-{sample}.body"
+        dtype, raw = SAMPLES[sample][0], SAMPLES[sample][1][:GOLDEN_BYTES]
+        body = codec.encode(memoryview(raw), dtype=dtype)
+        if body is not None and file not in listed:
+            (folder / file).write_bytes(body)
+            listed[file] = _golden_entry(codec, file, raw)
+    entries = sorted(listed.values(), key=lambda entry: str(entry["file"]))
+    (folder / "golden.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _round_trip(codec: TensorCodec, dtype: str, raw: bytes) -> bytes:
+    body = codec.encode(memoryview(raw), dtype=dtype)
+    if body is None:
+        return raw
+    out = bytearray(len(raw))
+    codec.decode(memoryview(body), memoryview(out))
+    return bytes(out)
+
+
+def _encode(codec: TensorCodec, sample: Sample) -> tuple[bytes, bytes]:
+    """A body and its raw bytes: the sample's, or as many zeros where those do not pay."""
+    dtype, raw = sample
+    zeros = bytes(len(raw))
+    for content, said in ((raw, dtype), (zeros, dtype), (zeros, "F32")):
+        body = codec.encode(memoryview(content), dtype=said)
+        if body is not None:
+            return content, body
+    raise AssertionError(f"{codec.name} does not even encode {len(raw)} zero bytes")
+
+
+def _damage(body: bytes) -> Iterator[bytes]:
+    choose = random.Random(len(body))
+    head = range(min(48, len(body)))
+    anywhere = [choose.randrange(len(body)) for _ in range(48)]
+    for index in (*head, *anywhere):
+        for value in (0, 0x7F, 0x80, 0xFF, body[index] ^ 1, choose.randrange(256)):
+            yield body[:index] + bytes([value]) + body[index + 1 :]
+    for size in (0, 1, 7, 16, 64, 1000, len(body)):
+        yield choose.randbytes(size)
+
+
+def _decode_or_codec_error(codec: TensorCodec, body: bytes, out: memoryview) -> None:
+    tracemalloc.start()
+    try:
+        codec.decode(memoryview(body), out)
+    except CodecError:
+        pass
+    finally:
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak_bytes < DECODE_LIMIT_BYTES
+
+
+def _read_golden(folder: Path) -> list[JsonObject]:
+    path = folder / "golden.json"
+    listed: list[JsonObject] = json.loads(path.read_text()) if path.exists() else []
+    return listed
+
+
+def _golden_entry(codec: TensorCodec, file: str, raw: bytes) -> JsonObject:
+    return {
+        "file": file,
+        "codec": codec.name,
+        "version": codec.version,
+        "size_bytes": len(raw),
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }

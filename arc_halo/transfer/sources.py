@@ -1,0 +1,156 @@
+"""What a source of weights is: its root, known without reading it again while it stays the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arc_halo.errors import WeightsError
+from arc_halo.tensors import digests
+from arc_halo.types import JsonObject, TensorInfo, WeightFormat, WeightReader
+
+PIECE_BYTES = 1024 * 1024
+CACHE_FORMAT = 1
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """The identity of a source's weights, and what its format says beside them."""
+
+    root: bytes
+    metadata: dict[str, str]
+    tensor_count: int
+    size_bytes: int
+
+
+class DigestCache:
+    """Roots of weight files by path, size, time of change and inode, in one small file.
+
+    A cache: whatever is wrong with its file, it is started anew.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._entries: dict[str, JsonObject] = _load(path) if path else {}
+        self._is_changed = False
+
+    def get(self, path: Path, format_name: str) -> SourceFacts | None:
+        entry = self._entries.get(_entry_key(path, format_name))
+        if entry is None or entry.get("files") != _stats(entry.get("files", {})):
+            return None
+        return SourceFacts(
+            root=bytes.fromhex(entry["root"]),
+            metadata=entry["metadata"],
+            tensor_count=entry["tensor_count"],
+            size_bytes=entry["size_bytes"],
+        )
+
+    def put(
+        self, path: Path, format_name: str, files: dict[str, list[int]], facts: SourceFacts
+    ) -> None:
+        self._entries[_entry_key(path, format_name)] = {
+            "files": files,
+            "root": facts.root.hex(),
+            "metadata": facts.metadata,
+            "tensor_count": facts.tensor_count,
+            "size_bytes": facts.size_bytes,
+        }
+        self._is_changed = True
+
+    def save(self) -> None:
+        """Write the cache back, atomically; where that cannot be done, go without."""
+        if self._path is None or not self._is_changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".digests-")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"format": CACHE_FORMAT, "sources": self._entries}, file)
+            Path(name).replace(self._path)
+        except OSError:
+            return
+        self._is_changed = False
+
+
+def source_facts(
+    path: Path, weight_format: WeightFormat, cache: DigestCache, *, advance: Advance | None = None
+) -> SourceFacts:
+    """The facts of the source at `path`, hashed now unless the cache knows them.
+
+    Raises `FormatError` for a broken file and `WeightsError` for one that changes meanwhile.
+    """
+    known = cache.get(path, weight_format.name)
+    if known is not None:
+        return known
+    with weight_format.open(path) as reader:
+        before = _file_stats(reader.files)
+        facts = _hash(reader, advance)
+        if _file_stats(reader.files) != before:
+            raise WeightsError(f"{path} changed while it was read", hint="run the command again")
+    cache.put(path, weight_format.name, before, facts)
+    return facts
+
+
+def pieces(
+    reader: WeightReader, tensor: TensorInfo, piece_bytes: int = PIECE_BYTES
+) -> Iterator[memoryview]:
+    """The tensor's raw bytes in order; each piece is valid until the next is asked for."""
+    buffer = memoryview(bytearray(min(piece_bytes, tensor.size_bytes)))
+    for offset in range(0, tensor.size_bytes, piece_bytes):
+        out = buffer[: min(piece_bytes, tensor.size_bytes - offset)]
+        reader.read_into(tensor.name, offset, out)
+        yield out
+
+
+def _hash(reader: WeightReader, advance: Advance | None) -> SourceFacts:
+    named = []
+    for tensor in reader.tensors:
+        hasher = digests.TensorHasher(tensor.dtype, tensor.shape)
+        for piece in pieces(reader, tensor):
+            hasher.update(piece)
+            if advance is not None:
+                advance(len(piece))
+        named.append((tensor.name, hasher.digest()))
+    return SourceFacts(
+        root=digests.weights_root(named),
+        metadata=dict(reader.metadata),
+        tensor_count=len(named),
+        size_bytes=sum(tensor.size_bytes for tensor in reader.tensors),
+    )
+
+
+def _entry_key(path: Path, format_name: str) -> str:
+    return f"{format_name}:{path}"
+
+
+def _file_stats(files: Sequence[Path]) -> dict[str, list[int]]:
+    return _stats({str(path): [] for path in files})
+
+
+def _stats(files: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Size, time of change in nanoseconds and inode of each file; a missing one is empty."""
+    found: dict[str, list[int]] = {}
+    for name in files:
+        try:
+            stat = Path(name).stat()
+            found[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        except OSError:
+            found[name] = []
+    return found
+
+
+def _load(path: Path) -> dict[str, JsonObject]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(data, dict) or data.get("format") != CACHE_FORMAT:
+        return {}
+    sources = data.get("sources")
+    return sources if isinstance(sources, dict) else {}

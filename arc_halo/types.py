@@ -1,0 +1,166 @@
+"""The values that every layer speaks of, and the descriptors that plugins yield."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from arc_halo.errors import PluginError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.floating[Any]]
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Key:
+    """What names a resource: `model/story@1.0.0`."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One tensor as its file or the database describes it.
+
+    `dtype` is the safetensors name (`BF16`); `size_bytes` is the product of `shape` (1 for 0-d)
+    times the element's size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+class WeightReader(Protocol):
+    """Weights in some file format, opened; tensors come in the order of their storage."""
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Every file the weights are read from, the index of a sharded model included."""
+        ...
+
+    def read_into(self, name: str, offset: int, out: memoryview) -> None:
+        """Fill `out` with the tensor's raw little-endian bytes from byte `offset` on."""
+        ...
+
+
+ReadChunks = Callable[[TensorInfo], Iterator[memoryview]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFormat:
+    """A file format of weights.
+
+    `open(path)` is a context manager giving a `WeightReader` and raises `FormatError` for a
+    file that breaks the format. `write(path, tensors, metadata, read)` writes one file
+    atomically, asking `read` for each tensor's bytes in turn.
+    """
+
+    name: str
+    version: int
+    summary: str
+    suffixes: tuple[str, ...]
+    open: Callable[[Path], AbstractContextManager[WeightReader]]
+    write: Callable[[Path, Sequence[TensorInfo], Mapping[str, str], ReadChunks], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorCodec:
+    """Lossless bytes to bytes, for one chunk of a tensor.
+
+    `encode(raw, dtype=...)` returns the body, or None where encoding does not pay (the chunk is
+    then stored raw). `decode(body, out)` fills `out`, whose length is the raw length, and raises
+    `CodecError` for a damaged body. The body describes itself: decoding gets no dtype, because
+    equal bytes of different dtypes are one chunk. Both are called from several threads.
+    """
+
+    name: str
+    version: int
+    summary: str
+    encode: Callable[..., bytes | None]
+    decode: Callable[[memoryview, memoryview], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseContext:
+    """What a weight strategy may know beside its params.
+
+    `weights` has one number a member, as declared. `base` is the base model's tensor when the
+    reactor names one. Arrays are float32 (float64 for F64 members).
+    """
+
+    tensor: str
+    weights: tuple[float, ...]
+    base: FloatArray | None = None
+
+
+FuseWeights = Callable[..., "FloatArray"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionStrategy:
+    """A way to fuse models: their weights, their outputs, or both.
+
+    `fuse_weights(tensors, context, *, ...)` gets one array a member, all of one shape, and
+    returns the fused array of that shape; it must not write into its inputs. Its keyword-only
+    parameters are the properties of `params_schema`, exactly. `version` says when bits change; a
+    drop-in file may leave it out and is then versioned by the SHA-256 of its text.
+    """
+
+    name: str
+    version: int | None = None
+    summary: str
+    params_schema: JsonObject = field(
+        default_factory=lambda: {"type": "object", "additionalProperties": False}
+    )
+    fuse_weights: FuseWeights | None = None
+    combine_outputs: Callable[..., Any] | None = None
+    needs_base: bool = False
+    min_members: int = 1
+    max_members: int | None = None
+
+    def __post_init__(self) -> None:
+        for function in (self.fuse_weights, self.combine_outputs):
+            if function is not None:
+                _check_params(self.name, function, self.params_schema)
+
+    @property
+    def fuses(self) -> tuple[Literal["weights", "outputs"], ...]:
+        both: tuple[tuple[Literal["weights", "outputs"], object], ...] = (
+            ("weights", self.fuse_weights),
+            ("outputs", self.combine_outputs),
+        )
+        return tuple(what for what, function in both if function is not None)
+
+
+def _check_params(name: str, function: Callable[..., Any], schema: JsonObject) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    keywords = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    declared = set(schema.get("properties", {}))
+    if keywords != declared:
+        raise PluginError(
+            f"strategy {name!r}: its function takes the keywords {sorted(keywords)}, "
+            f"its params_schema declares {sorted(declared)}",
+            hint="give every schema property a keyword-only parameter of the same name",
+        )

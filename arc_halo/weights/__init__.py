@@ -1,0 +1,1 @@
+"""The one pipeline through which tensors are written and read."""

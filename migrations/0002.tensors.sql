@@ -1,0 +1,147 @@
+-- Tensors, stored once whatever names them: chunks, tensors, weight sets, and the builds that fill them.
+-- depends: 0001.projects
+
+CREATE TABLE chunk_bodies (
+    digest bytea PRIMARY KEY CHECK (octet_length(digest) = 32),
+    raw_bytes integer NOT NULL CHECK (raw_bytes BETWEEN 1 AND 1048576),
+    codec text NOT NULL CHECK (codec <> ''),
+    codec_version integer NOT NULL CHECK (codec_version > 0),
+    codec_params jsonb,
+    stored_bytes integer NOT NULL GENERATED ALWAYS AS (octet_length(body)) STORED,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    body bytea NOT NULL
+) WITH (toast_tuple_target = 8160);
+COMMENT ON TABLE chunk_bodies IS
+    'The bytes of chunks, named by the SHA-256 of the raw bytes; any number of tensors share a chunk.';
+COMMENT ON COLUMN chunk_bodies.raw_bytes IS
+    'Length before encoding, at most 1 MiB.';
+COMMENT ON COLUMN chunk_bodies.codec IS
+    'The codec that wrote body; the digest is the same whichever it was.';
+COMMENT ON COLUMN chunk_bodies.codec_params IS
+    'What the codec needs beside the body, where it needs anything.';
+COMMENT ON COLUMN chunk_bodies.created_at IS
+    'Collection leaves younger chunks alone for a grace period.';
+
+-- Bodies are random or already encoded: letting pglz try costs much and gains nothing.
+ALTER TABLE chunk_bodies ALTER COLUMN body SET STORAGE EXTERNAL;
+
+CREATE TABLE tensor_metadata (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    digest bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
+    dtype text NOT NULL CHECK (dtype ~ '^[A-Z][A-Z0-9_]*$'),
+    shape bigint[] NOT NULL CHECK (array_position(shape, NULL) IS NULL),
+    element_count bigint NOT NULL CHECK (element_count >= 0),
+    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
+    chunk_bytes integer NOT NULL CHECK (chunk_bytes BETWEEN 1 AND 1048576),
+    chunk_count integer NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT tensor_metadata_chunks_cover_it
+        CHECK (chunk_count = (size_bytes + chunk_bytes - 1) / chunk_bytes)
+);
+COMMENT ON TABLE tensor_metadata IS
+    'Tensors, immutable and without names: equal tensors of any models are one row.';
+COMMENT ON COLUMN tensor_metadata.digest IS
+    'SHA-256 over dtype, shape and raw bytes: the same in any chunking and codec.';
+COMMENT ON COLUMN tensor_metadata.dtype IS
+    'The safetensors name: F32, BF16, I8, BOOL.';
+COMMENT ON COLUMN tensor_metadata.shape IS
+    'The empty array is a 0-dimensional tensor, which has one element.';
+COMMENT ON COLUMN tensor_metadata.chunk_bytes IS
+    'Raw length of each chunk but the last.';
+
+CREATE TRIGGER tensor_metadata_immutable BEFORE UPDATE ON tensor_metadata
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_refuse_update();
+
+CREATE TABLE tensor_data (
+    tensor_id bigint NOT NULL REFERENCES tensor_metadata ON DELETE CASCADE,
+    chunk_index integer NOT NULL CHECK (chunk_index >= 0),
+    chunk_digest bytea NOT NULL REFERENCES chunk_bodies,
+    PRIMARY KEY (tensor_id, chunk_index)
+);
+COMMENT ON TABLE tensor_data IS
+    'Which chunks a tensor consists of, in order; chunk n starts at byte n * chunk_bytes.';
+
+CREATE INDEX tensor_data_chunk_digest_idx ON tensor_data (chunk_digest);
+
+CREATE TABLE weight_sets (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    root bytea NOT NULL UNIQUE CHECK (octet_length(root) = 32),
+    tensor_count integer NOT NULL CHECK (tensor_count >= 0),
+    parameter_count bigint NOT NULL CHECK (parameter_count >= 0),
+    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
+    completed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE weight_sets IS
+    'Complete, immutable sets of named tensors: what a model''s or a checkpoint''s weights are.';
+COMMENT ON COLUMN weight_sets.root IS
+    'Merkle root over the names and digests of the tensors: same weights, same root.';
+COMMENT ON COLUMN weight_sets.parameter_count IS
+    'Elements of all tensors; a tensor that stands under two names counts twice.';
+COMMENT ON COLUMN weight_sets.size_bytes IS
+    'Raw bytes of all tensors, before encoding and sharing.';
+
+CREATE TRIGGER weight_sets_immutable BEFORE UPDATE ON weight_sets
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_refuse_update();
+
+CREATE TABLE weight_set_tensors (
+    weight_set_id bigint NOT NULL REFERENCES weight_sets ON DELETE CASCADE,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    tensor_name text NOT NULL,
+    tensor_id bigint NOT NULL REFERENCES tensor_metadata,
+    PRIMARY KEY (weight_set_id, tensor_name),
+    UNIQUE (weight_set_id, ordinal)
+);
+COMMENT ON TABLE weight_set_tensors IS
+    'The tensors of a weight set by name.';
+COMMENT ON COLUMN weight_set_tensors.ordinal IS
+    'The order of storage in the file the weights came from; no part of the root.';
+
+CREATE INDEX weight_set_tensors_tensor_id_idx ON weight_set_tensors (tensor_id);
+
+CREATE TRIGGER weight_set_tensors_immutable BEFORE UPDATE ON weight_set_tensors
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_refuse_update();
+
+CREATE TABLE weight_builds (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    project text REFERENCES projects ON DELETE SET NULL,
+    purpose text NOT NULL CHECK (purpose IN ('import', 'fuse', 'checkpoint', 'write')),
+    recipe_key bytea NOT NULL UNIQUE CHECK (octet_length(recipe_key) = 32),
+    recipe jsonb NOT NULL CHECK (jsonb_typeof(recipe) = 'object'),
+    status text NOT NULL DEFAULT 'building' CHECK (status IN ('building', 'complete', 'failed')),
+    weight_set_id bigint REFERENCES weight_sets ON DELETE CASCADE,
+    error text,
+    cpu_seconds double precision CHECK (cpu_seconds >= 0),
+    started_at timestamptz NOT NULL DEFAULT now(),
+    heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    CONSTRAINT weight_builds_complete_has_weights
+        CHECK ((status = 'complete') = (weight_set_id IS NOT NULL)),
+    CONSTRAINT weight_builds_finished_has_time
+        CHECK ((status = 'building') = (finished_at IS NULL))
+);
+COMMENT ON TABLE weight_builds IS
+    'Weight sets in the making. Each tensor commits by itself, so that a killed build goes on where it was.';
+COMMENT ON COLUMN weight_builds.recipe_key IS
+    'SHA-256 of all that decides the result (source digest, or strategy, version, params and input roots).';
+COMMENT ON COLUMN weight_builds.weight_set_id IS
+    'The result. A complete build remembers it but does not keep it: it goes when the set is collected.';
+COMMENT ON COLUMN weight_builds.heartbeat_at IS
+    'A build is alive, and its tensors safe from collection, while this is recent.';
+
+CREATE INDEX weight_builds_project_idx ON weight_builds (project);
+CREATE INDEX weight_builds_weight_set_id_idx ON weight_builds (weight_set_id);
+
+CREATE TABLE weight_build_tensors (
+    build_id uuid NOT NULL REFERENCES weight_builds ON DELETE CASCADE,
+    tensor_name text NOT NULL,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    tensor_id bigint NOT NULL REFERENCES tensor_metadata,
+    PRIMARY KEY (build_id, tensor_name)
+);
+COMMENT ON TABLE weight_build_tensors IS
+    'The tensors that a build has finished.';
+
+CREATE INDEX weight_build_tensors_tensor_id_idx ON weight_build_tensors (tensor_id);

@@ -1,0 +1,10 @@
+DROP VIEW v_model_architecture;
+DROP FUNCTION calculate_model_parameters(uuid);
+DROP TABLE embeddings;
+DROP TABLE model_weights;
+DROP TABLE attention_heads;
+DROP TABLE transformer_layers;
+DROP TABLE model_weight_history;
+DROP TABLE model_alias_history;
+DROP TABLE model_aliases;
+DROP TABLE models;

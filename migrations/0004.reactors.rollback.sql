@@ -1,0 +1,9 @@
+DROP VIEW v_reactor_status;
+DROP TABLE reactor_metrics;
+DROP TABLE cognitive_state;
+DROP TABLE fusion_operation_inputs;
+DROP TABLE fusion_operations;
+DROP TABLE model_interaction_graph;
+DROP TABLE reactor_models;
+DROP TABLE cognitive_fusion_reactors;
+DROP TABLE fusion_strategies;

