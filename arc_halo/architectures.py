@@ -13,7 +13,6 @@ from typing import Any
 
 from arc_halo.types import JsonObject
 
-
 MAX_LAYERS, MAX_HEADS = 10_000, 4_096
 """Beyond these a config is taken for a mistake, and its layers are not written as rows."""
 
@@ -69,8 +68,20 @@ class TensorPart:
 LLAMA = Family(
     name="llama",
     model_types=(
-        "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "granite", "olmo", "olmo2",
-        "stablelm", "starcoder2", "cohere", "smollm3",
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "phi3",
+        "granite",
+        "olmo",
+        "olmo2",
+        "stablelm",
+        "starcoder2",
+        "cohere",
+        "smollm3",
     ),
     layers="num_hidden_layers",
     heads="num_attention_heads",
@@ -81,15 +92,24 @@ LLAMA = Family(
     position_encoding="rotary",
     layer_pattern=re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$"),
     parts={
-        "embed_tokens": "token_embedding", "lm_head": "lm_head",
-        "self_attn.q_proj": "q_proj", "self_attn.k_proj": "k_proj",
-        "self_attn.v_proj": "v_proj", "self_attn.o_proj": "o_proj",
+        "embed_tokens": "token_embedding",
+        "lm_head": "lm_head",
+        "self_attn.q_proj": "q_proj",
+        "self_attn.k_proj": "k_proj",
+        "self_attn.v_proj": "v_proj",
+        "self_attn.o_proj": "o_proj",
         "self_attn.qkv_proj": "qkv_proj",
-        "self_attn.q_norm": "norm", "self_attn.k_norm": "norm",
-        "mlp.gate_proj": "gate_proj", "mlp.up_proj": "up_proj", "mlp.down_proj": "down_proj",
+        "self_attn.q_norm": "norm",
+        "self_attn.k_norm": "norm",
+        "mlp.gate_proj": "gate_proj",
+        "mlp.up_proj": "up_proj",
+        "mlp.down_proj": "down_proj",
         "mlp.gate_up_proj": "gate_up_proj",
-        "input_layernorm": "norm", "post_attention_layernorm": "norm", "norm": "norm",
-        "pre_feedforward_layernorm": "norm", "post_feedforward_layernorm": "norm",
+        "input_layernorm": "norm",
+        "post_attention_layernorm": "norm",
+        "norm": "norm",
+        "pre_feedforward_layernorm": "norm",
+        "post_feedforward_layernorm": "norm",
     },
 )
 
@@ -105,10 +125,16 @@ GPT2 = Family(
     position_encoding="learned",
     layer_pattern=re.compile(r"(?:^|\.)h\.(\d+)\.(.+)$"),
     parts={
-        "wte": "token_embedding", "wpe": "position_embedding", "lm_head": "lm_head",
-        "attn.c_attn": "qkv_proj", "attn.c_proj": "o_proj",
-        "mlp.c_fc": "up_proj", "mlp.c_proj": "down_proj",
-        "ln_1": "norm", "ln_2": "norm", "ln_f": "norm",
+        "wte": "token_embedding",
+        "wpe": "position_embedding",
+        "lm_head": "lm_head",
+        "attn.c_attn": "qkv_proj",
+        "attn.c_proj": "o_proj",
+        "mlp.c_fc": "up_proj",
+        "mlp.c_proj": "down_proj",
+        "ln_1": "norm",
+        "ln_2": "norm",
+        "ln_f": "norm",
     },
 )
 
@@ -128,10 +154,14 @@ BERT = Family(
         "embeddings.position_embeddings": "position_embedding",
         "embeddings.token_type_embeddings": "segment_embedding",
         "embeddings.LayerNorm": "norm",
-        "attention.self.query": "q_proj", "attention.self.key": "k_proj",
-        "attention.self.value": "v_proj", "attention.output.dense": "o_proj",
+        "attention.self.query": "q_proj",
+        "attention.self.key": "k_proj",
+        "attention.self.value": "v_proj",
+        "attention.output.dense": "o_proj",
         "attention.output.LayerNorm": "norm",
-        "intermediate.dense": "up_proj", "output.dense": "down_proj", "output.LayerNorm": "norm",
+        "intermediate.dense": "up_proj",
+        "output.dense": "down_proj",
+        "output.LayerNorm": "norm",
         "pooler.dense": "pooler",
     },
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 NAME = r"[a-z0-9][a-z0-9._-]{0,127}"
 VERSION = r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
 
+_VERSION = re.compile(VERSION)
 _NAME = re.compile(NAME)
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(?:@(?P<version>{VERSION})|:(?P<alias>{NAME}))?")
 
@@ -30,6 +31,10 @@ class ModelReference:
 
 def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
+
+
+def is_version(text: str) -> bool:
+    return _VERSION.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> ModelReference | None:

@@ -183,9 +183,7 @@ class Project:
         starts."""
         from arc_halo.manifest.resolve import resolve
 
-        return resolve(
-            self.manifest.sources, self.manifest.plugins, allow_paths=self._allow_paths
-        )
+        return resolve(self.manifest.sources, self.manifest.plugins, allow_paths=self._allow_paths)
 
     @property
     def max_deletes(self) -> int | None:

@@ -186,11 +186,13 @@ SELECT
     s.total_epochs,
     s.current_step,
     s.total_steps,
-    least(1.0, CASE
+    CASE
         WHEN s.status = 'completed' THEN 1.0
-        WHEN s.total_steps > 0 THEN s.current_step / s.total_steps::double precision
-        WHEN s.total_epochs > 0 THEN s.current_epoch / s.total_epochs::double precision
-    END) AS progress,
+        WHEN s.total_steps > 0
+            THEN least(1.0, s.current_step / s.total_steps::double precision)
+        WHEN s.total_epochs > 0
+            THEN least(1.0, s.current_epoch / s.total_epochs::double precision)
+    END AS progress,
     m.series_count,
     l.step AS last_loss_step,
     l.value AS last_loss,

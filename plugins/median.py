@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from arc_halo.hookspecs import hookimpl
-from arc_halo.types import FusionStrategy
+from arc_halo import FusionStrategy, hookimpl
 
 
 @hookimpl

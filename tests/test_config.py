@@ -5,6 +5,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.conninfo import conninfo_to_dict
 
 from arc_halo.config import (
     database_target,
@@ -71,12 +72,11 @@ def test_the_manifest_may_not_hold_a_password(address):
 
 
 def test_the_manifest_names_a_variable_for_the_password():
-    psycopg = pytest.importorskip("psycopg")
     for address in ("postgresql://halo@db/x?sslmode=require", "host=db user=halo dbname=x"):
         found = target(
             environ={"PW": "a'b\\ c&d@e"}, manifest={"url": address, "password": {"env": "PW"}}
         )
-        parts = psycopg.conninfo.conninfo_to_dict(found.url)
+        parts = conninfo_to_dict(found.url)
         assert parts["password"] == "a'b\\ c&d@e"
         assert (parts["user"], parts["host"], parts["dbname"]) == ("halo", "db", "x")
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -16,14 +17,22 @@ from arc_halo.errors import ArcHaloError, ManifestError, Problem
 if TYPE_CHECKING:
     from arc_halo.reconcile.report import Line
 
-COLOURS = {
-    "create": {"fg": "green"},
-    "update": {"fg": "yellow"},
-    "delete": {"fg": "red"},
-    "warn": {"fg": "yellow"},
-    "error": {"fg": "red", "bold": True},
-    "dim": {"dim": True},
-    "bold": {"bold": True},
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    fg: str | None = None
+    bold: bool | None = None
+    dim: bool | None = None
+
+
+_LOOKS = {
+    "create": _Look(fg="green"),
+    "update": _Look(fg="yellow"),
+    "delete": _Look(fg="red"),
+    "warn": _Look(fg="yellow"),
+    "error": _Look(fg="red", bold=True),
+    "dim": _Look(dim=True),
+    "bold": _Look(bold=True),
 }
 SHOWN_PROBLEMS = 50
 PLAIN_PROGRESS_SECONDS = 5.0
@@ -114,10 +123,8 @@ class Console:
     def _paint(self, text: str, style: str, stream: TextIO) -> str:
         if style == "plain" or not self._is_coloured(stream):
             return text
-        colours = COLOURS[style]
-        return click.style(
-            text, fg=colours.get("fg"), bold=colours.get("bold"), dim=colours.get("dim")
-        )
+        look = _LOOKS[style]
+        return click.style(text, fg=look.fg, bold=look.bold, dim=look.dim)
 
     def _is_coloured(self, stream: TextIO) -> bool:
         if self._colour is not None:

@@ -19,9 +19,7 @@ FILES = {
 
 
 @click.command("init")
-@click.argument(
-    "directory", type=click.Path(file_okay=False, path_type=Path), default=Path()
-)
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path())
 @click.option("--name", help="The project's name; the directory's own name if left out.")
 @click.pass_obj
 def init(invocation: Invocation, directory: Path, name: str | None) -> None:
@@ -54,9 +52,7 @@ def init(invocation: Invocation, directory: Path, name: str | None) -> None:
         if _write(directory / target, template, project)
     ]
     following = "cd " + str(directory) + " && " if directory != Path() else ""
-    text = "\n".join(
-        [*(f"+ {path}" for path in written), f"Next: {following}arc-halo plan"]
-    )
+    text = "\n".join([*(f"+ {path}" for path in written), f"Next: {following}arc-halo plan"])
     render(
         invocation,
         text=lambda: invocation.console.print(text),

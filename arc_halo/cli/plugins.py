@@ -37,7 +37,7 @@ def _provided(invocation: Invocation) -> tuple[tuple[str, ...], list[tuple[str, 
         ("codec", manager.codecs),
         ("format", manager.formats),
     )
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (kind, name, provided.version, str(provided.provider), provided.item.summary)
         for kind, index in indexes
         for name, provided in index.items()
@@ -48,7 +48,7 @@ def _provided(invocation: Invocation) -> tuple[tuple[str, ...], list[tuple[str, 
 def _hooks() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     from arc_halo import hookspecs
 
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, (function.__doc__ or "").strip().splitlines()[0])
         for name, function in vars(hookspecs).items()
         if name.startswith("arc_halo_")

@@ -103,13 +103,11 @@ _scratch = _Scratch()
 
 
 def _layout(dtype: str, size_bytes: int) -> tuple[int, bool]:
-    known = DTYPES.get(dtype)
-    word = known.item_bytes if known else 1
-    if dtype == "C64":
-        word = 4
-    if word < 2 or size_bytes % word:
+    """The word to split a chunk by, and whether its words are rotated."""
+    known = DTYPES.get("F32" if dtype == "C64" else dtype)
+    if known is None or known.item_bytes < 2 or size_bytes % known.item_bytes:
         return 1, False
-    return word, dtype == "C64" or (known is not None and known.is_float)
+    return known.item_bytes, known.is_float
 
 
 def _split(raw: Bytes, word: int, *, rotate: bool) -> Iterator[Bytes]:

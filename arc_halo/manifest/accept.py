@@ -107,7 +107,6 @@ _PORTABLE: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("additionalProperties", "items", "not", "if", "then", "else"), is_portable),
     **dict.fromkeys(("allOf", "anyOf", "oneOf"), _are_portable),
     "type": _is_type,
-    "const": lambda value: isinstance(value, str),
     "enum": _is_text_list,
     "required": _is_text_list,
     "pattern": _is_pattern,

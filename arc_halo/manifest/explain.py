@@ -1,4 +1,4 @@
-"""What jsonschema refuses, told to people: where, what, and what to write instead.
+"""What jsonschema refuses, as problems with their places.
 
 Imported only when a file was not accepted, for jsonschema takes its time to load.
 """
@@ -6,7 +6,6 @@ Imported only when a file was not accepted, for jsonschema takes its time to loa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,10 +17,12 @@ from arc_halo.errors import PluginError, Problem
 from arc_halo.manifest.accept import PARAMS
 from arc_halo.manifest.keywords import Validator
 from arc_halo.manifest.load import Source
-from arc_halo.manifest.phrases import Phrase, dotted, phrase
+from arc_halo.manifest.phrases import NOTES, Phrase, Refusal, dotted, phrase_of
 from arc_halo.manifest.positions import Pointer, problem, written
 from arc_halo.manifest.report import MAX_PROBLEMS
 from arc_halo.types import JsonObject
+
+_AT_THE_KEY = ("additionalProperties", "required")
 
 
 def explain(source: Source, data: JsonObject, schema: JsonObject) -> list[Problem]:
@@ -30,15 +31,12 @@ def explain(source: Source, data: JsonObject, schema: JsonObject) -> list[Proble
     At most `MAX_PROBLEMS`. Raises `PluginError` when a strategy's params schema is no schema.
     """
     _check_params(schema)
-    secrets = _secret_fields(schema)
-    errors = (_deepest(error) for error in Validator(schema).iter_errors(data))
-    findings = dict.fromkeys(
-        _finding(source, error, secrets) for error in islice(errors, MAX_PROBLEMS)
-    )
+    errors = (_telling(error) for error in Validator(schema).iter_errors(data))
+    findings = [_find(source, error, schema) for error in islice(errors, MAX_PROBLEMS)]
     mistyped = {finding.pointer for finding in findings if finding.phrase.code == "AH004"}
     return [
-        _problem(source, finding, secrets)
-        for finding in findings
+        _problem(source, finding)
+        for finding in dict.fromkeys(findings)
         if finding.phrase.code == "AH004" or finding.pointer not in mistyped
     ]
 
@@ -47,6 +45,8 @@ def explain(source: Source, data: JsonObject, schema: JsonObject) -> list[Proble
 class _Finding:
     pointer: Pointer
     phrase: Phrase
+    is_key: bool
+    is_secret: bool
 
 
 def _check_params(schema: JsonObject) -> None:
@@ -55,20 +55,75 @@ def _check_params(schema: JsonObject) -> None:
             try:
                 Draft202012Validator.check_schema(definition)
             except SchemaError as error:
+                place = dotted(error.absolute_path) or "it"
                 raise PluginError(
-                    f"strategy {definition['title']!r}: its params_schema is not a JSON Schema: "
-                    f"{dotted(tuple(error.absolute_path)) or 'it'}: {error.message}",
-                    hint="correct the plugin's params_schema",
+                    f"the params_schema of strategy {definition['title']!r} is not a JSON Schema: "
+                    f"{place}: {error.message}",
+                    hint="correct the params_schema in the plugin",
                 ) from error
 
 
-def _secret_fields(schema: JsonObject) -> set[str]:
-    fields: Mapping[str, JsonObject] = schema["properties"]
-    return {name for name, field in fields.items() if field.get("x-arc-halo", {}).get("secret")}
+def _telling(error: ValidationError) -> ValidationError:
+    """Return the error that tells most: of several forms, the one that nearly fits."""
+    if error.context and all(_is_about_type(part) for part in error.context):
+        types = [name for part in error.context for name in _as_list(part.validator_value)]
+        error.validator, error.validator_value = "type", list(dict.fromkeys(types))
+        return error
+    return best_match([error]) or error
 
 
-def _deepest(error: ValidationError) -> ValidationError:
-    """Return the error that tells most: of alternatives, the one that fits the value best."""
-    if error.context and all(_is_type_here(part) for part in error.context):
-        types = [part.validator_value for part in error.context]
-        return ... 
+def _is_about_type(error: ValidationError) -> bool:
+    return error.validator == "type" and not error.relative_path
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _find(source: Source, error: ValidationError, schema: JsonObject) -> _Finding:
+    pointer: Pointer = tuple(error.absolute_path)
+    is_name = "propertyNames" in error.absolute_schema_path
+    if is_name:
+        pointer = (*pointer, str(error.instance))
+    is_secret = _is_secret(pointer, schema)
+    keyword = str(error.validator)
+    refusal = Refusal(
+        where=dotted(pointer[:-1] if is_name else pointer),
+        parent=dotted(pointer[:-1]),
+        name=error.message if keyword == "required" else str(pointer[-1] if pointer else ""),
+        value=error.instance,
+        raw=None if is_name else written(source, pointer),
+        keyword=keyword,
+        rule=error.validator_value,
+        schema=error.schema if isinstance(error.schema, dict) else {},
+        is_secret=is_secret,
+    )
+    is_key = is_name or is_secret or keyword in _AT_THE_KEY
+    return _Finding(pointer=pointer, phrase=phrase_of(refusal), is_key=is_key, is_secret=is_secret)
+
+
+def _is_secret(pointer: Pointer, schema: JsonObject) -> bool:
+    field = schema["properties"].get(pointer[0], {}) if pointer else {}
+    return bool(field.get(NOTES, {}).get("secret"))
+
+
+def _problem(source: Source, finding: _Finding) -> Problem:
+    phrase = finding.phrase
+    found = problem(
+        source,
+        finding.pointer,
+        phrase.code,
+        phrase.message,
+        hint=phrase.hint,
+        key=finding.is_key,
+    )
+    return _covered(found) if finding.is_secret else found
+
+
+def _covered(found: Problem) -> Problem:
+    """Cover all of the line but the key that the problem stands at."""
+    start = found.column - 1
+    parts = (found.snippet or "")[:start], (found.snippet or "")[start + found.length :]
+    before, after = (re.sub(r"[^\s:{},]", "*", part) for part in parts)
+    key = (found.snippet or "")[start : start + found.length]
+    return replace(found, snippet=before + key + after)

@@ -1,5 +1,7 @@
-"""JSON Schema keywords that we judge ourselves: to agree with the quick validator, in order of
-the file, in linear time, and one error for each thing that is wrong.
+"""JSON Schema keywords that are judged here, not by jsonschema.
+
+So that they agree with the quick validator, keep the order of the file, take linear time and
+give one error for each thing that is wrong.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def _fits_a_pattern(name: str, schema: JsonObject) -> bool:
 
 
 def _identity(value: Any) -> Hashable:
-    """Return a hashable stand-in, equal for values that JSON takes for equal: 1 is 1.0, not true."""
+    """Return a hashable stand-in, equal for equal JSON values: 1 is 1.0, but not true."""
     if isinstance(value, dict):
         return dict, frozenset((name, _identity(part)) for name, part in value.items())
     if isinstance(value, list):
@@ -71,7 +73,7 @@ def _identity(value: Any) -> Hashable:
 
 _END = re.compile(r"(?<!\\)\$")
 
-Validator = extend(
+Validator = extend(  # type: ignore[no-untyped-call]  # its stub has no types
     Draft202012Validator,
     {
         "pattern": _pattern,

@@ -9,7 +9,7 @@ from arc_halo.types import JsonObject
 
 
 def with_defaults(params: JsonObject, schema: JsonObject) -> JsonObject:
-    """`params` with the schema's defaults added: what the strategy's function will be called with."""
+    """`params` with the defaults of `schema` added: what the function will be called with."""
     defaults = {
         name: field["default"]
         for name, field in schema.get("properties", {}).items()

@@ -54,9 +54,7 @@ def schema_of(plugins: PluginManager) -> JsonObject:
     return compose_schema(plugins.strategy_params(), list(plugins.codecs))
 
 
-def _plugin_files(
-    head: Source, directory: Path, allow_paths: Sequence[Path]
-) -> dict[str, Path]:
+def _plugin_files(head: Source, directory: Path, allow_paths: Sequence[Path]) -> dict[str, Path]:
     """The files that `plugins:` lists. What is not a list of texts is left to the schema."""
     listed = head.data.get("plugins", [])
     if not isinstance(listed, list):

@@ -46,9 +46,7 @@ def compose_schema(
 def validate(sources: Sequence[Source], schema: JsonObject) -> list[Problem]:
     """Return every problem that `sources` have by a composed schema, sorted by file and place."""
     accepts = acceptor(schema)
-    problems = [
-        found for source in sources for found in _source_problems(source, schema, accepts)
-    ]
+    problems = [found for source in sources for found in _source_problems(source, schema, accepts)]
     return sorted(problems, key=lambda p: (p.file, p.line, p.column, p.code))
 
 
@@ -73,7 +71,7 @@ def _params_rule(field: str, name: str, reference: str, is_required: bool) -> Js
     then: JsonObject = {"properties": {"params": {"$ref": reference}}}
     if is_required:
         then["required"] = ["params"]
-    return {"if": {"properties": {field: {"const": name}}, "required": [field]}, "then": then}
+    return {"if": {"properties": {field: {"enum": [name]}}, "required": [field]}, "then": then}
 
 
 def _source_problems(source: Source, schema: JsonObject, accepts: Accepts) -> Iterator[Problem]:
@@ -109,7 +107,9 @@ def _role_schema(source: Source, schema: JsonObject) -> JsonObject:
     role = {key: value for key, value in schema.items() if key not in ("if", "then")}
     if not source.included:
         return {**role, "required": list(REQUIRED_FIELDS)}
-    fields = {name: field for name, field in schema["properties"].items() if name in INCLUDED_FIELDS}
+    fields = {
+        name: field for name, field in schema["properties"].items() if name in INCLUDED_FIELDS
+    }
     others = sorted(schema["properties"].keys() - fields.keys())
     return {**role, "properties": fields, "x-arc-halo": {"project_fields": others}}
 
@@ -135,7 +135,9 @@ def _size_problem(
         return  # the schema's pattern says so
     if not low <= size <= high:
         side = "less than the minimum" if size < low else "more than the maximum"
-        message = f"{'.'.join(pointer)}: {value} is {side} of {_binary(low if size < low else high)}"
+        message = (
+            f"{'.'.join(pointer)}: {value} is {side} of {_binary(low if size < low else high)}"
+        )
         yield problem(source, pointer, "AH007", message)
 
 

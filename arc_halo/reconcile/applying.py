@@ -14,7 +14,7 @@ from arc_halo._version import __version__
 from arc_halo.errors import RefusedError, StalePlanError, WeightsError
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.running import fuse
-from arc_halo.manifest.documents import MODEL, spec_digest
+from arc_halo.manifest.documents import spec_digest
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile import kinds, state
 from arc_halo.reconcile.changes import Build, Change, FuseBuild, ImportBuild, Plan
@@ -274,9 +274,7 @@ class _Commit:
                 hint="plan again",
             )
 
-    def _record_revision(
-        self, revision: int, summary: JsonObject, project_directory: Path
-    ) -> None:
+    def _record_revision(self, revision: int, summary: JsonObject, project_directory: Path) -> None:
         git = git_state(project_directory)
         projects.record_revision(
             self._conn,
@@ -313,9 +311,7 @@ def _with_weights(change: Change, built: Mapping[Key, Built]) -> Change:
     if weights == change.after["weights"]:
         return change
     after = {**change.after, "weights": weights}
-    fields = tuple(
-        replace(f, after=root) if f.path == "weights.root" else f for f in change.fields
-    )
+    fields = tuple(replace(f, after=root) if f.path == "weights.root" else f for f in change.fields)
     return replace(change, after=after, digest=spec_digest(after), fields=fields)
 
 

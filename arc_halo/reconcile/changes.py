@@ -123,9 +123,7 @@ class Change:
             "source": self.source_file,
             "before": self.before,
             "after": self.after,
-            "fields": [
-                {"path": f.path, "before": f.before, "after": f.after} for f in self.fields
-            ],
+            "fields": [{"path": f.path, "before": f.before, "after": f.after} for f in self.fields],
             "build": _build_json(self.build),
         }
 

@@ -173,9 +173,7 @@ def _only_ignored(resource: DesiredResource, found: LiveResource) -> bool:
     return bool(moved) and all(change.path.partition(".")[0] in ignored for change in moved)
 
 
-def _lifecycle_changes(
-    resource: DesiredResource, found: LiveResource
-) -> tuple[FieldChange, ...]:
+def _lifecycle_changes(resource: DesiredResource, found: LiveResource) -> tuple[FieldChange, ...]:
     pairs = (
         ("protected", found.protected, resource.lifecycle.protected),
         ("deletion", found.deletion, resource.lifecycle.deletion),

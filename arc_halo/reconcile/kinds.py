@@ -25,6 +25,8 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
+    """The revision that a write belongs to; writes outside of apply have none."""
+
     project: str
     number: int
 
@@ -36,19 +38,21 @@ class Kind:
     name: str
     live: Callable[[Connection, Iterable[str]], dict[str, LiveRow]]
     live_specs: Callable[[Connection, Iterable[str]], dict[str, JsonObject]]
-    write: Callable[[Connection, Sequence[Written], Revision], dict[str, UUID]]
+    write: Callable[[Connection, Sequence[Written], Revision | None], dict[str, UUID]]
     rename: Callable[[Connection, str, str], None]
     delete: Callable[[Connection, Iterable[str]], None]
     managed_fields: tuple[str, ...]
 
 
 def write_strategies(
-    conn: Connection, items: Sequence[Written], revision: Revision
+    conn: Connection, items: Sequence[Written], revision: Revision | None
 ) -> dict[str, UUID]:
     return strategies.upsert(conn, [{"name": item.name, **item.spec} for item in items])
 
 
-def write_models(conn: Connection, items: Sequence[Written], revision: Revision) -> dict[str, UUID]:
+def write_models(
+    conn: Connection, items: Sequence[Written], revision: Revision | None
+) -> dict[str, UUID]:
     """Models with all that follows from them: layers, heads, weights, aliases."""
     ids = models.upsert(conn, [_model_item(item) for item in items])
     listed = list(ids.values())
@@ -58,7 +62,13 @@ def write_models(conn: Connection, items: Sequence[Written], revision: Revision)
         for model_id, family, names in models.tensor_names(conn, listed)
         for name in names
     ]
-    models.replace_weights(conn, listed, parts, project=revision.project, revision=revision.number)
+    models.replace_weights(
+        conn,
+        listed,
+        parts,
+        project=revision.project if revision else None,
+        revision=revision.number if revision else None,
+    )
     aliases = [
         {"model_id": str(ids[item.name]), "alias": alias}
         for item in items
@@ -69,7 +79,7 @@ def write_models(conn: Connection, items: Sequence[Written], revision: Revision)
 
 
 def write_reactors(
-    conn: Connection, items: Sequence[Written], revision: Revision
+    conn: Connection, items: Sequence[Written], revision: Revision | None
 ) -> dict[str, UUID]:
     ids = reactors.upsert(
         conn,
@@ -172,9 +182,7 @@ def _part_item(model_id: UUID, family: str | None, name: str) -> JsonObject:
     }
 
 
-def _numbered(
-    items: Sequence[Written], ids: Mapping[str, UUID], field: str
-) -> list[JsonObject]:
+def _numbered(items: Sequence[Written], ids: Mapping[str, UUID], field: str) -> list[JsonObject]:
     return [
         {"reactor_id": str(ids[item.name]), "ordinal": ordinal, **entry}
         for item in items

@@ -308,8 +308,9 @@ def recipe_of(
         )
         for member in spec.members
     )
-    uses_base = spec.base is not None and provided.item.needs_base
-    base = FusionInput(model=spec.base, root=roots[spec.base] or b"") if uses_base else None
+    base = None
+    if spec.base is not None and provided.item.needs_base:
+        base = FusionInput(model=spec.base, root=roots[spec.base] or b"")
     return FusionRecipe(
         strategy=provided.item,
         strategy_version=provided.version,

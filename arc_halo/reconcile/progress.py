@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
@@ -12,7 +12,7 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """Told of each step while it runs. Called from one thread; `Advance` from several."""
 
-    def task(self, label: str, size_bytes: int) -> TaskContext:
+    def task(self, label: str, size_bytes: int) -> AbstractContextManager[Advance]:
         """A context manager that gives an `Advance` for a task of `size_bytes` raw bytes."""
         ...
 
@@ -21,15 +21,10 @@ class Progress(Protocol):
         ...
 
 
-class TaskContext(Protocol):
-    def __enter__(self) -> Advance: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
-
-
 class Silent:
     """Tells nobody."""
 
-    def task(self, label: str, size_bytes: int) -> TaskContext:
+    def task(self, label: str, size_bytes: int) -> AbstractContextManager[Advance]:
         return _silent_task()
 
     def done(self, line: str) -> None:

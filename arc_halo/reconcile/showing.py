@@ -21,9 +21,7 @@ def find_model(conn: Connection, text: str) -> ModelRecord | None:
     reference = parse_reference(text)
     if reference is None:
         return None
-    found = models.find(
-        conn, name=reference.name, version=reference.version, alias=reference.alias
-    )
+    found = models.find(conn, name=reference.name, version=reference.version, alias=reference.alias)
     if len(found) > 1:
         versions = ", ".join(record.full_name for record in found)
         raise InvalidInputError(

@@ -374,9 +374,7 @@ def replace_weights(
     conn.execute(DELETE_WEIGHTS, {"ids": list(ids)})
     if parts:
         conn.execute(UPSERT_WEIGHTS, {"items": Jsonb(parts)})
-    conn.execute(
-        KEEP_WEIGHT_HISTORY, {"ids": list(ids), "project": project, "revision": revision}
-    )
+    conn.execute(KEEP_WEIGHT_HISTORY, {"ids": list(ids), "project": project, "revision": revision})
 
 
 def replace_aliases(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
@@ -457,4 +455,3 @@ def split_names(names: Iterable[str]) -> dict[str, list[str]]:
 def _pair(full_name: str) -> tuple[str, str]:
     name, _, version = full_name.partition("@")
     return name, version
-

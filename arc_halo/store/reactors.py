@@ -53,11 +53,11 @@ WHERE reactor.reactor_name = ANY(%(names)s)
 
 LIVE = f"""
 SELECT live.name, live.id, md5(live.spec::text) AS digest FROM ({SPECS}) AS live
-"""
+"""  # noqa: S608  both are constants of this module
 
 LIVE_SPECS = f"""
 SELECT live.name, live.spec FROM ({SPECS}) AS live
-"""
+"""  # noqa: S608  both are constants of this module
 
 UPSERT = """
 INSERT INTO cognitive_fusion_reactors (reactor_name, reactor_type, strategy_name, strategy_uses,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -159,9 +159,7 @@ def _complete(
     )
 
 
-def _found(
-    found: builds.WeightSet, *, built: int = 0, totals: _Totals | None = None
-) -> Built:
+def _found(found: builds.WeightSet, *, built: int = 0, totals: _Totals | None = None) -> Built:
     totals = totals or _Totals()
     return Built(
         root=bytes(found.root),
@@ -263,7 +261,7 @@ class _TensorWriter:
         )
 
 
-def _cut(pieces: Iterable[bytes | memoryview], chunk_bytes: int) -> Iterator[bytes]:
+def _cut(pieces: Iterable[bytes | memoryview], chunk_bytes: int) -> Generator[bytes]:
     """The same bytes in chunks of `chunk_bytes`, the last one shorter; copies, safe to keep."""
     rest = b""
     for piece in pieces:

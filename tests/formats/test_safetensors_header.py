@@ -135,14 +135,14 @@ def test_a_long_name_does_not_make_a_long_message() -> None:
 
 
 def test_a_hostile_header_is_refused_quickly() -> None:
-    shape = [1] * 10**6
-    many = {str(i): entry("U8", [0], [0, 0]) for i in range(100_000)}
-    twice = json.dumps(many).encode()[:-1] + b', "99999": 1}'
+    shape = [1] * 10**5
+    many = {str(i): entry("U8", [0], [0, 0]) for i in range(20_000)}
+    twice = json.dumps(many).encode()[:-1] + b', "19999": 1}'
     started = time.process_time()
-    for document in ({"a": entry(shape=[*shape, 3])}, {"a": entry("U64", [3] * 10**6)}, twice):
+    for document in ({"a": entry(shape=[*shape, 3])}, {"a": entry("U64", [3] * 10**5)}, twice):
         with pytest.raises(FormatError):
             parse(document)
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,323 @@
+"""The Python API: models, tensors and reactors of one database."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from arc_halo.config import find_project
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.manifest.documents import MODEL, REACTOR
+from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_version
+from arc_halo.project import Project
+from arc_halo.reconcile import kinds, showing
+from arc_halo.store import builds, models, projects, reactors
+from arc_halo.store.models import ModelRecord
+from arc_halo.store.rows import Connection
+from arc_halo.tensors import dtypes
+from arc_halo.tensors.digests import format_digest
+from arc_halo.types import JsonObject, TensorInfo
+from arc_halo.weights.building import Recipe, build
+from arc_halo.weights.reading import read_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+
+def connect(
+    database_url: str | None = None, *, project: Path | str | None = None, migrate: bool = True
+) -> Halo:
+    """Open the database of a project, for use in a `with`.
+
+    `project` is a directory; without one it is the nearest with an `arc_halo.yaml`, or the current
+    one. Without `database_url` the database is the one `arc-halo` would use there. Pending
+    migrations are applied unless `migrate` is False. Raises `ConnectionFailedError`.
+    """
+    directory = Path(project) if project else find_project(Path.cwd()) or Path.cwd()
+    opened = Project(directory, database_url=database_url)
+    try:
+        if migrate:
+            opened.migrate()
+        else:
+            opened.check_schema()
+    except BaseException:
+        opened.close()
+        raise
+    return Halo(opened)
+
+
+class Halo:
+    """A database of models: `halo.models`, `halo.tensors`, `halo.reactors`."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.models = Models(project)
+        self.tensors = Tensors(project)
+        self.reactors = Reactors(project)
+
+    def close(self) -> None:
+        """Close connections, and stop the embedded server if nobody else uses it."""
+        self.project.close()
+
+    def __enter__(self) -> Halo:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Models:
+    """The registry. What is made here belongs to no project, and no apply touches it."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def create_model(
+        self,
+        *,
+        model_name: str,
+        model_type: str,
+        architecture_config: JsonObject,
+        version: str = "1.0.0",
+        description: str | None = None,
+    ) -> UUID:
+        """Register a model with its layers and heads; its id.
+
+        Raises `InvalidInputError` for a name, version or type that may not be, and `RefusedError`
+        when the version exists.
+        """
+        _check_name(model_name, is_name(model_name), "name", NAME)
+        _check_name(version, is_version(version), "version", VERSION)
+        full_name = f"{model_name}@{version}"
+        spec: JsonObject = {
+            "type": model_type,
+            "architecture": dict(architecture_config),
+            "description": description,
+            "aliases": [],
+            "tags": {},
+            "weights": None,
+        }
+        with self._project.connection() as conn, conn.transaction():
+            _refuse_existing(conn, MODEL, full_name)
+            return kinds.write_models(conn, [kinds.Written(name=full_name, spec=spec)], None)[
+                full_name
+            ]
+
+    def get(self, model: str | UUID) -> ModelRecord:
+        """A model by `name`, `name@version`, `name:alias` or id. Raises `NotFoundError`."""
+        with self._project.connection() as conn:
+            return _find_model(conn, model)
+
+    def list(self, name: str | None = None) -> list[ModelRecord]:
+        """All versions of all models, or of one."""
+        with self._project.connection() as conn:
+            return models.find(conn, name=name)
+
+
+class Tensors:
+    """Weights as numpy arrays, in the dtype they are stored in."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def names(self, model: str | UUID) -> list[str]:
+        """The tensors of a model, in the order of their file."""
+        return list(self._rows(model))
+
+    def read(self, model: str | UUID, name: str) -> NDArray[Any]:
+        """One tensor, every digest verified.
+
+        Raises `NotFoundError`, `CorruptChunkError` or `MissingChunkError`.
+        """
+        rows = self._rows(model)
+        if name not in rows:
+            raise NotFoundError(
+                f"{model} has no tensor {name!r}",
+                hint=did_you_mean(name, rows) or "`halo.tensors.names(model)` lists them",
+            )
+        return read_array(self._project.weights, rows[name], name)
+
+    def write(
+        self, model: str | UUID, arrays: Arrays, *, metadata: Mapping[str, str] | None = None
+    ) -> str:
+        """Make `arrays` the weights of a model, all of them at once; their root.
+
+        The weights it had stay in its history. Raises `RefusedError` for a model that a project
+        manages: its manifest says what its weights are.
+        """
+        with self._project.connection() as conn:
+            record = _find_model(conn, model)
+            _refuse_managed(conn, MODEL, record.full_name)
+        raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
+        infos = [
+            TensorInfo(
+                name=name,
+                dtype=dtypes.name_of(array.dtype),
+                shape=tuple(array.shape),
+                size_bytes=len(raw[name]),
+            )
+            for name, array in arrays.items()
+        ]
+        recipe = Recipe(purpose="write", key=_fresh_key(), recipe={"model": record.full_name})
+        built = build(self._project.weights, recipe, infos, lambda info: [raw[info.name]])
+        self._point(record, format_digest(built.root), dict(metadata or {}))
+        return format_digest(built.root)
+
+    def _point(self, record: ModelRecord, root: str, metadata: dict[str, str]) -> None:
+        with self._project.connection() as conn, conn.transaction():
+            spec = models.live_specs(conn, [record.full_name])[record.full_name]
+            spec["weights"] = {"root": root, "metadata": metadata}
+            kinds.write_models(conn, [kinds.Written(name=record.full_name, spec=spec)], None)
+
+    def _rows(self, model: str | UUID) -> dict[str, builds.NamedTensor]:
+        with self._project.connection() as conn:
+            record = _find_model(conn, model)
+            if record.weight_set_id is None:
+                return {}
+            return {row.name: row for row in builds.set_tensors(conn, record.weight_set_id)}
+
+
+class Reactors:
+    """Reactors of the database. Those made here belong to no project."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def create(
+        self,
+        *,
+        name: str,
+        reactor_type: str,
+        strategy: str,
+        params: JsonObject | None = None,
+        members: Iterable[str] = (),
+        description: str | None = None,
+    ) -> UUID:
+        """Register a reactor; its id. `members` are models by reference, weighted alike."""
+        _check_name(name, is_name(name), "name", NAME)
+        provided = self._project.plugins.strategy(strategy)
+        with self._project.connection() as conn, conn.transaction():
+            _refuse_existing(conn, REACTOR, name)
+            spec = {
+                "type": reactor_type,
+                "strategy": strategy,
+                "uses": provided.item.name,
+                "params": dict(params or {}),
+                "members": [_member(conn, member) for member in members],
+                "base": None,
+                "interactions": [],
+                "produces": None,
+                "config": {},
+                "description": description,
+                "tags": {},
+            }
+            return _write_reactor(conn, name, spec)
+
+    def add_model(
+        self,
+        reactor: str,
+        model: str | UUID,
+        *,
+        role: str = "secondary",
+        weight: float = 1.0,
+        priority: int | None = None,
+    ) -> None:
+        """Add a model to a reactor. Raises `RefusedError` when it is a member, or the reactor is
+        managed by a project."""
+        with self._project.connection() as conn, conn.transaction():
+            spec = _reactor_spec(conn, reactor)
+            _refuse_managed(conn, REACTOR, reactor)
+            member = {**_member(conn, model), "role": role, "weight": weight, "priority": priority}
+            if any(known["model"] == member["model"] for known in spec["members"]):
+                raise RefusedError(
+                    f"{member['model']} is a member of {reactor} already", code="AH013"
+                )
+            spec["members"].append(member)
+            _write_reactor(conn, reactor, spec)
+
+    def get(self, name: str) -> JsonObject:
+        """A reactor's document: type, strategy, params, members, interactions."""
+        with self._project.connection() as conn:
+            return _reactor_spec(conn, name)
+
+    def list(self) -> list[JsonObject]:
+        """The status of every reactor, by name."""
+        with self._project.connection() as conn:
+            return reactors.status(conn)
+
+    def status(self, name: str) -> JsonObject:
+        """A row of `v_reactor_status`. Raises `NotFoundError`."""
+        with self._project.connection() as conn:
+            found = reactors.status(conn, name)
+        if not found:
+            raise NotFoundError(f"there is no reactor {name!r}", hint="`halo.reactors.list()`")
+        return found[0]
+
+
+def _find_model(conn: Connection, model: str | UUID) -> ModelRecord:
+    if isinstance(model, str):
+        with suppress(ValueError):
+            model = UUID(model)
+    if isinstance(model, UUID):
+        found = models.find(conn, id=model)
+        record = found[0] if found else None
+    else:
+        record = showing.find_model(conn, model)
+    if record is None:
+        raise NotFoundError(f"there is no model {str(model)!r}", hint="`halo.models.list()`")
+    return record
+
+
+def _reactor_spec(conn: Connection, name: str) -> JsonObject:
+    found = reactors.live_specs(conn, [name])
+    if name not in found:
+        raise NotFoundError(f"there is no reactor {name!r}", hint="`halo.reactors.list()`")
+    return found[name]
+
+
+def _write_reactor(conn: Connection, name: str, spec: JsonObject) -> UUID:
+    return kinds.write_reactors(conn, [kinds.Written(name=name, spec=spec)], None)[name]
+
+
+def _member(conn: Connection, model: str | UUID) -> JsonObject:
+    record = _find_model(conn, model)
+    return {"model": record.full_name, "role": "secondary", "weight": 1.0, "priority": None}
+
+
+def _check_name(text: str, is_valid: bool, what: str, pattern: str) -> None:
+    if not is_valid:
+        raise InvalidInputError(
+            f"{text!r} is not a {what}", hint=f"a {what} matches {pattern}", code="AH006"
+        )
+
+
+def _refuse_existing(conn: Connection, kind: str, name: str) -> None:
+    if kinds.BY_NAME[kind].live(conn, [name]):
+        raise RefusedError(f"{kind}/{name} exists already", hint="choose another", code="AH013")
+
+
+def _refuse_managed(conn: Connection, kind: str, name: str) -> None:
+    if rows := projects.list_managed(conn, kind=kind, name=name):
+        raise RefusedError(
+            f"{kind}/{name} belongs to the project {rows[0].project!r}",
+            hint="change its manifest, and apply",
+            code="AH053",
+        )
+
+
+def _fresh_key() -> bytes:
+    """Writes of arrays are not remembered: each is a build of its own."""
+    return hashlib.sha256(b"arc-halo/write/1\0" + secrets.token_bytes(32)).digest()
