@@ -278,16 +278,24 @@ def _sessions(place: Place) -> list[str]:
 
     if not _await_ready(place):
         return []
+    found: list[tuple[str, int]] = []
     try:
         with psycopg.connect(place.url, autocommit=True) as conn:
-            return [f"{name or 'a client'} (pid {pid})" for name, pid in conn.execute(_SESSIONS)]
+            # A client that has just left is seen for another moment.
+            for _ in range(10):
+                found = conn.execute(_SESSIONS).fetchall()
+                if not found:
+                    break
+                time.sleep(0.05)
     except psycopg.Error as exc:
         return [f"its sessions cannot be listed ({' '.join(str(exc).split())})"]
+    return [f"{name or 'a client'} (pid {pid})" for name, pid in found]
 
 
 _SESSIONS = """
 SELECT application_name, pid FROM pg_stat_activity
-WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY backend_start
+WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND usename IS NOT NULL
+ORDER BY backend_start
 """
 
 

@@ -48,7 +48,10 @@ def arc_halo_tensor_codecs() -> Iterable[TensorCodec]:
             return zlib.compress(raw)
 
         def decode(body, out):
-            out[:] = zlib.decompress(body)
+            try:
+                out[:] = zlib.decompress(body, bufsize=len(out))
+            except (zlib.error, ValueError) as exc:
+                raise CodecError(f"zlib: {exc}") from exc
     """
     raise NotImplementedError
 

@@ -214,8 +214,10 @@ print(embedded.status(Path(sys.argv[1])).running, flush=True)
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_the_server(project):
-    with a_user(project, then="try: time.sleep(60)\nexcept KeyboardInterrupt: pass") as other:
+    patient = "try:\n  print(flush=True)\n  time.sleep(60)\nexcept KeyboardInterrupt: pass"
+    with a_user(project, then=patient) as other:
         pid = int(other.stdout.readline())
+        assert other.stdout.readline() == "\n"
         with embedded.acquire(project) as lease:
             os.killpg(other.pid, signal.SIGINT)
             assert other.wait(30) == 0

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 import click
 
-from arc_halo.cli.target import Invocation, database_url, embedded_directory, target_of
+from arc_halo.cli.invocation import Invocation, markdown_table, render
+from arc_halo.cli.target import database_url, embedded_directory, target_of
 from arc_halo.config import DatabaseTarget
 from arc_halo.errors import ConnectionFailedError
 
@@ -70,10 +71,13 @@ def stop(invocation: Invocation, force: bool) -> None:
     from arc_halo import embedded
 
     stopped = embedded.stop(embedded_directory(invocation), force=force)
-    if invocation.output == "json":
-        invocation.console.print(json.dumps({"stopped": stopped}))
-    else:
-        invocation.console.print("stopped" if stopped else "it was not running")
+    said = "stopped" if stopped else "it was not running"
+    render(
+        invocation,
+        text=lambda: invocation.console.print(said),
+        json=lambda: json.dumps({"stopped": stopped}),
+        markdown=lambda: said,
+    )
 
 
 @db.command("status")
@@ -130,13 +134,14 @@ def url(invocation: Invocation) -> None:
 def psql(context: click.Context, arguments: tuple[str, ...]) -> None:
     """Open psql in the project's database; ARGUMENTS go to psql.
 
-    The password reaches psql through its environment, never through its arguments.
+    The password reaches psql through its environment, never through its arguments. Write `--`
+    before options of psql that arc-halo has too, such as --output.
 
     \b
     Examples:
       arc-halo db psql
-      arc-halo db psql -c 'SELECT name, version FROM models'
-      arc-halo db psql --csv -f report.sql
+      arc-halo db psql -c 'SELECT model_name, version FROM models'
+      arc-halo db psql -- --csv --output report.csv -f report.sql
     """
     invocation: Invocation = context.obj
     target = target_of(invocation)
@@ -203,24 +208,27 @@ def _report(invocation: Invocation, found: Status) -> None:
 
 
 def _print_facts(invocation: Invocation, facts: Mapping[str, object]) -> None:
-    printer = invocation.console.print
-    match invocation.output:
-        case "json":
-            printer(json.dumps(facts, indent=2))
-        case "markdown":
-            rows = (f"| {name.replace('_', ' ')} | {_shown(facts[name])} |" for name in facts)
-            printer("\n".join(("| fact | value |", "|---|---|", *rows)))
-        case "text":
-            width = max(map(len, facts)) + 2
-            printer("\n".join(f"{name + ':':{width}}{_shown(facts[name])}" for name in facts))
+    width = max(map(len, facts)) + 2
+    shown = {name: _shown(name, value) for name, value in facts.items()}
+    lines = [f"{name + ':':{width}}{shown[name]}" for name in shown]
+    render(
+        invocation,
+        text=lambda: invocation.console.print("\n".join(lines)),
+        json=lambda: json.dumps(facts, indent=2),
+        markdown=lambda: markdown_table(("fact", "value"), list(shown.items())),
+    )
 
 
-def _shown(value: object) -> str:
+def _shown(name: str, value: object) -> str:
+    from arc_halo.sizes import format_size
+
     match value:
         case None:
             return "-"
         case bool():
             return "yes" if value else "no"
+        case int() if name == "size_bytes":
+            return format_size(value)
         case _:
             return str(value)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from arc_halo.cli.target import Invocation, database_url, target_of
+from arc_halo.cli.invocation import Invocation, markdown_table, render
+from arc_halo.cli.target import database_url, target_of
 from arc_halo.config import DatabaseTarget
 from arc_halo.errors import ArcHaloError
 
@@ -49,7 +50,12 @@ def doctor(context: click.Context) -> None:
     """
     invocation: Invocation = context.obj
     findings = list(examine(invocation))
-    invocation.console.print(_RENDERERS[invocation.output](findings))
+    render(
+        invocation,
+        text=lambda: invocation.console.print(_as_text(findings)),
+        json=lambda: _as_json(findings),
+        markdown=lambda: _as_markdown(findings),
+    )
     context.exit(1 if any(finding.state == "fail" for finding in findings) else 0)
 
 
@@ -96,7 +102,8 @@ def _guarded(name: str, check: Callable[[Connection], Finding], conn: Connection
     from arc_halo.store.failures import translate
 
     try:
-        with translate():
+        # In a transaction of its own: one check's failure must not be every check's.
+        with translate(), conn.transaction():
             return check(conn)
     except ArcHaloError as exc:
         return Finding(check=name, state="fail", message=exc.message, advice=exc.hint)
@@ -311,16 +318,15 @@ def _as_json(findings: Sequence[Finding]) -> str:
 
 def _as_markdown(findings: Sequence[Finding]) -> str:
     rows = [
-        f"| {finding.state} | {finding.check} | {_cell(finding.message)} | "
-        f"{_cell(finding.advice or '')} |"
-        for finding in findings
+        [
+            found.state,
+            found.check,
+            *(" ".join(t.split()) for t in (found.message, found.advice or "")),
+        ]
+        for found in findings
     ]
-    head = ("| state | check | finding | what to do |", "|---|---|---|---|")
-    return "\n".join((*head, *rows, "", _summary(findings)))
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    header = ("state", "check", "finding", "what to do")
+    return f"{markdown_table(header, rows)}\n\n{_summary(findings)}"
 
 
 def _summary(findings: Sequence[Finding]) -> str:
@@ -328,6 +334,3 @@ def _summary(findings: Sequence[Finding]) -> str:
     if set(states) == {"ok"}:
         return f"all {len(states)} checks are well"
     return f"{states.count('fail')} failed, {states.count('warn')} to look at, of {len(states)}"
-
-
-_RENDERERS = {"text": _as_text, "json": _as_json, "markdown": _as_markdown}

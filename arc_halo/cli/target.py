@@ -6,34 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
 
+from arc_halo.cli.invocation import Invocation
 from arc_halo.config import PROJECT_FILE, DatabaseTarget, database_target, load_environment
 from arc_halo.errors import InvalidInputError, UsageError
-
-
-class Console(Protocol):
-    """Results go to `print`, what only people read to `note`."""
-
-    def print(self, text: str, /) -> None: ...
-
-    def note(self, text: str, /) -> None: ...
-
-
-class Invocation(Protocol):
-    """What every command is told by the options before it."""
-
-    @property
-    def project_directory(self) -> Path | None: ...
-
-    @property
-    def database_url(self) -> str | None: ...
-
-    @property
-    def output(self) -> Literal["text", "json", "markdown"]: ...
-
-    @property
-    def console(self) -> Console: ...
 
 
 def target_of(invocation: Invocation) -> DatabaseTarget:

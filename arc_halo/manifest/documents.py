@@ -42,11 +42,15 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSource:
-    """Weights in a file. `digest` is the root the manifest promises, if it does."""
+    """Weights in a file, and the directories that its files must lie in.
+
+    `digest` is the root the manifest promises, if it does.
+    """
 
     path: Path
     label: str
     format: str
+    roots: tuple[Path, ...] = ()
     codec: str | None = None
     digest: bytes | None = None
 

@@ -6,6 +6,7 @@ Imported only when a file was not accepted, for jsonschema takes its time to loa
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -19,26 +20,31 @@ from arc_halo.manifest.keywords import Validator
 from arc_halo.manifest.load import Source
 from arc_halo.manifest.phrases import NOTES, Phrase, Refusal, dotted, phrase_of
 from arc_halo.manifest.positions import Pointer, problem, written
-from arc_halo.manifest.report import MAX_PROBLEMS
+from arc_halo.manifest.report import MAX_PROBLEMS, with_notice
 from arc_halo.types import JsonObject
 
 _AT_THE_KEY = ("additionalProperties", "required")
 
 
-def explain(source: Source, data: JsonObject, schema: JsonObject) -> list[Problem]:
-    """Return the problems that `data`, a part of the source's, has by `schema`.
+def explain(
+    source: Source, parts: Iterable[tuple[JsonObject, JsonObject]], schema: JsonObject
+) -> list[Problem]:
+    """Return the problems of parts of a source, each by the variant of `schema` it comes with.
 
     At most `MAX_PROBLEMS`. Raises `PluginError` when a strategy's params schema is no schema.
     """
     _check_params(schema)
-    errors = (_telling(error) for error in Validator(schema).iter_errors(data))
+    errors = (
+        _telling(error) for part, variant in parts for error in Validator(variant).iter_errors(part)
+    )
     findings = [_find(source, error, schema) for error in islice(errors, MAX_PROBLEMS)]
     mistyped = {finding.pointer for finding in findings if finding.phrase.code == "AH004"}
-    return [
+    told = [
         _problem(source, finding)
         for finding in dict.fromkeys(findings)
         if finding.phrase.code == "AH004" or finding.pointer not in mistyped
     ]
+    return with_notice(told, len(findings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

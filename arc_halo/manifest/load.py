@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +12,14 @@ from arc_halo.config import PROJECT_FILE
 from arc_halo.errors import ManifestError, Problem
 from arc_halo.manifest.include import PathError, find_included
 from arc_halo.manifest.parse import parse
-from arc_halo.manifest.positions import Lines, Position, locate, problem, problem_at
+from arc_halo.manifest.positions import (
+    Lines,
+    Position,
+    locate,
+    no_garbage_collection,
+    problem,
+    problem_at,
+)
 
 __all__ = ["Position", "Source", "load_project", "load_text", "locate", "problem"]
 
@@ -45,7 +50,8 @@ def load_text(text: str | bytes, *, path: Path, label: str) -> Source:
     Raises `ManifestError` with all its problems.
     """
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    source, problems = _source(raw, path, label)
+    with no_garbage_collection():
+        source, problems = _source(raw, path, label)
     if problems:
         raise ManifestError(problems)
     return source
@@ -61,7 +67,7 @@ def load_project(
     """
     file = path.absolute()
     file = file / PROJECT_FILE if file.is_dir() else file
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _Project(file, env, allow_paths).load()
 
 
@@ -169,15 +175,3 @@ def _encoding_problem(raw: bytes, error: UnicodeDecodeError, label: str) -> Prob
 
 def _file_problem(label: str, error: PathError) -> Problem:
     return Problem(code=error.code, message=error.message, file=label, hint=error.hint)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Spare the collector the many containers that are built here and all of them live."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -28,7 +28,7 @@ from yaml import (
 
 from arc_halo.errors import Problem
 from arc_halo.manifest.positions import span
-from arc_halo.manifest.report import CORE_TAG, Report, StopReading, shown
+from arc_halo.manifest.report import CORE_TAG, Report, StopReading, shown, with_notice
 from arc_halo.manifest.scalars import ScalarReader
 
 MAX_NODES: Final = 1_000_000
@@ -57,7 +57,7 @@ def parse(
         report.add_syntax_error(error)
     except YAMLError:
         report.add_unreadable_character()
-    return {}, report.problems
+    return {}, with_notice(report.problems, len(report.problems))
 
 
 class _Reader:

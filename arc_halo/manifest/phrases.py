@@ -21,7 +21,7 @@ NOTES = "x-arc-halo"
 class Phrase:
     code: str
     message: str
-    hint: str | None = None
+    hint: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,9 @@ class Refusal:
     def text(self) -> str:
         return "the value" if self.is_secret else value_text(self.value, self.raw)
 
-    def phrase(self, code: str, message: str, hint: str | None = None) -> Phrase:
+    def phrase(self, code: str, message: str, hint: str | None) -> Phrase:
         prefix = f"{self.where}: " if self.where else ""
-        return Phrase(code=code, message=prefix + message, hint=hint or self.notes.get("hint"))
+        return Phrase(code=code, message=prefix + message, hint=hint)
 
 
 def phrase_of(refusal: Refusal) -> Phrase:
@@ -79,15 +79,16 @@ def value_text(value: object, raw: str | None = None) -> str:
 def _unknown(refusal: Refusal) -> Phrase:
     field = shown(refusal.name)
     if refusal.name in refusal.notes.get("project_fields", ()):
-        message = f"the field {field} belongs into the project file"
+        message = f"the field {field} belongs in the project file"
         return Phrase(code="AH003", message=message, hint=f"move it to {PROJECT_FILE}")
     place = f" in {refusal.parent}" if refusal.parent else ""
-    hint = _guess(refusal.name, refusal.schema.get("properties", {}), "known are")
+    hint = _guess(refusal.name, refusal.schema.get("properties", {}), "known are") or "remove it"
     return Phrase(code="AH003", message=f"unknown field {field}{place}", hint=hint)
 
 
 def _missing(refusal: Refusal) -> Phrase:
-    return refusal.phrase("AH005", f"the field {shown(refusal.name)} is missing")
+    hint = refusal.notes.get("hint", f"add {refusal.name}:")
+    return refusal.phrase("AH005", f"the field {shown(refusal.name)} is missing", hint)
 
 
 def _type(refusal: Refusal) -> Phrase:
@@ -98,8 +99,10 @@ def _type(refusal: Refusal) -> Phrase:
         message = f"{_kind(value)} stands here, {needed} is needed"
     else:
         message = f"{refusal.text} is {_kind(value)}, {needed} is needed"
-    hint = None if refusal.is_secret else _type_hint(set(types), value, refusal.raw or "")
-    return refusal.phrase("AH004", message, refusal.notes.get("hint") or hint)
+    if refusal.is_secret:
+        return refusal.phrase("AH004", message, refusal.notes.get("hint", f"write {needed}"))
+    hint = _type_hint(set(types), value, refusal.raw or "")
+    return refusal.phrase("AH004", message, hint or refusal.notes.get("hint", f"write {needed}"))
 
 
 def _choice(refusal: Refusal) -> Phrase:
@@ -114,7 +117,7 @@ def _choice(refusal: Refusal) -> Phrase:
 
 def _form(refusal: Refusal) -> Phrase:
     noun = refusal.notes.get("noun", f"of the form {refusal.rule}")
-    return refusal.phrase("AH006", f"{refusal.text} is not {noun}")
+    return refusal.phrase("AH006", f"{refusal.text} is not {noun}", refusal.notes.get("hint"))
 
 
 def _twice(refusal: Refusal) -> Phrase:
@@ -122,18 +125,17 @@ def _twice(refusal: Refusal) -> Phrase:
 
 
 def _range(refusal: Refusal) -> Phrase:
-    sentence = _RANGES[refusal.keyword]
-    return refusal.phrase("AH007", f"{refusal.text} is {sentence} {_json(refusal.rule)}")
+    sentence, advice = _RANGES[refusal.keyword]
+    limit = _json(refusal.rule)
+    return refusal.phrase("AH007", f"{refusal.text} is {sentence} {limit}", f"{advice} {limit}")
 
 
 def _length(refusal: Refusal) -> Phrase:
-    most, unit = _LENGTHS[refusal.keyword]
+    side, unit = _LENGTHS[refusal.keyword]
     size = len(refusal.value)
-    side = "at most" if most else "at least"
-    has = f"has {size} {unit}" if size else "is empty"
-    what = "the text" if isinstance(refusal.value, str) else "the value"
-    what = "the list" if isinstance(refusal.value, list) else what
-    return refusal.phrase("AH007", f"{what} {has}; it needs {side} {_json(refusal.rule)}")
+    has = f"has {size:,} {unit}" if size else "is empty"
+    limit = f"{side} {refusal.rule:,}"
+    return refusal.phrase("AH007", f"this {has}, {limit} may stand here", f"write {limit} {unit}")
 
 
 def _not(refusal: Refusal) -> Phrase:
@@ -144,7 +146,7 @@ def _not(refusal: Refusal) -> Phrase:
 
 def _other(refusal: Refusal) -> Phrase:
     message = f"{refusal.text} fits none of the forms that are allowed"
-    return refusal.phrase("AH006", message)
+    return refusal.phrase("AH006", message, "see `arc-halo schema`")
 
 
 _PHRASES: dict[str, Callable[[Refusal], Phrase]] = {
@@ -158,19 +160,19 @@ _PHRASES: dict[str, Callable[[Refusal], Phrase]] = {
     "not": _not,
 }
 _RANGES = {
-    "minimum": "less than the minimum of",
-    "maximum": "greater than the maximum of",
-    "exclusiveMinimum": "not greater than",
-    "exclusiveMaximum": "not less than",
-    "multipleOf": "not a multiple of",
+    "minimum": ("less than the minimum of", "write at least"),
+    "maximum": ("greater than the maximum of", "write at most"),
+    "exclusiveMinimum": ("not greater than", "write more than"),
+    "exclusiveMaximum": ("not less than", "write less than"),
+    "multipleOf": ("not a multiple of", "write a multiple of"),
 }
 _LENGTHS = {
-    "minLength": (False, "characters"),
-    "maxLength": (True, "characters"),
-    "minItems": (False, "items"),
-    "maxItems": (True, "items"),
-    "minProperties": (False, "fields"),
-    "maxProperties": (True, "fields"),
+    "minLength": ("at least", "characters"),
+    "maxLength": ("at most", "characters"),
+    "minItems": ("at least", "items"),
+    "maxItems": ("at most", "items"),
+    "minProperties": ("at least", "fields"),
+    "maxProperties": ("at most", "fields"),
 }
 _PHRASES |= dict.fromkeys(_RANGES, _range) | dict.fromkeys(_LENGTHS, _length)
 _TYPES = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
@@ -140,6 +142,18 @@ def problem(
     return problem_at(place, source.label, code, message, hint=hint)
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Spare the collector many containers that are built at one time and all of them live."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def problem_at(
     position: Position, label: str, code: str, message: str, *, hint: str | None = None
 ) -> Problem:
@@ -203,7 +217,8 @@ class _Node:
 @lru_cache(maxsize=8)
 def _map(source: Source) -> tuple[Lines, _Node]:
     """Read a file a second time; the last few are kept, for problems come in crowds."""
-    return Lines(source.text), _read(source.text)
+    with no_garbage_collection():
+        return Lines(source.text), _read(source.text)
 
 
 def span(event: Event) -> tuple[Mark, Mark]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cached_property
 from typing import Final, NoReturn
 
@@ -48,17 +49,17 @@ class Report:
     def lines(self) -> Lines:
         return Lines(self._text)
 
-    def add(self, event: Event, code: str, message: str, hint: str | None = None) -> None:
+    def add(self, event: Event, code: str, message: str, hint: str) -> None:
         """Report a problem at an event; raise `StopReading` when there are enough."""
         self.add_at(self.lines.position(*span(event)), code, message, hint)
 
-    def add_at(self, place: Position, code: str, message: str, hint: str | None = None) -> None:
+    def add_at(self, place: Position, code: str, message: str, hint: str) -> None:
         """Report a problem at a position; raise `StopReading` when there are enough."""
         self.problems.append(problem_at(place, self._label, code, message, hint=hint))
         if len(self.problems) >= MAX_PROBLEMS:
             raise StopReading
 
-    def stop(self, event: Event, code: str, message: str, hint: str | None = None) -> NoReturn:
+    def stop(self, event: Event, code: str, message: str, hint: str) -> NoReturn:
         """Report a problem that makes the rest of the file unreadable."""
         self.add(event, code, message, hint)
         raise StopReading
@@ -89,10 +90,19 @@ class Report:
 
     def _where(self, error: MarkedYAMLError) -> Position:
         """Prefer the place where an unclosed bracket or quote began to the end of the file."""
-        problem, context = error.problem_mark, error.context_mark
-        if problem is None or (context is not None and self.lines.is_end(problem)):
-            problem = context
-        return self.lines.position(problem, problem) if problem else self.lines.at(0)
+        for mark in (error.problem_mark, error.context_mark):
+            if mark is not None and not self.lines.is_end(mark):
+                return self.lines.position(mark, mark)
+        return self.lines.at(max(0, len(self._text.rstrip()) - 1))
+
+
+def with_notice(problems: list[Problem], count: int) -> list[Problem]:
+    """Return the problems of one file; the last says so if only so many were looked for."""
+    if count < MAX_PROBLEMS:
+        return problems
+    last = problems[-1]
+    notice = f"{last.hint}; of each file only {MAX_PROBLEMS} problems are shown"
+    return [*problems[:-1], replace(last, hint=notice)]
 
 
 def shown(text: str, longest: int = 60) -> str:
@@ -100,9 +110,9 @@ def shown(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
-def _syntax_hint(problem: str, rest: str, line: str) -> str | None:
+def _syntax_hint(problem: str, rest: str, line: str) -> str:
     if rest.startswith("\t"):
         return _TAB_HINT
     if "expected ',' or" in problem and "${" in line:
         return _VARIABLE_HINT
-    return _HINTS.get(problem)
+    return _HINTS.get(problem, "check this line and the one above it")

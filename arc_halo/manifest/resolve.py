@@ -521,6 +521,7 @@ class _Resolver:
             path=path,
             label=long["source"],
             format=long.get("format") or self._format(found, pointer, long["source"]),
+            roots=tuple(p.resolve() for p in (self.head.path.parent, *self.allow_paths)),
             codec=long.get("codec"),
             digest=bytes.fromhex(digest.removeprefix("sha256:")) if digest else None,
         )

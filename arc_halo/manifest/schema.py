@@ -78,7 +78,7 @@ def _source_problems(source: Source, schema: JsonObject, accepts: Accepts) -> It
     if not (_has_its_fields(source) and accepts(source.data)):
         from arc_halo.manifest.explain import explain
 
-        yield from explain(source, _suspects(source.data, accepts), _role_schema(source, schema))
+        yield from explain(source, _doubtful_parts(source, schema, accepts), schema)
     yield from _size_problems(source, schema)
 
 
@@ -88,18 +88,26 @@ def _has_its_fields(source: Source) -> bool:
     return all(field in source.data for field in REQUIRED_FIELDS)
 
 
-def _suspects(data: JsonObject, accepts: Accepts) -> JsonObject:
-    """Return `data` without the resources that are fine by themselves."""
-    return {
-        field: {
-            name: resource
-            for name, resource in value.items()
-            if not accepts({field: {name: resource}})
-        }
-        if field in SECTIONS and isinstance(value, dict)
-        else value
-        for field, value in data.items()
+def _doubtful_parts(
+    source: Source, schema: JsonObject, accepts: Accepts
+) -> Iterator[tuple[JsonObject, JsonObject]]:
+    """Give the parts of a source that may have problems, each with the schema it is to fit.
+
+    Lazily, and without the resources that are fine, however many they are.
+    """
+    role = _role_schema(source, schema)
+    sections = {
+        name: value
+        for name, value in source.data.items()
+        if name in SECTIONS and isinstance(value, dict)
     }
+    yield {name: value for name, value in source.data.items() if name not in sections}, role
+    role = {key: value for key, value in role.items() if key != "required"}
+    for name, section in sections.items():
+        for key, resource in section.items():
+            part = {name: {key: resource}}
+            if not accepts(part):
+                yield part, role
 
 
 def _role_schema(source: Source, schema: JsonObject) -> JsonObject:
@@ -107,9 +115,7 @@ def _role_schema(source: Source, schema: JsonObject) -> JsonObject:
     role = {key: value for key, value in schema.items() if key not in ("if", "then")}
     if not source.included:
         return {**role, "required": list(REQUIRED_FIELDS)}
-    fields = {
-        name: field for name, field in schema["properties"].items() if name in INCLUDED_FIELDS
-    }
+    fields = {name: schema["properties"][name] for name in INCLUDED_FIELDS}
     others = sorted(schema["properties"].keys() - fields.keys())
     return {**role, "properties": fields, "x-arc-halo": {"project_fields": others}}
 

@@ -60,7 +60,13 @@ def read_sources(
         if not source.path.exists():
             absent.append(key)
             continue
-        found = source_facts(source.path, plugins.format(source.format), cache, advance=advance)
+        found = source_facts(
+            source.path,
+            plugins.format(source.format),
+            cache,
+            roots=source.roots,
+            advance=advance,
+        )
         facts[key] = found
         if source.digest not in (None, found.root):
             problems.append(

@@ -63,8 +63,11 @@ def failure_for(reason: str) -> Failure:
 
 
 def one_line(text: str) -> str:
-    """libpq's words without their line breaks."""
-    return " ".join(text.split()).removeprefix("connection failed: ")
+    """libpq's words on one line. What it says once with TLS and once without is said once."""
+    lines = (
+        " ".join(line.split()).removeprefix("connection failed: ") for line in text.split("\n")
+    )
+    return " ".join(dict.fromkeys(line for line in lines if line))
 
 
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05"})
@@ -92,7 +95,11 @@ _STATEMENT_HINTS: Mapping[str, str] = {
 # recognised (a server may speak another language) is not tried again.
 _CONNECT_FAILURES = (
     Failure(
-        pattern="certificate|SSL error|SSL SYSCALL|root\\.crt|sslmode|sslrootcert",
+        pattern="does not match host name",
+        hint="TLS: give the server's name as its certificate has it, in the address's host",
+    ),
+    Failure(
+        pattern="certificate|SSL error|root\\.crt|sslmode|sslrootcert",
         hint="TLS: give the authority's certificate as sslrootcert=FILE in the address; "
         "sslmode=require encrypts without verifying the server",
     ),
@@ -120,7 +127,7 @@ _CONNECT_FAILURES = (
     ),
     Failure(
         pattern="starting up|shutting down|recovery mode|not yet accepting|compute node|"
-        "server closed the connection|Connection reset|timeout|timed out",
+        "server closed the connection|Connection reset|EOF detected|timeout|timed out",
         hint="the server does not answer yet: try again, and look at its log",
         retry=True,
     ),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arc_halo.errors import WeightsError
+from arc_halo.errors import FormatError, WeightsError
 from arc_halo.tensors import digests
 from arc_halo.types import JsonObject, TensorInfo, WeightFormat, WeightReader
 
@@ -79,16 +79,23 @@ class DigestCache:
 
 
 def source_facts(
-    path: Path, weight_format: WeightFormat, cache: DigestCache, *, advance: Advance | None = None
+    path: Path,
+    weight_format: WeightFormat,
+    cache: DigestCache,
+    *,
+    roots: Sequence[Path] = (),
+    advance: Advance | None = None,
 ) -> SourceFacts:
     """The facts of the source at `path`, hashed now unless the cache knows them.
 
+    Every file of it, each shard too, must lie under one of `roots` once symlinks are resolved.
     Raises `FormatError` for a broken file and `WeightsError` for one that changes meanwhile.
     """
     known = cache.get(path, weight_format.name)
     if known is not None:
         return known
     with weight_format.open(path) as reader:
+        _check_contained(reader.files, roots)
         before = _file_stats(reader.files)
         facts = _hash(reader, advance)
         if _file_stats(reader.files) != before:
@@ -123,6 +130,17 @@ def _hash(reader: WeightReader, advance: Advance | None) -> SourceFacts:
         tensor_count=len(named),
         size_bytes=sum(tensor.size_bytes for tensor in reader.tensors),
     )
+
+
+def _check_contained(files: Sequence[Path], roots: Sequence[Path]) -> None:
+    for file in files if roots else ():
+        real = file.resolve()
+        if not any(root in real.parents for root in roots):
+            raise FormatError(
+                f"{file} leads to {real}, outside of the project",
+                hint="allow its directory with `--allow-path DIR`",
+                code="AH012",
+            )
 
 
 def _entry_key(path: Path, format_name: str) -> str:

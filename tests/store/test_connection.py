@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from arc_halo.errors import ConnectionFailedError, DatabaseError, LockNotHadError
 from arc_halo.store.connection import connect, parameters, pool, translate, try_xact_lock
+from arc_halo.store.failures import one_line
 from arc_halo.store.locks import lock_holder
 
 SECRET = "pl4nted-s3cret"
@@ -258,6 +259,11 @@ def _refuse_tls(listener):
         with client:
             client.recv(8)
             client.sendall(b"N")
+
+
+def test_what_libpq_says_for_each_try_is_said_once():
+    said = "connection failed: it is closed\n\tIs it?\nconnection failed: it is closed"
+    assert one_line(said) == "it is closed Is it?"
 
 
 @pytest.mark.parametrize(

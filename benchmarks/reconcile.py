@@ -1,0 +1,232 @@
+"""The cost of planning and applying the corpus, against the bars that this project sets itself.
+
+    python benchmarks/reconcile.py [--quick] [--repetitions N]
+
+Everything runs in fresh processes, against an embedded server in a temporary directory, and the
+figures are medians. A process's CPU seconds are those that the kernel charges it, user and system;
+the server's are those of all its backends, parallel workers and autovacuum included. Linux only.
+Exits with 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from corpus import FILES, MODELS, REACTORS, write_corpus
+
+from arc_halo import embedded
+
+CSAFE_RATIO, PLAN_SECONDS, PEAK_MB = 3.0, 3.0, 250
+
+REAPED_SECONDS = 0.3
+"""A backend is gone this soon after its client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one run of a command took: CPU and wall seconds, and its peak resident set."""
+
+    client: float
+    server: float
+    wall: float
+    peak_mb: float
+
+    @property
+    def cpu(self) -> float:
+        return self.client + self.server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of the result. `is_met` is None for what is told for information."""
+
+    what: str
+    figure: str
+    bar: str = ""
+    is_met: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A corpus with a running embedded server of its own."""
+
+    directory: Path
+    postmaster: int
+    models: int
+    reactors: int
+
+    @property
+    def size(self) -> int:
+        return self.models + self.reactors
+
+    def command(self, *args: str) -> Usage:
+        """Run `arc-halo`, which must succeed."""
+        before, started = self._server_seconds(), time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "arc_halo", *args, "--project", str(self.directory)],
+            env=_environment(),
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall = time.monotonic() - started
+        if process.returncode:
+            raise SystemExit(f"arc-halo {' '.join(args)} exited with {process.returncode}")
+        time.sleep(REAPED_SECONDS)
+        return Usage(
+            client=usage.ru_utime + usage.ru_stime,
+            server=self._server_seconds() - before,
+            wall=wall,
+            peak_mb=usage.ru_maxrss * 1024 / 1e6,
+        )
+
+    def probe(self, name: str) -> dict[str, Any]:
+        """What `probes.py` says."""
+        probes = Path(__file__).with_name("probes.py")
+        said = subprocess.run(
+            [sys.executable, str(probes), name, str(self.directory)],
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        found: dict[str, Any] = json.loads(said.stdout)
+        return found
+
+    def _server_seconds(self) -> float:
+        """The CPU seconds of the server's processes that have ended."""
+        stat = Path(f"/proc/{self.postmaster}/stat").read_text()
+        user, system = stat.rpartition(")")[2].split()[13:15]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def site(directory: Path, models: int, reactors: int, files: int) -> Iterator[Site]:
+    """A new corpus in `directory`, its server running and migrated, nothing applied."""
+    write_corpus(directory, models=models, reactors=reactors, files=files)
+    status = embedded.start(directory)
+    try:
+        assert status.pid is not None
+        found = Site(
+            directory=directory, postmaster=status.pid, models=models, reactors=reactors
+        )
+        found.command("migrate", "up")
+        yield found
+    finally:
+        embedded.stop(directory, force=True)
+
+
+def validation_rows(large: Site, repetitions: int) -> tuple[Row, float]:
+    """Parsing and validation against CSafeLoader alone; also the seconds that ours takes."""
+    pairs = [(large.probe("csafe"), large.probe("validation")) for _ in range(repetitions)]
+    alone = median(csafe["seconds"] for csafe, _ in pairs)
+    load = median(ours["load"] for _, ours in pairs)
+    check = median(ours["validate"] for _, ours in pairs)
+    ratio = (load + check) / alone
+    row = Row(
+        what="parsing + validation, times CSafeLoader alone",
+        figure=f"{ratio:.2f}  ({load:.2f} + {check:.2f} s / {alone:.2f} s)",
+        bar=f"<= {CSAFE_RATIO:g}",
+        is_met=ratio <= CSAFE_RATIO,
+    )
+    return row, load + check
+
+
+def plan_rows(large: Site, repetitions: int, validation: float) -> Iterator[Row]:
+    """A no-op `arc-halo plan`, from the start of its process to the end."""
+    runs = [large.command("plan", "--detailed-exitcode") for _ in range(repetitions)]
+    client = median(run.client for run in runs)
+    server = median(run.server for run in runs)
+    beyond = client + server - validation
+    yield Row(
+        what="no-op plan beyond parsing + validation, CPU-s",
+        figure=f"{beyond:.2f}  (client {client - validation:.2f}, server {server:.2f})",
+        bar=f"<= {PLAN_SECONDS:g}",
+        is_met=beyond <= PLAN_SECONDS,
+    )
+    peak = median(run.peak_mb for run in runs)
+    yield Row(
+        what="no-op plan, peak RSS, MB",
+        figure=f"{peak:.0f}",
+        bar=f"<= {PEAK_MB}",
+        is_met=peak <= PEAK_MB,
+    )
+    wall = median(run.wall for run in runs)
+    yield Row(
+        what="no-op plan, all of it",
+        figure=f"{client + server:.2f} CPU-s, {wall:.2f} s on the clock",
+    )
+
+
+def statement_row(small: Site, large: Site) -> Row:
+    """How many statements a no-op plan takes for a tenth of the corpus, and for all of it."""
+    few, many = (len(each.probe("statements")["statements"]) for each in (small, large))
+    return Row(
+        what=f"SQL statements, no-op plan of {small.size:,} and {large.size:,}",
+        figure=f"{few} and {many}",
+        bar="equal",
+        is_met=few == many,
+    )
+
+
+def apply_row(large: Site) -> Row:
+    """The first apply, of which there is only one: all resources are new."""
+    run = large.command("apply")
+    return Row(
+        what=f"apply of {large.size:,} new resources",
+        figure=f"{run.cpu:.2f} CPU-s (client {run.client:.2f}, server {run.server:.2f}), "
+        f"{run.wall:.1f} s on the clock, {run.peak_mb:.0f} MB",
+    )
+
+
+def measure(root: Path, scale: int, repetitions: int) -> Iterator[Row]:
+    """All rows for the corpus divided by `scale`, in an order in which a reader wants them."""
+    sizes = [(MODELS // s, REACTORS // s, FILES // s) for s in (10 * scale, scale)]
+    with site(root / "small", *sizes[0]) as small, site(root / "large", *sizes[1]) as large:
+        row, validation = validation_rows(large, repetitions)
+        yield row
+        applied = apply_row(large)
+        small.command("apply")
+        yield from plan_rows(large, repetitions, validation)
+        yield statement_row(small, large)
+        yield applied
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without another database."""
+    others = ("ARC_HALO_DATABASE_URL", "NEON_DATABASE_URL")
+    return {name: value for name, value in os.environ.items() if name not in others}
+
+
+def _print(row: Row) -> None:
+    verdict = {True: "ok", False: "MISSED", None: ""}[row.is_met]
+    print(f"{row.what:<52} {row.figure:<38} {row.bar:<7} {verdict}".rstrip(), flush=True)
+
+
+def main() -> int:
+    """Print the rows as they come; 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the corpus")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="arc-halo-bench-") as root:
+        rows = []
+        for row in measure(Path(root), 10 if asked.quick else 1, asked.repetitions):
+            _print(row)
+            rows.append(row)
+    return int(any(row.is_met is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A project in a directory of its own, on a database of its own."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+import yaml
+
+from arc_halo import Project
+from arc_halo.reconcile.applying import Report
+from arc_halo.reconcile.changes import Plan
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "hidden_act": "silu",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """Writes manifests and weight files, plans and applies them, and looks at the database."""
+
+    directory: Path
+    url: str
+
+    def write(self, manifest: Mapping[str, Any], file: str = "arc_halo.yaml") -> None:
+        head = {"version": 1, "project": "work"} if file == "arc_halo.yaml" else {}
+        text = yaml.safe_dump({**head, **manifest}, sort_keys=False)
+        (self.directory / file).write_text(text)
+
+    def weights(
+        self,
+        file: str,
+        tensors: Mapping[str, np.ndarray],
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Write a safetensors file by hand; returns its label."""
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        body = b""
+        for name, array in tensors.items():
+            raw = np.ascontiguousarray(array).tobytes()
+            header[name] = {
+                "dtype": DTYPES[array.dtype.name],
+                "shape": list(array.shape),
+                "data_offsets": [len(body), len(body) + len(raw)],
+            }
+            body += raw
+        text = json.dumps(header).encode()
+        (self.directory / file).write_bytes(struct.pack("<Q", len(text)) + text + body)
+        return file
+
+    def project(self) -> Project:
+        return Project(self.directory, database_url=self.url, environ={})
+
+    def plan(self, *, prune: bool | None = None) -> Plan:
+        with self.project() as project:
+            return project.plan(prune=prune)
+
+    def apply(
+        self, manifest: Mapping[str, Any] | None = None, *, prune: bool | None = None
+    ) -> Report:
+        if manifest is not None:
+            self.write(manifest)
+        with self.project() as project:
+            return project.apply(project.plan(prune=prune))
+
+    def destroy(self) -> Report:
+        with self.project() as project:
+            return project.apply(project.plan_destroy())
+
+    def sql(self, query: str, *params: object) -> list[tuple[Any, ...]]:
+        """Run one statement as another client of the database would; its rows."""
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            cursor = conn.execute(query, params)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, query: str, *params: object) -> Any:
+        ((value,),) = self.sql(query, *params)
+        return value
+
+
+OpenWorkshop = Callable[..., Workshop]
+
+
+@pytest.fixture(scope="session")
+def make_workshop() -> Callable[[Path, str], Workshop]:
+    """A workshop in a given directory, for fixtures that outlive a test."""
+    return lambda directory, url: Workshop(directory=directory, url=url)
+
+
+@pytest.fixture
+def open_workshop(tmp_path: Path, database: str) -> OpenWorkshop:
+    """Opens further projects on the test's database."""
+
+    def opened(name: str = "work") -> Workshop:
+        directory = tmp_path / name
+        directory.mkdir()
+        return Workshop(directory=directory, url=database)
+
+    return opened
+
+
+@pytest.fixture
+def workshop(open_workshop: OpenWorkshop) -> Workshop:
+    return open_workshop()
+
+
+@pytest.fixture
+def llama() -> dict[str, Any]:
+    """An architecture with layers and heads."""
+    return dict(LLAMA)

@@ -1,0 +1,250 @@
+"""Whatever somebody changes in a managed row is noticed by the next plan and set right by apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from arc_halo import Project
+
+DUMP = {
+    "models": """
+        SELECT model_name, version, model_type, architecture_config, architecture_family,
+               description, tags, encode(sets.root, 'hex'), weights_metadata,
+               models.parameter_count, status
+        FROM models LEFT JOIN weight_sets AS sets ON sets.id = weight_set_id ORDER BY 1, 2""",
+    "layers": """
+        SELECT model_name, layer_index, layer_type, hidden_size, intermediate_size, num_heads,
+               num_kv_heads, head_dim, activation, normalization, position_encoding
+        FROM transformer_layers JOIN models ON models.id = model_id ORDER BY 1, 2""",
+    "heads": """
+        SELECT model_name, layer_index, head_index, heads.head_dim, kv_head_index
+        FROM attention_heads AS heads JOIN transformer_layers AS layers ON layers.id = layer_id
+        JOIN models ON models.id = model_id ORDER BY 1, 2, 3""",
+    "weights": """
+        SELECT model_name, tensor_name, tensor_id, layer_index, weight_type
+        FROM model_weights JOIN models ON models.id = model_id
+        LEFT JOIN transformer_layers AS layers ON layers.id = layer_id ORDER BY 1, 2""",
+    "aliases": """
+        SELECT aliases.model_name, alias, version
+        FROM model_aliases AS aliases JOIN models ON models.id = model_id ORDER BY 1, 2""",
+    "strategies": "SELECT name, uses, params, description, tags FROM fusion_strategies",
+    "reactors": """
+        SELECT reactor_name, reactor_type, strategy_name, strategy_uses, params, base.model_name,
+               produced.model_name, config, reactor.description, reactor.tags
+        FROM cognitive_fusion_reactors AS reactor
+        LEFT JOIN models AS base ON base.id = base_model_id
+        LEFT JOIN models AS produced ON produced.id = produces_model_id""",
+    "members": """
+        SELECT ordinal, model_name, role, weight, priority
+        FROM reactor_models JOIN models ON models.id = model_id ORDER BY 1""",
+    "interactions": """
+        SELECT source.model_name, target.model_name, interaction_kind, weight
+        FROM model_interaction_graph
+        JOIN models AS source ON source.id = from_model_id
+        JOIN models AS target ON target.id = to_model_id ORDER BY 1, 2, 3""",
+}
+
+POET = "WHERE model_name = 'poet'"
+LAYER = "WHERE layer_index = 1 AND model_id = (SELECT id FROM models WHERE model_name = 'poet')"
+TENSOR = (
+    "WHERE tensor_name = 'model.layers.1.self_attn.q_proj.weight' "
+    "AND model_id = (SELECT id FROM models WHERE model_name = 'poet')"
+)
+
+TAMPERINGS = {
+    "models.model_type": f"UPDATE models SET model_type = 'ssm' {POET}",
+    "models.architecture_config": f"UPDATE models SET architecture_config = '{{}}' {POET}",
+    "models.architecture_family": f"UPDATE models SET architecture_family = 'bert' {POET}",
+    "models.description": f"UPDATE models SET description = NULL {POET}",
+    "models.tags": f"UPDATE models SET tags = '{{}}' {POET}",
+    "models.weight_set_id": f"""
+        UPDATE models SET weight_set_id =
+            (SELECT weight_set_id FROM models WHERE model_name = 'critics') {POET}""",
+    "models without weights": f"""
+        UPDATE models SET weight_set_id = NULL, status = 'registered' {POET}""",
+    "models.weights_metadata": f"UPDATE models SET weights_metadata = '{{}}' {POET}",
+    "models.parameter_count": f"UPDATE models SET parameter_count = 1 {POET}",
+    "models.status": f"UPDATE models SET status = 'failed' {POET}",
+    "a model deleted": """
+        DELETE FROM models WHERE model_name = 'coder' AND version = '2.0.0'""",
+    "layers.layer_type": f"UPDATE transformer_layers SET layer_type = 'ssm' {LAYER}",
+    "layers.layer_index": f"UPDATE transformer_layers SET layer_index = 7 {LAYER}",
+    "layers.hidden_size": f"UPDATE transformer_layers SET hidden_size = 9 {LAYER}",
+    "layers.intermediate_size": f"UPDATE transformer_layers SET intermediate_size = 9 {LAYER}",
+    "layers.num_heads": f"UPDATE transformer_layers SET num_heads = 9 {LAYER}",
+    "layers.num_kv_heads": f"UPDATE transformer_layers SET num_kv_heads = 9 {LAYER}",
+    "layers.head_dim": f"UPDATE transformer_layers SET head_dim = 9 {LAYER}",
+    "layers.activation": f"UPDATE transformer_layers SET activation = 'relu' {LAYER}",
+    "layers.normalization": f"UPDATE transformer_layers SET normalization = NULL {LAYER}",
+    "layers.position_encoding": f"UPDATE transformer_layers SET position_encoding = 'x' {LAYER}",
+    "a layer deleted": f"DELETE FROM transformer_layers {LAYER}",
+    "a layer added": """
+        INSERT INTO transformer_layers (model_id, layer_index, layer_type)
+        SELECT id, 9, 'decoder' FROM models WHERE model_name = 'poet'""",
+    "heads.head_dim": "UPDATE attention_heads SET head_dim = 9 WHERE head_index = 3",
+    "heads.kv_head_index": "UPDATE attention_heads SET kv_head_index = 0 WHERE head_index = 3",
+    "heads.head_index": "UPDATE attention_heads SET head_index = 9 WHERE head_index = 3",
+    "a head deleted": "DELETE FROM attention_heads WHERE head_index = 0",
+    "weights.tensor_id": f"""
+        UPDATE model_weights SET tensor_id =
+            (SELECT max(id) FROM tensor_metadata) {TENSOR}""",
+    "weights.layer_id": f"UPDATE model_weights SET layer_id = NULL {TENSOR}",
+    "weights.weight_type": f"UPDATE model_weights SET weight_type = 'norm' {TENSOR}",
+    "weights.tensor_name": f"UPDATE model_weights SET tensor_name = 'x' {TENSOR}",
+    "a weight deleted": f"DELETE FROM model_weights {TENSOR}",
+    "a weight added": """
+        INSERT INTO model_weights (model_id, tensor_name, tensor_id)
+        SELECT models.id, 'extra', (SELECT max(id) FROM tensor_metadata)
+        FROM models WHERE model_name = 'poet'""",
+    "aliases.alias": "UPDATE model_aliases SET alias = 'stolen' WHERE alias = 'production'",
+    "aliases.model_id": """
+        UPDATE model_aliases SET model_id =
+            (SELECT id FROM models WHERE model_name = 'coder' AND version = '2.0.0')
+        WHERE alias = 'stable'""",
+    "an alias deleted": "DELETE FROM model_aliases WHERE alias = 'production'",
+    "an alias added": """
+        INSERT INTO model_aliases (model_name, alias, model_id)
+        SELECT model_name, 'extra', id FROM models WHERE model_name = 'poet'""",
+    "strategies.uses": "UPDATE fusion_strategies SET uses = 'slerp'",
+    "strategies.params": "UPDATE fusion_strategies SET params = '{}'",
+    "strategies.description": "UPDATE fusion_strategies SET description = 'x'",
+    "strategies.tags": "UPDATE fusion_strategies SET tags = '{}'",
+    "reactors.reactor_type": """
+        UPDATE cognitive_fusion_reactors SET reactor_type = 'cascade', produces_model_id = NULL""",
+    "reactors.strategy_name": "UPDATE cognitive_fusion_reactors SET strategy_name = 'slerp'",
+    "reactors.strategy_uses": "UPDATE cognitive_fusion_reactors SET strategy_uses = 'slerp'",
+    "reactors.params": "UPDATE cognitive_fusion_reactors SET params = '{}'",
+    "reactors.base_model_id": "UPDATE cognitive_fusion_reactors SET base_model_id = NULL",
+    "reactors.produces_model_id": "UPDATE cognitive_fusion_reactors SET produces_model_id = NULL",
+    "reactors.config": "UPDATE cognitive_fusion_reactors SET config = '{}'",
+    "reactors.description": "UPDATE cognitive_fusion_reactors SET description = NULL",
+    "reactors.tags": "UPDATE cognitive_fusion_reactors SET tags = '{}'",
+    "a reactor deleted": "DELETE FROM cognitive_fusion_reactors",
+    "members.model_id": """
+        UPDATE reactor_models SET model_id =
+            (SELECT id FROM models WHERE model_name = 'base') WHERE ordinal = 2""",
+    "members.ordinal": "UPDATE reactor_models SET ordinal = 9 WHERE ordinal = 0",
+    "members.role": "UPDATE reactor_models SET role = 'validator' WHERE ordinal = 1",
+    "members.weight": "UPDATE reactor_models SET weight = 0.75 WHERE ordinal = 1",
+    "members.priority": "UPDATE reactor_models SET priority = NULL WHERE ordinal = 1",
+    "a member deleted": "DELETE FROM reactor_models WHERE ordinal = 2",
+    "interactions.from": """
+        UPDATE model_interaction_graph SET from_model_id =
+            (SELECT model_id FROM reactor_models WHERE ordinal = 2)""",
+    "interactions.to": """
+        UPDATE model_interaction_graph SET to_model_id =
+            (SELECT model_id FROM reactor_models WHERE ordinal = 2)""",
+    "interactions.kind": "UPDATE model_interaction_graph SET interaction_kind = 'corrects'",
+    "interactions.weight": "UPDATE model_interaction_graph SET weight = 0.25",
+    "an interaction deleted": "DELETE FROM model_interaction_graph",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """A project that was applied once, and how its rows looked right after."""
+
+    project: Project
+    conn: psycopg.Connection[Any]
+    rows: dict[str, list[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module")
+def applied(
+    tmp_path_factory: pytest.TempPathFactory, create_database: Any, template: str, make_workshop: Any
+) -> Iterator[Applied]:
+    workshop = make_workshop(tmp_path_factory.mktemp("drift"), create_database(template))
+    workshop.apply(_manifest(workshop))
+    with workshop.project() as project, psycopg.connect(workshop.url, autocommit=True) as conn:
+        yield Applied(project=project, conn=conn, rows=_dump(conn))
+
+
+@pytest.mark.parametrize("tampering", TAMPERINGS.values(), ids=TAMPERINGS.keys())
+def test_a_change_from_outside_is_noticed_and_repaired(applied: Applied, tampering: str) -> None:
+    project, conn = applied.project, applied.conn
+    try:
+        conn.execute(tampering)
+        assert _dump(conn) != applied.rows
+        plan = project.plan()
+        assert plan.has_changes, "the drift was not noticed"
+        assert all(change.is_drift and change.reason for change in plan.changes)
+    finally:
+        conn.execute("UPDATE managed_resources SET live_digest = 'look again'")
+        project.apply(project.plan())
+    assert _dump(conn) == applied.rows
+    assert not project.plan().has_changes
+
+
+def _dump(conn: psycopg.Connection[Any]) -> dict[str, list[tuple[Any, ...]]]:
+    return {name: conn.execute(query).fetchall() for name, query in DUMP.items()}
+
+
+def _manifest(workshop: Any) -> dict[str, Any]:
+    def weights(name: str) -> str:
+        random = np.random.default_rng(len(name))
+        names = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]
+        names += ["model.layers.1.self_attn.q_proj.weight"]
+        tensors = {n: random.random((4, 3), np.float32) for n in names}
+        return workshop.weights(f"{name}.safetensors", tensors, {"made by": name})
+
+    from_file = {
+        name: {
+            "version": "1.0.0",
+            "architecture": {"model_type": "llama", **SIZES},
+            "weights": weights(name),
+            "description": f"the {name}",
+            "tags": {"team": name},
+            "aliases": ["production"] if name == "poet" else [],
+        }
+        for name in ("base", "poet", "coder", "critics")
+    }
+    return {
+        "models": {
+            **{f"{name}@1.0.0": {**m, "version": "1.0.0"} for name, m in from_file.items()},
+            "coder@2.0.0": {"type": "other"},
+            "coder@3.0.0": {"type": "other", "aliases": ["stable"]},
+        },
+        "strategies": {
+            "even": {
+                "uses": "linear",
+                "params": {"normalize": True},
+                "description": "plain",
+                "tags": {"a": 1},
+            }
+        },
+        "reactors": {
+            "story": {
+                "type": "merge",
+                "strategy": "even",
+                "base": "base",
+                "members": [
+                    {"model": "poet", "role": "primary", "weight": 0.5},
+                    {"model": "coder@1.0.0", "weight": 0.25, "priority": 3},
+                    {"model": "critics", "weight": 0.25},
+                ],
+                "interactions": [
+                    {"from": "coder@1.0.0", "to": "poet", "kind": "validates", "weight": 0.5}
+                ],
+                "produces": {"model": "story", "version": "1.0.0"},
+                "config": {"quorum": 2},
+                "description": "a merge",
+                "tags": {"b": True},
+            }
+        },
+    }
+
+
+SIZES = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "hidden_act": "silu",
+}
