@@ -37,23 +37,40 @@ def is_portable(schema: object) -> bool:
 
 @lru_cache(maxsize=4)
 def _acceptor(text: str) -> Accepts:
-    import fastjsonschema
+    from fastjsonschema import JsonSchemaDefinitionException, JsonSchemaValueException
 
     try:
-        check = fastjsonschema.compile(
-            json.loads(text), use_default=False, use_formats=False, detailed_exceptions=False
-        )
-    except fastjsonschema.JsonSchemaDefinitionException:
+        check = _compile(json.loads(text))
+    except JsonSchemaDefinitionException:
         return lambda value: False
 
     def accepts(value: Any) -> bool:
         try:
             check(value)
-        except fastjsonschema.JsonSchemaValueException:
+        except JsonSchemaValueException:
             return False
         return True
 
     return accepts
+
+
+def _compile(schema: JsonObject) -> Callable[[Any], Any]:
+    """Do what `fastjsonschema.compile` does, but 4.0 is no integer: code wants an int."""
+    from fastjsonschema.draft04 import CodeGeneratorDraft04
+    from fastjsonschema.draft07 import CodeGeneratorDraft07
+    from fastjsonschema.ref_resolver import RefResolver
+
+    class Generator(CodeGeneratorDraft07):  # type: ignore[misc]  # it has no types
+        generate_type = CodeGeneratorDraft04.generate_type
+
+    resolver = RefResolver.from_schema(schema, store={})
+    generator = Generator(
+        schema, resolver=resolver, use_default=False, use_formats=False, detailed_exceptions=False
+    )
+    names: dict[str, Any] = generator.global_state
+    exec(generator.func_code, names)
+    check: Callable[[Any], Any] = names[resolver.get_scope_name()]
+    return check
 
 
 def _draft_7(schema: JsonObject) -> JsonObject:

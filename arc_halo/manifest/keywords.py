@@ -58,6 +58,11 @@ def _unique(validator: Any, is_asked: bool, value: object, schema: JsonObject) -
         seen.add(identity)
 
 
+def _is_integer(checker: object, value: object) -> bool:
+    """Tell an int, as code wants it; JSON Schema would take 4.0 as well."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _fits_a_pattern(name: str, schema: JsonObject) -> bool:
     return any(re.search(pattern, name) for pattern in schema.get("patternProperties", {}))
 
@@ -81,5 +86,6 @@ Validator = extend(  # type: ignore[no-untyped-call]  # its stub has no types
         "additionalProperties": _additional,
         "uniqueItems": _unique,
     },
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
 )
 """The jsonschema validator with these keywords."""

@@ -11,6 +11,7 @@ from arc_halo.config import PROJECT_FILE
 from arc_halo.manifest.report import shown
 from arc_halo.manifest.scalars import ScalarError, read_plain
 from arc_halo.names import did_you_mean
+from arc_halo.sizes import format_count
 from arc_halo.types import JsonObject
 
 NOTES = "x-arc-halo"
@@ -133,9 +134,9 @@ def _range(refusal: Refusal) -> Phrase:
 def _length(refusal: Refusal) -> Phrase:
     side, unit = _LENGTHS[refusal.keyword]
     size = len(refusal.value)
-    has = f"has {size:,} {unit}" if size else "is empty"
-    limit = f"{side} {refusal.rule:,}"
-    return refusal.phrase("AH007", f"this {has}, {limit} may stand here", f"write {limit} {unit}")
+    has = f"has {format_count(size, unit)}" if size else "is empty"
+    limit = f"{side} {format_count(refusal.rule, unit)}"
+    return refusal.phrase("AH007", f"this {has}; it takes {limit}", f"write {limit}")
 
 
 def _not(refusal: Refusal) -> Phrase:
@@ -167,12 +168,12 @@ _RANGES = {
     "multipleOf": ("not a multiple of", "write a multiple of"),
 }
 _LENGTHS = {
-    "minLength": ("at least", "characters"),
-    "maxLength": ("at most", "characters"),
-    "minItems": ("at least", "items"),
-    "maxItems": ("at most", "items"),
-    "minProperties": ("at least", "fields"),
-    "maxProperties": ("at most", "fields"),
+    "minLength": ("at least", "character"),
+    "maxLength": ("at most", "character"),
+    "minItems": ("at least", "item"),
+    "maxItems": ("at most", "item"),
+    "minProperties": ("at least", "field"),
+    "maxProperties": ("at most", "field"),
 }
 _PHRASES |= dict.fromkeys(_RANGES, _range) | dict.fromkeys(_LENGTHS, _length)
 _TYPES = {
@@ -206,6 +207,8 @@ def _type_hint(types: set[str], value: object, raw: str) -> str | None:
         return _hint_for_text(types, value, raw)
     if "string" in types and isinstance(value, int | float) and raw:
         return f'put quotes around it: "{raw}"'
+    if "integer" in types and isinstance(value, float) and value.is_integer():
+        return f"write {value:.0f}"
     return None
 
 

@@ -140,11 +140,10 @@ def _size_problem(
     except InvalidInputError:
         return  # the schema's pattern says so
     if not low <= size <= high:
-        side = "less than the minimum" if size < low else "more than the maximum"
-        message = (
-            f"{'.'.join(pointer)}: {value} is {side} of {_binary(low if size < low else high)}"
-        )
-        yield problem(source, pointer, "AH007", message)
+        side = f"less than {_binary(low)}" if size < low else f"more than {_binary(high)}"
+        message = f"{'.'.join(pointer)}: {value} is {side}"
+        hint = f"write a size from {_binary(low)} to {_binary(high)}"
+        yield problem(source, pointer, "AH007", message, hint=hint)
 
 
 def _binary(size: int) -> str:

@@ -203,7 +203,8 @@ def _root_certificates(given: Mapping[str, str], mode: str | None) -> str | None
         asked is None and mode not in ("verify-ca", "verify-full")
     ):
         return None
-    if asked is None and (Path.home() / ".postgresql" / "root.crt").is_file():
+    home = os.environ.get("HOME")
+    if asked is None and home and (Path(home) / ".postgresql" / "root.crt").is_file():
         return None
     # The OpenSSL inside psycopg's wheels looks for the system's authorities in a directory that
     # no system has, unless these variables tell it better.

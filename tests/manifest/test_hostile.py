@@ -33,9 +33,8 @@ def bomb(levels, width, leaf="x"):
     return "\n".join(lines) + "\n"
 
 
-HOSTILE = {
-    # name: (text, code, line, column)
-    "a bomb of lists": (bomb(9, 10), "AH009", 6, 34),
+HOSTILE: dict[str, tuple[str | bytes, str, int, int]] = {
+    "a bomb of lists": (bomb(9, 10), "AH009", 6, 45),
     "a bomb of mappings": (
         "a: &a {x: 1, y: 2}\n"
         + "".join(
@@ -43,8 +42,8 @@ HOSTILE = {
             for old, new in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
         ),
         "AH009",
+        12,
         11,
-        22,
     ),
     "a bomb of texts": (
         f"a: &a {'x' * 500_000}\nb:\n" + "- *a\n" * 100_000,
@@ -55,7 +54,7 @@ HOSTILE = {
     "a bomb of keys": (
         f"a: &a {{{'x' * 1000}: 1}}\nb:\n" + "- *a\n" * 100_000,
         "AH009",
-        58825,
+        55558,
         3,
     ),
     "an alias inside itself": ("a: &a\n  b: [*a]\n", "AH009", 2, 7),
@@ -191,14 +190,7 @@ models:
 
 def test_whatever_bytes_come_the_answer_is_data_or_problems_with_known_codes():
     rng = random.Random(20240131)
-    alphabet = list("\n\t :-,[]{}&*!|>'\"%@`#?\\~0a.") + [
-        "\x00",
-        "\xff",
-        "é",
-        "\u2028",
-        "<<",
-        "---",
-    ]
+    alphabet = [*"\n\t :-,[]{}&*!|>'\"%@`#?\\~0a.\x00\xff\u2028é", "<<", "---"]
     schema = compose_schema({}, [])
     for _ in range(1500):
         text = list(SEED)
