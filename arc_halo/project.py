@@ -82,14 +82,11 @@ class Project:
     @cached_property
     def target(self) -> DatabaseTarget:
         """Which database is meant, and what said so."""
-        needs_manifest = not self._flag and not self.environ.get("ARC_HALO_DATABASE_URL")
-        database = (
-            self.manifest.head.get("database") if needs_manifest and self.has_manifest else None
-        )
+        is_decided = self._flag or self.environ.get("ARC_HALO_DATABASE_URL")
         return database_target(
             flag=self._flag,
             environ=self.environ,
-            manifest_database=database,
+            manifest_database=None if is_decided else self._declared_database(),
             project_directory=self.directory,
         )
 
@@ -239,6 +236,11 @@ class Project:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _declared_database(self) -> str | Mapping[str, object] | None:
+        from arc_halo.manifest.database import declared_database
+
+        return declared_database(self.directory, self.environ)
 
     @property
     def _threads(self) -> int:

@@ -151,7 +151,7 @@ def _version(n: int) -> str:
 
 
 def _has_alias(n: int) -> bool:
-    return n % 3 == 0
+    return n % 3 == 2
 
 
 def _reference(n: int) -> str:
@@ -168,9 +168,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.files < 1 or (asked.reactors and asked.models < 4):
         parser.error("there must be at least 1 file, and 4 models for the reactors")
-    write_corpus(
-        asked.directory, models=asked.models, reactors=asked.reactors, files=asked.files
-    )
+    write_corpus(asked.directory, models=asked.models, reactors=asked.reactors, files=asked.files)
 
 
 if __name__ == "__main__":

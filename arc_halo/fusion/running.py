@@ -51,6 +51,14 @@ def fuse(
     return build(store, request, infos, merge.produce, advance=advance)
 
 
+def output_bytes(store: WeightStore, recipe: FusionRecipe) -> int:
+    """Raw bytes that `fuse` will write: as many as the first member has; 0 while it has none."""
+    root = recipe.members[0].root
+    with store.pool.connection() as conn:
+        found = builds.sets_by_root(conn, [root]).get(root)
+    return found.size_bytes if found else 0
+
+
 def _tensors(store: WeightStore, source: FusionInput) -> Tensors:
     with store.pool.connection() as conn:
         found = builds.sets_by_root(conn, [source.root]).get(source.root)

@@ -60,11 +60,11 @@ def _compile(schema: JsonObject) -> Callable[[Any], Any]:
     from fastjsonschema.draft07 import CodeGeneratorDraft07
     from fastjsonschema.ref_resolver import RefResolver
 
-    class Generator(CodeGeneratorDraft07):  # type: ignore[misc]  # it has no types
+    class Generator(CodeGeneratorDraft07):
         generate_type = CodeGeneratorDraft04.generate_type
 
     resolver = RefResolver.from_schema(schema, store={})
-    generator = Generator(
+    generator = Generator(  # type: ignore[no-untyped-call]  # it has no types
         schema, resolver=resolver, use_default=False, use_formats=False, detailed_exceptions=False
     )
     names: dict[str, Any] = generator.global_state

@@ -7,6 +7,7 @@ hostile input is answered quickly. Aliases give copies: no two values share a co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
@@ -49,15 +50,20 @@ def parse(
     there are no problems. A byte order mark must be gone from `text`.
     """
     report = Report(text, label)
+    data: dict[str, Any] = {}
+    with suppress(StopReading):
+        data = _read(text, report, env)
+    return data, with_notice(report.problems, len(report.problems))
+
+
+def _read(text: str, report: Report, env: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        return _Reader(text, report, ScalarReader(report, env)).document(), report.problems
-    except StopReading:
-        pass
+        return _Reader(text, report, ScalarReader(report, env)).document()
     except MarkedYAMLError as error:
         report.add_syntax_error(error)
     except YAMLError:
         report.add_unreadable_character()
-    return {}, with_notice(report.problems, len(report.problems))
+    return {}
 
 
 class _Reader:

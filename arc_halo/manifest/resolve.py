@@ -31,7 +31,7 @@ from arc_halo.manifest.model_files import ModelFiles
 from arc_halo.manifest.params import params_problems, with_defaults
 from arc_halo.manifest.problems import Found, Problems
 from arc_halo.manifest.references import References, Registered
-from arc_halo.names import parse_reference
+from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
 from arc_halo.types import JsonObject, Key
 
@@ -323,6 +323,14 @@ class _Resolver:
 
     # References
 
+    def _check_ignored(self, kind: str, found: Found, spec: Spec) -> None:
+        for index, field_name in enumerate(found.data.get("ignore", ())):
+            managed = [*spec.as_json(), *(["weights"] if kind == MODEL else [])]
+            if field_name not in managed:
+                message = f"a {kind} has no field {field_name!r} to ignore"
+                hint = did_you_mean(field_name, managed) or f"it has {', '.join(managed)}"
+                self.problems.add(found, ("ignore", index), "AH003", message, hint)
+
     def _declaration(
         self,
         kind: str,
@@ -333,6 +341,7 @@ class _Resolver:
         protector: Found | None = None,
     ) -> Declaration:
         data = (protector or found).data
+        self._check_ignored(kind, found, spec)
         return Declaration(
             key=Key(kind=kind, name=found.name),
             spec=spec,

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from arc_halo.manifest.report import shown
+
 MARK = "${"
 """A text without this holds no variable."""
 
@@ -58,7 +60,7 @@ def _value(match: re.Match[str], env: Mapping[str, str]) -> str | VariableProble
     body = _BODY.fullmatch(match["body"] or "")
     if body is None:
         return VariableProblem(
-            reference=match[0], message=f"{_quoted(match[0])} is not a variable", hint=_FORMS
+            reference=match[0], message=f"{shown(match[0])} is not a variable", hint=_FORMS
         )
     name, operator, rest = body.group("name", "operator", "rest")
     value = env.get(name)
@@ -82,10 +84,6 @@ def _text(reference: str, name: str, value: str) -> str | VariableProblem:
 def _unset(reference: str, name: str, message: str | None) -> VariableProblem:
     return VariableProblem(
         reference=reference,
-        message=f"the variable {_quoted(name)} has no value" + (f": {message}" if message else ""),
+        message=f"the variable {shown(name)} has no value" + (f": {message}" if message else ""),
         hint=f"set {name}, or give a default: ${{{name}:-default}}",
     )
-
-
-def _quoted(text: str, longest: int = 60) -> str:
-    return repr(text if len(text) <= longest else text[: longest - 1] + "…")

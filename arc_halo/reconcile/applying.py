@@ -13,7 +13,7 @@ from uuid import UUID
 from arc_halo._version import __version__
 from arc_halo.errors import RefusedError, StalePlanError, WeightsError
 from arc_halo.fusion.recipes import FusionRecipe
-from arc_halo.fusion.running import fuse
+from arc_halo.fusion.running import fuse, output_bytes
 from arc_halo.manifest.documents import spec_digest
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile import kinds, state
@@ -141,7 +141,8 @@ class _Builder:
 
     def _fuse(self, change: Change, build: FuseBuild) -> Built:
         recipe = self._recipe(change, build)
-        with self._progress.task(f"fuse {change.key.name}", 0) as advance:
+        size_bytes = output_bytes(self._store, recipe)
+        with self._progress.task(f"fuse {change.key.name}", size_bytes) as advance:
             return fuse(self._store, recipe, project=self._plan.project, advance=advance)
 
     def _recipe(self, change: Change, build: FuseBuild) -> FusionRecipe:

@@ -41,7 +41,6 @@ class Kind:
     write: Callable[[Connection, Sequence[Written], Revision | None], dict[str, UUID]]
     rename: Callable[[Connection, str, str], None]
     delete: Callable[[Connection, Iterable[str]], None]
-    managed_fields: tuple[str, ...]
 
 
 def write_strategies(
@@ -110,7 +109,6 @@ BY_NAME: Mapping[str, Kind] = MappingProxyType(
             write=write_strategies,
             rename=strategies.rename,
             delete=strategies.delete,
-            managed_fields=("uses", "params", "description", "tags"),
         ),
         MODEL: Kind(
             name=MODEL,
@@ -119,7 +117,6 @@ BY_NAME: Mapping[str, Kind] = MappingProxyType(
             write=write_models,
             rename=models.rename,
             delete=models.delete,
-            managed_fields=("type", "architecture", "description", "aliases", "tags", "weights"),
         ),
         REACTOR: Kind(
             name=REACTOR,
@@ -128,13 +125,9 @@ BY_NAME: Mapping[str, Kind] = MappingProxyType(
             write=write_reactors,
             rename=reactors.rename,
             delete=reactors.delete,
-            managed_fields=(
-                "type", "strategy", "uses", "params", "members", "base", "interactions",
-                "produces", "config", "description", "tags",
-            ),
         ),
     }
-)  # fmt: skip
+)
 
 ORDERED = tuple(BY_NAME[name] for name in KINDS)
 

@@ -6,7 +6,8 @@ What a block is decided by its info string:
 - `console`         each line after `$ ` runs, and prints what stands below it; `exit=4` names the
                     exit code of the last one, `fresh` begins with a new copy
 - `python`          runs
-- `yaml file=NAME`  is written to that file (relative to the copy); other `yaml` must be valid
+- `yaml`            must be valid
+- `… file=NAME`     is written to that file of the copy instead; a `test_*.py` is run at the end
 - `text`, `mermaid`, `sql`, and whatever says `norun`, is for reading only
 
 `pip install`, `git clone` and `pytest` are taken out of commands: installing and testing as the
@@ -88,15 +89,22 @@ class Reader:
             return
         if "fresh" in block.options:
             self._begin()
-        if block.language == "console":
+        if file := block.option("file"):
+            (self.root / file).write_text(block.text)
+        elif block.language == "console":
             self._check_transcript(block)
         elif block.language == "sh":
             finished = self._run(DONE_BY_CI.sub("true ", block.text))
             assert finished.returncode == 0, f"{block} failed:\n{finished.stdout}"
         elif block.language == "python":
             self._run_python(block)
-        elif file := block.option("file"):
-            (self.root / file).write_text(block.text)
+
+    def finish(self) -> None:
+        """Run the tests that the page wrote."""
+        if tests := sorted(path.name for path in self.root.glob("test_*.py")):
+            self.directory = self.root
+            finished = self._run(f"python -m pytest -q -p no:cacheprovider {' '.join(tests)}")
+            assert finished.returncode == 0, finished.stdout
 
     def _check_transcript(self, block: Block) -> None:
         finished = None
@@ -152,6 +160,7 @@ def test_what_a_page_shows_happens(
     try:
         for block in _blocks(page):
             reader.read(block)
+        reader.finish()
     finally:
         _stop_servers(reader)
 
@@ -246,10 +255,9 @@ def _environment(home: Path, database_url: str | None) -> dict[str, str]:
     """An environment in which `arc-halo` is the package under test, and nothing is the user's."""
     programs = home / "bin"
     programs.mkdir()
-    command = programs / "arc-halo"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m arc_halo "$@"\n')
-    command.chmod(0o755)
-    (programs / "python").symlink_to(sys.executable)
+    for name, arguments in (("arc-halo", " -m arc_halo"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
+        (programs / name).chmod(0o755)
     ours = ("ARC_HALO_", "NEON_", "PG", "PYTHON", "NO_COLOR", "FORCE_COLOR", "GITHUB_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     given = {"ARC_HALO_DATABASE_URL": database_url, "DATABASE": database_url}

@@ -31,6 +31,46 @@ LLAMA = {
 }
 
 
+# Everything that apply writes into the typed tables, ids and times left out.
+DUMP = {
+    "models": """
+        SELECT model_name, version, model_type, architecture_config, architecture_family,
+               description, tags, encode(sets.root, 'hex'), weights_metadata,
+               models.parameter_count, status
+        FROM models LEFT JOIN weight_sets AS sets ON sets.id = weight_set_id ORDER BY 1, 2""",
+    "layers": """
+        SELECT model_name, layer_index, layer_type, hidden_size, intermediate_size, num_heads,
+               num_kv_heads, head_dim, activation, normalization, position_encoding
+        FROM transformer_layers JOIN models ON models.id = model_id ORDER BY 1, 2""",
+    "heads": """
+        SELECT model_name, layer_index, head_index, heads.head_dim, kv_head_index
+        FROM attention_heads AS heads JOIN transformer_layers AS layers ON layers.id = layer_id
+        JOIN models ON models.id = model_id ORDER BY 1, 2, 3""",
+    "weights": """
+        SELECT model_name, tensor_name, tensor_id, layer_index, weight_type
+        FROM model_weights JOIN models ON models.id = model_id
+        LEFT JOIN transformer_layers AS layers ON layers.id = layer_id ORDER BY 1, 2""",
+    "aliases": """
+        SELECT aliases.model_name, alias, version
+        FROM model_aliases AS aliases JOIN models ON models.id = model_id ORDER BY 1, 2""",
+    "strategies": "SELECT name, uses, params, description, tags FROM fusion_strategies",
+    "reactors": """
+        SELECT reactor_name, reactor_type, strategy_name, strategy_uses, params, base.model_name,
+               produced.model_name, config, reactor.description, reactor.tags
+        FROM cognitive_fusion_reactors AS reactor
+        LEFT JOIN models AS base ON base.id = base_model_id
+        LEFT JOIN models AS produced ON produced.id = produces_model_id""",
+    "members": """
+        SELECT ordinal, model_name, role, weight, priority
+        FROM reactor_models JOIN models ON models.id = model_id ORDER BY 1""",
+    "interactions": """
+        SELECT source.model_name, target.model_name, interaction_kind, weight
+        FROM model_interaction_graph
+        JOIN models AS source ON source.id = from_model_id
+        JOIN models AS target ON target.id = to_model_id ORDER BY 1, 2, 3""",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """Writes manifests and weight files, plans and applies them, and looks at the database."""
@@ -113,6 +153,16 @@ def open_workshop(tmp_path: Path, database: str) -> OpenWorkshop:
         return Workshop(directory=directory, url=database)
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def dump() -> Callable[[psycopg.Connection[Any]], dict[str, list[tuple[Any, ...]]]]:
+    """Reads everything that apply writes into the typed tables."""
+
+    def dumped(conn: psycopg.Connection[Any]) -> dict[str, list[tuple[Any, ...]]]:
+        return {name: conn.execute(query).fetchall() for name, query in DUMP.items()}
+
+    return dumped
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,44 +11,6 @@ import psycopg
 import pytest
 
 from arc_halo import Project
-
-DUMP = {
-    "models": """
-        SELECT model_name, version, model_type, architecture_config, architecture_family,
-               description, tags, encode(sets.root, 'hex'), weights_metadata,
-               models.parameter_count, status
-        FROM models LEFT JOIN weight_sets AS sets ON sets.id = weight_set_id ORDER BY 1, 2""",
-    "layers": """
-        SELECT model_name, layer_index, layer_type, hidden_size, intermediate_size, num_heads,
-               num_kv_heads, head_dim, activation, normalization, position_encoding
-        FROM transformer_layers JOIN models ON models.id = model_id ORDER BY 1, 2""",
-    "heads": """
-        SELECT model_name, layer_index, head_index, heads.head_dim, kv_head_index
-        FROM attention_heads AS heads JOIN transformer_layers AS layers ON layers.id = layer_id
-        JOIN models ON models.id = model_id ORDER BY 1, 2, 3""",
-    "weights": """
-        SELECT model_name, tensor_name, tensor_id, layer_index, weight_type
-        FROM model_weights JOIN models ON models.id = model_id
-        LEFT JOIN transformer_layers AS layers ON layers.id = layer_id ORDER BY 1, 2""",
-    "aliases": """
-        SELECT aliases.model_name, alias, version
-        FROM model_aliases AS aliases JOIN models ON models.id = model_id ORDER BY 1, 2""",
-    "strategies": "SELECT name, uses, params, description, tags FROM fusion_strategies",
-    "reactors": """
-        SELECT reactor_name, reactor_type, strategy_name, strategy_uses, params, base.model_name,
-               produced.model_name, config, reactor.description, reactor.tags
-        FROM cognitive_fusion_reactors AS reactor
-        LEFT JOIN models AS base ON base.id = base_model_id
-        LEFT JOIN models AS produced ON produced.id = produces_model_id""",
-    "members": """
-        SELECT ordinal, model_name, role, weight, priority
-        FROM reactor_models JOIN models ON models.id = model_id ORDER BY 1""",
-    "interactions": """
-        SELECT source.model_name, target.model_name, interaction_kind, weight
-        FROM model_interaction_graph
-        JOIN models AS source ON source.id = from_model_id
-        JOIN models AS target ON target.id = to_model_id ORDER BY 1, 2, 3""",
-}
 
 POET = "WHERE model_name = 'poet'"
 LAYER = "WHERE layer_index = 1 AND model_id = (SELECT id FROM models WHERE model_name = 'poet')"
@@ -152,17 +114,22 @@ class Applied:
 
     project: Project
     conn: psycopg.Connection[Any]
-    rows: dict[str, list[tuple[Any, ...]]]
+    dump: Callable[[psycopg.Connection[Any]], Any]
+    rows: Any
 
 
 @pytest.fixture(scope="module")
 def applied(
-    tmp_path_factory: pytest.TempPathFactory, create_database: Any, template: str, make_workshop: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    create_database: Any,
+    template: str,
+    make_workshop: Any,
+    dump: Any,
 ) -> Iterator[Applied]:
     workshop = make_workshop(tmp_path_factory.mktemp("drift"), create_database(template))
     workshop.apply(_manifest(workshop))
     with workshop.project() as project, psycopg.connect(workshop.url, autocommit=True) as conn:
-        yield Applied(project=project, conn=conn, rows=_dump(conn))
+        yield Applied(project=project, conn=conn, dump=dump, rows=dump(conn))
 
 
 @pytest.mark.parametrize("tampering", TAMPERINGS.values(), ids=TAMPERINGS.keys())
@@ -170,19 +137,15 @@ def test_a_change_from_outside_is_noticed_and_repaired(applied: Applied, tamperi
     project, conn = applied.project, applied.conn
     try:
         conn.execute(tampering)
-        assert _dump(conn) != applied.rows
+        assert applied.dump(conn) != applied.rows
         plan = project.plan()
         assert plan.has_changes, "the drift was not noticed"
         assert all(change.is_drift and change.reason for change in plan.changes)
     finally:
         conn.execute("UPDATE managed_resources SET live_digest = 'look again'")
         project.apply(project.plan())
-    assert _dump(conn) == applied.rows
+    assert applied.dump(conn) == applied.rows
     assert not project.plan().has_changes
-
-
-def _dump(conn: psycopg.Connection[Any]) -> dict[str, list[tuple[Any, ...]]]:
-    return {name: conn.execute(query).fetchall() for name, query in DUMP.items()}
 
 
 def _manifest(workshop: Any) -> dict[str, Any]:
