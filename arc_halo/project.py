@@ -110,10 +110,8 @@ class Project:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection of the pool, its errors translated."""
-        from arc_halo.store.connection import translate
-
-        with translate(), self.pool.connection() as conn:
+        """A connection of the pool."""
+        with self.pool.connection() as conn:
             yield conn
 
     @cached_property
@@ -211,16 +209,14 @@ class Project:
     def apply(self, plan: Plan, *, progress: Progress | None = None) -> Report:
         """Carry out a plan, all of it or nothing."""
         from arc_halo.reconcile.applying import apply_plan
-        from arc_halo.store.connection import translate
 
-        with translate():
-            return apply_plan(
-                self.weights,
-                plan,
-                self.plugins,
-                project_directory=self.directory,
-                progress=progress,
-            )
+        return apply_plan(
+            self.weights,
+            plan,
+            self.plugins,
+            project_directory=self.directory,
+            progress=progress,
+        )
 
     def close(self) -> None:
         """Close connections, and stop the embedded server if nobody else uses it."""

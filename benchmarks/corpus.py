@@ -160,7 +160,7 @@ def _reference(n: int) -> str:
 
 def main() -> None:
     """Write the corpus that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Write the fixed corpus.")
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--models", type=int, default=MODELS)
     parser.add_argument("--reactors", type=int, default=REACTORS)

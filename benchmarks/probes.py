@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 
 def csafe(directory: Path) -> dict[str, float]:
@@ -75,11 +76,8 @@ def recorded_statements() -> Iterator[list[str]]:
         texts.extend([str(query).strip()] * len(listed))
         return executemany(cursor, query, listed, **kwargs)
 
-    psycopg.Cursor.execute, psycopg.Cursor.executemany = noting, noting_many  # type: ignore[method-assign]
-    try:
+    with patch.multiple(psycopg.Cursor, execute=noting, executemany=noting_many):
         yield texts
-    finally:
-        psycopg.Cursor.execute, psycopg.Cursor.executemany = execute, executemany  # type: ignore[method-assign]
 
 
 PROBES = {probe.__name__: probe for probe in (csafe, validation, statements)}

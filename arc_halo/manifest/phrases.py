@@ -18,11 +18,14 @@ NOTES = "x-arc-halo"
 """The keyword of our schema that steers sentences: noun, hint, code, project_fields, not."""
 
 
+_SEE_SCHEMA = "`arc-halo schema` tells what may stand here"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrase:
     code: str
     message: str
-    hint: str | None
+    hint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class Refusal:
     def text(self) -> str:
         return "the value" if self.is_secret else value_text(self.value, self.raw)
 
-    def phrase(self, code: str, message: str, hint: str | None) -> Phrase:
+    def phrase(self, code: str, message: str, hint: str) -> Phrase:
         prefix = f"{self.where}: " if self.where else ""
         return Phrase(code=code, message=prefix + message, hint=hint)
 
@@ -109,16 +112,17 @@ def _type(refusal: Refusal) -> Phrase:
 def _choice(refusal: Refusal) -> Phrase:
     rule = refusal.rule if refusal.keyword == "enum" else [refusal.rule]
     choices = [item if isinstance(item, str) else _json(item) for item in rule]
-    hint = _guess(refusal.value, choices, "known are" if "noun" in refusal.notes else "allowed are")
-    if "noun" in refusal.notes:
-        code = refusal.notes.get("code", "AH006")
-        return refusal.phrase(code, f"{refusal.text} is not {refusal.notes['noun']}", hint)
-    return refusal.phrase("AH006", f"{refusal.text} is not allowed", hint)
+    noun = refusal.notes.get("noun")
+    intro = "known are" if noun else "allowed are"
+    hint = _guess(refusal.value, choices, intro) or "`arc-halo plugins` lists what there is"
+    code = refusal.notes.get("code", "AH006")
+    return refusal.phrase(code, f"{refusal.text} is not {noun or 'allowed'}", hint)
 
 
 def _form(refusal: Refusal) -> Phrase:
     noun = refusal.notes.get("noun", f"of the form {refusal.rule}")
-    return refusal.phrase("AH006", f"{refusal.text} is not {noun}", refusal.notes.get("hint"))
+    hint = refusal.notes.get("hint", f"write a text that is {noun}")
+    return refusal.phrase("AH006", f"{refusal.text} is not {noun}", hint)
 
 
 def _twice(refusal: Refusal) -> Phrase:
@@ -142,12 +146,12 @@ def _length(refusal: Refusal) -> Phrase:
 def _not(refusal: Refusal) -> Phrase:
     notes = refusal.notes.get("not", {})
     message = notes.get("message", f"{refusal.text} is not allowed")
-    return refusal.phrase("AH006", message, notes.get("hint"))
+    return refusal.phrase("AH006", message, notes.get("hint", _SEE_SCHEMA))
 
 
 def _other(refusal: Refusal) -> Phrase:
     message = f"{refusal.text} fits none of the forms that are allowed"
-    return refusal.phrase("AH006", message, "see `arc-halo schema`")
+    return refusal.phrase("AH006", message, _SEE_SCHEMA)
 
 
 _PHRASES: dict[str, Callable[[Refusal], Phrase]] = {
@@ -253,11 +257,11 @@ def _reading(text: str) -> object:
         return text
 
 
-def _guess(value: object, known: Iterable[str], intro: str) -> str | None:
+def _guess(value: object, known: Iterable[str], intro: str) -> str:
     names = sorted(known)
     if isinstance(value, str) and len(value) <= 100 and (hint := did_you_mean(value, names)):
         return hint
-    return f"{intro} {', '.join(names[:20])}{', …' if len(names) > 20 else ''}" if names else None
+    return f"{intro} {', '.join(names[:20])}{', …' if len(names) > 20 else ''}" if names else ""
 
 
 def _json(value: object) -> str:

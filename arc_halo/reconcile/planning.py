@@ -95,14 +95,20 @@ def make_plan(
 ) -> Plan:
     """The plan that makes the database match `desired`.
 
-    Reads in one snapshot and writes nothing. A database without our schema counts as empty.
+    Reads in one snapshot and writes nothing. A database without our schema counts as empty, one
+    with an older schema cannot be compared before it is migrated.
     """
     with conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        pending = tuple(migrate.pending(conn))
-        if pending:
+        states = migrate.status(conn)
+        if any(each.state in ("edited", "missing") for each in states):
+            migrate.check(conn)
+        pending = tuple(each.id for each in states if each.state == "pending")
+        if not pending:
+            return _plan_of_live(conn, desired, sources, plugins, prune)
+        if len(pending) == len(states):
             return _plan_of_empty(desired, sources, plugins, pending)
-        return _plan_of_live(conn, desired, sources, plugins, prune)
+        return _plan_of_older(desired, pending)
 
 
 def _plan_of_empty(
@@ -117,6 +123,17 @@ def _plan_of_empty(
         changes=found.changes,
         conflicts=(*planner.conflicts, *found.conflicts),
         notes=tuple(planner.notes),
+        migrations=pending,
+    )
+
+
+def _plan_of_older(desired: Desired, pending: tuple[str, ...]) -> Plan:
+    note = "resources are compared once the database is migrated: `arc-halo migrate up`"
+    return Plan(
+        project=desired.project,
+        base_revision=0,
+        manifest_digest=desired.manifest_digest,
+        notes=(note,),
         migrations=pending,
     )
 

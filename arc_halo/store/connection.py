@@ -17,7 +17,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -71,12 +72,19 @@ def connect(
         attempt += 1
 
 
-def pool(
-    url: str, size: int, *, direct: bool = False, application_name: str = "arc-halo"
-) -> ConnectionPool[Connection]:
+class Pool(ConnectionPool[Connection]):
+    """A pool whose connections raise our errors, not the driver's."""
+
+    @contextmanager
+    def connection(self, timeout: float | None = None) -> Iterator[Connection]:
+        with translate(), super().connection(timeout) as conn:
+            yield conn
+
+
+def pool(url: str, size: int, *, direct: bool = False, application_name: str = "arc-halo") -> Pool:
     """A pool of at most `size` connections like those of `connect`, for a `with` to open."""
     settings = parameters(url, direct=direct, application_name=application_name)
-    return ConnectionPool(
+    return Pool(
         make_conninfo("", **settings),
         kwargs=dict(_SESSION),
         min_size=min(1, size),

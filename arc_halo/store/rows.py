@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from psycopg_pool import ConnectionPool
-
 from arc_halo.store.connection import Connection as Connection
-
-Pool = ConnectionPool[Connection]
+from arc_halo.store.connection import Pool as Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from arc_halo.manifest.documents import ModelSpec
 from arc_halo.project import Project
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -64,7 +67,7 @@ def test_the_corpus_has_the_size_asked_for(corpus):
 def test_the_corpus_has_20_architectures_of_4_layers_and_4_heads(corpus):
     with Project(corpus) as project:
         declarations = project.desired_without_database().declarations.values()
-    configs = [d.spec.architecture for d in declarations if d.key.kind == "model"]
+    configs = [d.spec.architecture for d in declarations if isinstance(d.spec, ModelSpec)]
     assert len({json.dumps(config, sort_keys=True) for config in configs}) == 20
     assert {c["num_hidden_layers"] for c in configs} == {4}
     assert {c["num_attention_heads"] for c in configs} == {4}
@@ -100,12 +103,9 @@ def test_a_plan_takes_as_many_statements_for_many_resources_as_for_few(
 
 
 def test_the_corpus_plugin_gives_the_mean_of_outputs(corpus):
-    from types import SimpleNamespace
-
-    import numpy as np
-
     with Project(corpus) as project:
-        strategy = project.plugins.strategy("mean_outputs").item
+        mean = project.plugins.strategy("mean_outputs").item.combine_outputs
+    assert mean is not None
     outputs, context = [np.array([0.0, 2.0]), np.array([4.0, 6.0])], SimpleNamespace(weights=(3, 1))
-    assert strategy.combine_outputs(outputs, context).tolist() == [1.0, 3.0]
-    assert strategy.combine_outputs(outputs, context, weighted=False).tolist() == [2.0, 4.0]
+    assert mean(outputs, context).tolist() == [1.0, 3.0]
+    assert mean(outputs, context, weighted=False).tolist() == [2.0, 4.0]

@@ -13,7 +13,7 @@ from arc_halo.manifest.parse import MAX_DEPTH, MAX_NODES
 from arc_halo.manifest.scalars import MAX_SCALAR
 from arc_halo.manifest.schema import compose_schema, validate
 
-CPU_SECONDS = 1.0
+CPU_SECONDS = 1.5
 
 
 def problems_of(text):

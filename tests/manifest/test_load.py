@@ -179,7 +179,7 @@ def test_more_than_a_hundred_problems_are_cut_and_the_last_says_so():
     assert "only 100 problems are shown" in problems[-1].hint
 
 
-@pytest.mark.parametrize("end", ["a: [\n", "a: \x00\n", "x: 1\n", "!x a: 1\n"])
+@pytest.mark.parametrize("end", ["a: [\n", "a: 'x\n", "x: 1\n", "!x a: 1\n"])
 def test_the_hundredth_problem_may_be_of_any_kind(end):
     problems = problems_of("x: 1\n" + "x: 2\n" * 99 + end)
     assert len(problems) == 100
