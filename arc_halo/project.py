@@ -198,11 +198,16 @@ class Project:
 
     def plan_destroy(self) -> Plan:
         """What destroy would do: everything the project manages, gone."""
-        from dataclasses import replace
-
+        from arc_halo.manifest.documents import Desired
+        from arc_halo.manifest.resolve import manifest_digest, read_settings
         from arc_halo.reconcile.planning import Sources, make_plan
 
-        desired = replace(self.desired(), declarations={})
+        desired = Desired(
+            project=self.manifest.project,
+            declarations={},
+            settings=read_settings(self.manifest.head),
+            manifest_digest=manifest_digest(self.manifest.sources, self.plugins),
+        )
         with self.connection() as conn:
             return make_plan(conn, desired, Sources(), self.plugins, prune=True)
 

@@ -75,7 +75,7 @@ class Site:
         """Run `arc-halo`, which must succeed."""
         before, started = self._server_seconds(), time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "arc_halo", *args, "--project", str(self.directory)],
+            [sys.executable, "-P", "-m", "arc_halo", *args, "--project", str(self.directory)],
             env=_environment(),
             stdout=subprocess.DEVNULL,
         )
@@ -125,20 +125,27 @@ def site(directory: Path, models: int, reactors: int, files: int) -> Iterator[Si
         embedded.stop(directory, force=True)
 
 
-def validation_rows(large: Site, repetitions: int) -> tuple[Row, float]:
+def validation_seconds(large: Site, repetitions: int) -> tuple[list[Row], float]:
     """Parsing and validation against CSafeLoader alone; also the seconds that ours takes."""
     pairs = [(large.probe("csafe"), large.probe("validation")) for _ in range(repetitions)]
-    alone = median(csafe["seconds"] for csafe, _ in pairs)
+    alone = median(csafe["as_it_comes"] for csafe, _ in pairs)
+    uncollected = median(csafe["uncollected"] for csafe, _ in pairs)
     load = median(ours["load"] for _, ours in pairs)
     check = median(ours["validate"] for _, ours in pairs)
     ratio = (load + check) / alone
-    row = Row(
-        what="parsing + validation, times CSafeLoader alone",
-        figure=f"{ratio:.2f}  ({load:.2f} + {check:.2f} s / {alone:.2f} s)",
-        bar=f"<= {CSAFE_RATIO:g}",
-        is_met=ratio <= CSAFE_RATIO,
-    )
-    return row, load + check
+    rows = [
+        Row(
+            what="parsing + validation, times CSafeLoader alone",
+            figure=f"{ratio:.2f}  ({load:.2f} + {check:.2f} s / {alone:.2f} s)",
+            bar=f"<= {CSAFE_RATIO:g}",
+            is_met=ratio <= CSAFE_RATIO,
+        ),
+        Row(
+            what="the same, CSafeLoader's garbage collector off",
+            figure=f"{(load + check) / uncollected:.2f}  (/ {uncollected:.2f} s)",
+        ),
+    ]
+    return rows, load + check
 
 
 def plan_rows(large: Site, repetitions: int, validation: float) -> Iterator[Row]:
@@ -192,8 +199,8 @@ def measure(root: Path, scale: int, repetitions: int) -> Iterator[Row]:
     """All rows for the corpus divided by `scale`, in an order in which a reader wants them."""
     sizes = [(MODELS // s, REACTORS // s, FILES // s) for s in (10 * scale, scale)]
     with site(root / "small", *sizes[0]) as small, site(root / "large", *sizes[1]) as large:
-        row, validation = validation_rows(large, repetitions)
-        yield row
+        rows, validation = validation_seconds(large, repetitions)
+        yield from rows
         applied = apply_row(large)
         small.command("apply")
         yield from plan_rows(large, repetitions, validation)

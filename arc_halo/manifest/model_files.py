@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from arc_halo.manifest import load
@@ -15,7 +16,7 @@ from arc_halo.plugins import PluginManager
 from arc_halo.types import JsonObject
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class ModelFiles:
     """Reads architectures, each file once, and locates weights without opening them."""
 
@@ -23,18 +24,25 @@ class ModelFiles:
     allow_paths: Sequence[Path]
     plugins: PluginManager
     problems: Problems
-    architectures: dict[Path, JsonObject | None] = field(default_factory=dict)
+    architectures: dict[str, JsonObject | None] = field(default_factory=dict)
+
+    @cached_property
+    def roots(self) -> tuple[Path, ...]:
+        """The directories that files may lie in, symlinks resolved."""
+        return tuple(path.resolve() for path in (self.directory, *self.allow_paths))
 
     def architecture(self, found: Found) -> JsonObject | None:
         value = found.data.get("architecture", {})
         if not isinstance(value, str):
             return dict(value)
+        # By the text as written: following links to a real path is what costs most here.
+        if value in self.architectures:
+            return self.architectures[value]
         path = self._path(found, ("architecture",), value)
         if path is None:
             return None
-        if path not in self.architectures:
-            self.architectures[path] = self._read_architecture(found, path, value)
-        return self.architectures[path]
+        self.architectures[value] = self._read_architecture(found, path, value)
+        return self.architectures[value]
 
     def _read_architecture(self, found: Found, path: Path, label: str) -> JsonObject | None:
         try:
@@ -67,7 +75,7 @@ class ModelFiles:
             path=path,
             label=long["source"],
             format=long.get("format") or self._format(found, pointer, long["source"]),
-            roots=tuple(p.resolve() for p in (self.directory, *self.allow_paths)),
+            roots=self.roots,
             codec=long.get("codec"),
             digest=bytes.fromhex(digest.removeprefix("sha256:")) if digest else None,
         )

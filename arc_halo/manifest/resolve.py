@@ -73,14 +73,25 @@ def resolve(
 
 
 def alias_references(sources: Sequence[load.Source]) -> set[tuple[str, str]]:
-    """The (name, alias) pairs that reactors refer to: what to look up before resolving."""
-    found = set()
+    """The (name, alias) pairs that reactors refer to and no model declares: to be looked up."""
+    wanted = set()
     for source in sources:
         for reactor in source.data.get("reactors", {}).values():
             for text in _model_texts(reactor):
                 reference = parse_reference(text)
                 if reference is not None and reference.alias is not None:
-                    found.add((reference.name, reference.alias))
+                    wanted.add((reference.name, reference.alias))
+    return wanted - _declared_aliases(sources) if wanted else wanted
+
+
+def _declared_aliases(sources: Sequence[load.Source]) -> set[tuple[str, str]]:
+    found = set()
+    for source in sources:
+        for name, model in source.data.get("models", {}).items():
+            found |= {(name.partition("@")[0], alias) for alias in model.get("aliases", ())}
+        for reactor in source.data.get("reactors", {}).values():
+            produces = reactor.get("produces") or {}
+            found |= {(produces["model"], alias) for alias in produces.get("aliases", ())}
     return found
 
 

@@ -177,13 +177,19 @@ WHERE history.model_name = released.model_name AND history.alias = released.alia
   AND history.released_at IS NULL
 """
 
+# Materialized: the planner guesses few items, and would first join them to the history by alias
+# alone, which is quadratic where every model has the alias `production`.
 RELEASE_MOVED_ALIASES = """
+WITH desired AS MATERIALIZED (
+    SELECT model.id, model.model_name, item.alias
+    FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
+    JOIN models AS model ON model.id = item.model_id
+)
 UPDATE model_alias_history AS history
 SET released_at = clock_timestamp()
-FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
-JOIN models AS model ON model.id = item.model_id
-WHERE history.model_name = model.model_name AND history.alias = item.alias
-  AND history.released_at IS NULL AND history.model_id IS DISTINCT FROM model.id
+FROM desired
+WHERE history.model_name = desired.model_name AND history.alias = desired.alias
+  AND history.released_at IS NULL AND history.model_id IS DISTINCT FROM desired.id
 """
 
 ASSIGN_ALIASES = """
@@ -230,14 +236,17 @@ WHERE model.model_name = item.name AND model.version = item.version
 """
 
 DEPENDANTS = """
-SELECT DISTINCT reactor.reactor_name,
-       model.model_name || '@' || model.version AS model
+WITH used AS (
+    SELECT id AS reactor_id, base_model_id AS model_id FROM cognitive_fusion_reactors
+    UNION
+    SELECT reactor_id, model_id FROM reactor_models
+)
+SELECT reactor.reactor_name, model.model_name || '@' || model.version AS model
 FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
 JOIN models AS model ON model.model_name = item.name AND model.version = item.version
-JOIN cognitive_fusion_reactors AS reactor
-  ON reactor.base_model_id = model.id
-  OR EXISTS (SELECT FROM reactor_models AS member
-             WHERE member.reactor_id = reactor.id AND member.model_id = model.id)
+JOIN used ON used.model_id = model.id
+JOIN cognitive_fusion_reactors AS reactor ON reactor.id = used.reactor_id
+ORDER BY reactor.reactor_name, model
 """
 
 RECORD = """
