@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.manifest import load
-from arc_halo.manifest.documents import WeightsSource
+from arc_halo.manifest.documents import WeightsSource, canonical
 from arc_halo.manifest.paths import PathRefusedError, contained
 from arc_halo.manifest.problems import Found, Pointer, Problems
 from arc_halo.plugins import PluginManager
@@ -25,6 +27,7 @@ class ModelFiles:
     plugins: PluginManager
     problems: Problems
     architectures: dict[str, JsonObject | None] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
 
     @cached_property
     def roots(self) -> tuple[Path, ...]:
@@ -32,34 +35,28 @@ class ModelFiles:
         return tuple(path.resolve() for path in (self.directory, *self.allow_paths))
 
     def architecture(self, found: Found) -> JsonObject | None:
+        """A model's architecture, inline or from its file; None when it has a problem."""
         value = found.data.get("architecture", {})
         if not isinstance(value, str):
             return dict(value)
         # By the text as written: following links to a real path is what costs most here.
-        if value in self.architectures:
-            return self.architectures[value]
-        path = self._path(found, ("architecture",), value)
-        if path is None:
-            return None
-        self.architectures[value] = self._read_architecture(found, path, value)
-        return self.architectures[value]
+        if value not in self.architectures and found.name not in self.refused:
+            self._load(found, value)
+        return self.architectures.get(value)
 
-    def _read_architecture(self, found: Found, path: Path, label: str) -> JsonObject | None:
+    def _load(self, found: Found, label: str) -> None:
+        path = self._path(found, ("architecture",), label)
+        if path is None:
+            self.refused.add(found.name)
+            return
         try:
-            if path.suffix in (".yaml", ".yml"):
-                return dict(load.load_text(path.read_bytes(), path=path, label=label).data)
-            value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        except OSError as exc:
-            self.problems.add(found, ("architecture",), "AH011", f"{label}: {exc.strerror}", None)
-            return None
-        except (ValueError, RecursionError) as exc:
-            message = f"{label} is not JSON: {exc}"
-            self.problems.add(found, ("architecture",), "AH011", message, None)
-            return None
-        if not isinstance(value, dict):
-            self.problems.add(found, ("architecture",), "AH004", f"{label} is not a mapping", None)
-            return None
-        return value
+            self.architectures[label] = _read_architecture(path, label)
+        except ManifestError as exc:
+            self.architectures[label] = None
+            self.problems.listed.extend(exc.problems)
+        except InvalidInputError as exc:
+            self.architectures[label] = None
+            self.problems.add(found, ("architecture",), exc.error_code, exc.message, exc.hint)
 
     def weights(self, found: Found) -> WeightsSource | None:
         value = found.data.get("weights")
@@ -97,6 +94,33 @@ class ModelFiles:
         except PathRefusedError as exc:
             self.problems.add(found, pointer, "AH012", str(exc), "see `--allow-path DIR`")
             return None
+
+
+def _read_architecture(path: Path, label: str) -> JsonObject:
+    """The mapping in a JSON or YAML file. Raises `InvalidInputError`, or a YAML file's own."""
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise InvalidInputError(f"{label}: {exc.strerror}", code="AH011") from exc
+    if path.suffix in (".yaml", ".yml"):
+        return dict(load.load_text(raw, path=path, label=label).data)
+    try:
+        value = json.loads(raw, parse_constant=_refuse_constant)
+        _check_storable(value)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidInputError(f"{label} cannot be used: {exc}", code="AH011") from exc
+    if not isinstance(value, dict):
+        raise InvalidInputError(f"{label} is not a mapping", code="AH004")
+    return value
+
+
+def _check_storable(value: object) -> None:
+    """Refuse what JSON can write and the database's jsonb cannot hold."""
+    if _NUL.search(canonical(value)):
+        raise ValueError("it holds a NUL character")
+
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _refuse_constant(text: str) -> None:

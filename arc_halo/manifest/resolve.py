@@ -17,19 +17,18 @@ from arc_halo.manifest.documents import (
     STRATEGY,
     Declaration,
     Desired,
-    InteractionSpec,
     Lifecycle,
-    MemberSpec,
     ModelSpec,
     ReactorSpec,
     Settings,
     Spec,
     StrategySpec,
 )
-from arc_halo.manifest.graph import DependencyCycleError, ordered
+from arc_halo.manifest.graph import cycles, ordered
 from arc_halo.manifest.model_files import ModelFiles
-from arc_halo.manifest.params import params_problems, with_defaults
+from arc_halo.manifest.params import with_defaults
 from arc_halo.manifest.problems import Found, Problems
+from arc_halo.manifest.reactors import ReactorResolver
 from arc_halo.manifest.references import References, Registered
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
@@ -57,8 +56,16 @@ def resolve(
     files = ModelFiles(
         directory=head.path.parent, allow_paths=allow_paths, plugins=plugins, problems=problems
     )
+    reactors = ReactorResolver(
+        plugins=plugins, problems=problems, names=names, references=references
+    )
     declarations = _Resolver(
-        plugins=plugins, problems=problems, names=names, references=references, files=files
+        plugins=plugins,
+        problems=problems,
+        names=names,
+        references=references,
+        files=files,
+        reactors=reactors,
     ).declarations()
     if problems.listed:
         raise ManifestError(problems.listed)
@@ -139,18 +146,18 @@ class _Resolver:
     names: Names
     references: References
     files: ModelFiles
+    reactors: ReactorResolver
     specs: dict[str, ReactorSpec] = field(default_factory=dict)
 
     def declarations(self) -> dict[Key, Declaration]:
         """Every declaration, ordered; what has a problem is left out."""
         found = {d.key: d for d in self._declare() if d is not None}
-        try:
-            return ordered(found)
-        except DependencyCycleError as exc:
+        for cycle in cycles(found):
+            path = " -> ".join(map(str, cycle))
             hint = "a model cannot be made of itself; break one of these links"
-            model = self.names.models[exc.keys[0].name]
-            self.problems.add(model, (), "AH021", f"dependency cycle: {exc}", hint)
-            return found
+            model = self.names.models[cycle[0].name]
+            self.problems.add(model, (), "AH021", f"dependency cycle: {path}", hint)
+        return found if self.problems.listed else ordered(found)
 
     def _declare(self) -> Iterator[Declaration | None]:
         for found in self.names.strategies.values():
@@ -212,7 +219,9 @@ class _Resolver:
         """Type and architecture of a model; a produced one has its base's or first member's."""
         if name in self.references.used:
             return self.references.used[name].type, self.references.used[name].architecture
-        if name in seen or name not in self.names.models:
+        if name in seen:
+            return "other", {}  # a cycle, which is told of once all declarations are known
+        if name not in self.names.models:
             return None
         found = self.names.models[name]
         if name not in self.names.producers:
@@ -223,116 +232,18 @@ class _Resolver:
         return self._like(spec.base or spec.members[0].model, seen | {name})
 
     def _reactor(self, found: Found) -> Declaration | None:
-        count = len(self.problems.listed)
-        strategy = self._strategy_of(found)
-        members = self._members(found)
-        base = found.data.get("base")
-        base_name = self.references.find(found, ("base",), base) if base else None
-        interactions = self._interactions(found, {m.model for m in members})
-        if strategy is None or len(self.problems.listed) > count:
+        spec = self.reactors.spec(found)
+        if spec is None:
             return None
-        uses, params = strategy
-        produces = found.data.get("produces")
-        spec = ReactorSpec(
-            type=found.data["type"],
-            strategy=found.data["strategy"],
-            uses=uses,
-            params=params,
-            members=tuple(members),
-            base=base_name,
-            interactions=tuple(interactions),
-            produces=f"{produces['model']}@{produces['version']}" if produces else None,
-            config=found.data.get("config", {}),
-            description=found.data.get("description"),
-            tags=found.data.get("tags", {}),
-        )
-        self._check_fit(found, spec)
         self.specs[found.name] = spec
-        return self._declaration(REACTOR, found, spec, self._reactor_needs(spec))
+        return self._declaration(REACTOR, found, spec, self._needs(spec))
 
-    def _reactor_needs(self, spec: ReactorSpec) -> tuple[Key, ...]:
+    def _needs(self, spec: ReactorSpec) -> tuple[Key, ...]:
         models = [m.model for m in spec.members] + [n for n in (spec.base, spec.produces) if n]
         keys = [Key(kind=MODEL, name=name) for name in models if name in self.names.models]
         if spec.strategy in self.names.strategies:
             keys.append(Key(kind=STRATEGY, name=spec.strategy))
         return tuple(dict.fromkeys(keys))
-
-    def _strategy_of(self, found: Found) -> tuple[str, JsonObject] | None:
-        name, inline = found.data["strategy"], found.data.get("params", {})
-        declared = self.names.strategies.get(name)
-        uses = declared.data["uses"] if declared else name
-        if uses not in self.plugins.strategies:
-            if declared is None:
-                known = [*self.plugins.strategies, *self.names.strategies]
-                self.problems.unknown_strategy(found, ("strategy",), name, known)
-            return None
-        schema = self.plugins.strategies[uses].item.params_schema
-        params = {**(declared.data.get("params", {}) if declared else {}), **inline}
-        if declared and inline:
-            for pointer, code, message in params_problems(params, schema):
-                self.problems.add(found, ("params", *pointer), code, message, None)
-        return uses, with_defaults(params, schema)
-
-    def _members(self, found: Found) -> list[MemberSpec]:
-        members: list[MemberSpec] = []
-        for index, data in enumerate(found.data["members"]):
-            pointer = ("members", index, "model")
-            name = self.references.find(found, pointer, data["model"])
-            if name is None:
-                continue
-            if any(member.model == name for member in members):
-                self.problems.add(found, pointer, "AH013", f"{name} is already a member", None)
-                continue
-            members.append(
-                MemberSpec(
-                    model=name,
-                    role=data.get("role", "secondary"),
-                    weight=float(data.get("weight", 1.0)),
-                    priority=data.get("priority"),
-                )
-            )
-        return members
-
-    def _interactions(self, found: Found, members: set[str]) -> list[InteractionSpec]:
-        edges: list[InteractionSpec] = []
-        for index, data in enumerate(found.data.get("interactions", ())):
-            ends = []
-            for side in ("from", "to"):
-                name = self.references.find(found, ("interactions", index, side), data[side])
-                if name is not None and name not in members:
-                    message = f"{name} is not a member of {found.name}"
-                    self.problems.add(found, ("interactions", index, side), "AH020", message, None)
-                ends.append(name or "")
-            if ends[0] == ends[1] and ends[0]:
-                message = f"{ends[0]} cannot interact with itself"
-                self.problems.add(found, ("interactions", index, "to"), "AH023", message, None)
-            edges.append(
-                InteractionSpec(
-                    source=ends[0],
-                    target=ends[1],
-                    kind=data["kind"],
-                    weight=float(data.get("weight", 1.0)),
-                )
-            )
-        return edges
-
-    def _check_fit(self, found: Found, spec: ReactorSpec) -> None:
-        strategy = self.plugins.strategies[spec.uses].item
-        needed = "weights" if spec.type == "merge" else "outputs"
-        count = len(spec.members)
-        if needed not in strategy.fuses:
-            hint = f"it fuses {' and '.join(strategy.fuses)}; `arc-halo plugins` lists the others"
-            message = f"the strategy {spec.uses!r} does not fuse {needed}"
-            self.problems.add(found, ("strategy",), "AH023", message, hint)
-        if count < strategy.min_members or count > (strategy.max_members or count):
-            wanted = _range(strategy.min_members, strategy.max_members)
-            message = f"the strategy {spec.uses!r} takes {wanted} members, not {count}"
-            self.problems.add(found, ("members",), "AH023", message, None)
-        if strategy.needs_base and spec.base is None:
-            message = f"the strategy {spec.uses!r} needs a base model"
-            self.problems.add(found, (), "AH023", message, "add `base: MODEL`", key=True)
-
-    # References
 
     def _check_ignored(self, kind: str, found: Found, spec: Spec) -> None:
         for index, field_name in enumerate(found.data.get("ignore", ())):
@@ -365,9 +276,3 @@ class _Resolver:
             where=found.where,
             depends_on=depends_on,
         )
-
-
-def _range(low: int, high: int | None) -> str:
-    if high is None:
-        return f"at least {low}"
-    return f"exactly {low}" if low == high else f"{low} to {high}"

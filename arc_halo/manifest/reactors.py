@@ -1,0 +1,148 @@
+"""Reactors: their strategy, members and interactions, checked against one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arc_halo.manifest.collect import Names
+from arc_halo.manifest.documents import InteractionSpec, MemberSpec, ReactorSpec
+from arc_halo.manifest.params import params_problems, with_defaults
+from arc_halo.manifest.problems import Found, Pointer, Problems
+from arc_halo.manifest.references import References
+from arc_halo.plugins import PluginManager
+from arc_halo.types import JsonObject
+
+
+@dataclass(slots=True, kw_only=True)
+class ReactorResolver:
+    """Makes the spec of a reactor whose references lead somewhere and whose strategy fits."""
+
+    plugins: PluginManager
+    problems: Problems
+    names: Names
+    references: References
+
+    def spec(self, found: Found) -> ReactorSpec | None:
+        """What the reactor says, or None when something is wrong with it."""
+        count = len(self.problems.listed)
+        strategy = self._strategy_of(found)
+        members = self._members(found)
+        base = found.data.get("base")
+        base_name = self.references.find(found, ("base",), base) if base else None
+        interactions = self._interactions(found, members)
+        if strategy is None or len(self.problems.listed) > count:
+            return None
+        uses, params = strategy
+        produces = found.data.get("produces")
+        spec = ReactorSpec(
+            type=found.data["type"],
+            strategy=found.data["strategy"],
+            uses=uses,
+            params=params,
+            members=tuple(members),
+            base=base_name,
+            interactions=tuple(interactions),
+            produces=f"{produces['model']}@{produces['version']}" if produces else None,
+            config=found.data.get("config", {}),
+            description=found.data.get("description"),
+            tags=found.data.get("tags", {}),
+        )
+        self._check_fit(found, spec)
+        return spec
+
+    def _strategy_of(self, found: Found) -> tuple[str, JsonObject] | None:
+        name, inline = found.data["strategy"], found.data.get("params", {})
+        declared = self.names.strategies.get(name)
+        uses = declared.data["uses"] if declared else name
+        if uses not in self.plugins.strategies:
+            if declared is None:
+                known = [*self.plugins.strategies, *self.names.strategies]
+                self.problems.unknown_strategy(found, ("strategy",), name, known)
+            return None
+        schema = self.plugins.strategies[uses].item.params_schema
+        params = {**(declared.data.get("params", {}) if declared else {}), **inline}
+        if declared and inline:
+            for pointer, code, message in params_problems(params, schema):
+                self.problems.add(found, ("params", *pointer), code, message, None)
+        return uses, with_defaults(params, schema)
+
+    def _members(self, found: Found) -> list[MemberSpec]:
+        members: list[MemberSpec] = []
+        for index, data in enumerate(found.data["members"]):
+            pointer = ("members", index, "model")
+            name = self.references.find(found, pointer, data["model"])
+            if name is None:
+                continue
+            if any(member.model == name for member in members):
+                self.problems.add(found, pointer, "AH013", f"{name} is already a member", None)
+                continue
+            members.append(
+                MemberSpec(
+                    model=name,
+                    role=data.get("role", "secondary"),
+                    weight=float(data.get("weight", 1.0)),
+                    priority=data.get("priority"),
+                )
+            )
+        return members
+
+    def _interactions(self, found: Found, members: Sequence[MemberSpec]) -> list[InteractionSpec]:
+        edges: list[InteractionSpec] = []
+        for index, data in enumerate(found.data.get("interactions", ())):
+            source = self._end(found, ("interactions", index, "from"), data["from"], members)
+            target = self._end(found, ("interactions", index, "to"), data["to"], members)
+            edge = InteractionSpec(
+                source=source or "",
+                target=target or "",
+                kind=data["kind"],
+                weight=float(data.get("weight", 1.0)),
+            )
+            self._check_edge(found, index, edge, edges)
+            edges.append(edge)
+        return edges
+
+    def _end(
+        self, found: Found, pointer: Pointer, text: str, members: Sequence[MemberSpec]
+    ) -> str | None:
+        name = self.references.find(found, pointer, text)
+        are_known = len(members) == len(found.data["members"])
+        if name is not None and are_known and all(member.model != name for member in members):
+            message = f"{name} is not a member of {found.name}"
+            self.problems.add(found, pointer, "AH020", message, None)
+        return name
+
+    def _check_edge(
+        self, found: Found, index: int, edge: InteractionSpec, others: Sequence[InteractionSpec]
+    ) -> None:
+        if edge.source == edge.target and edge.source:
+            message = f"{edge.source} cannot interact with itself"
+            self.problems.add(found, ("interactions", index, "to"), "AH023", message, None)
+        same = (edge.source, edge.target, edge.kind)
+        if edge.source and any((o.source, o.target, o.kind) == same for o in others):
+            message = f"{edge.source} {edge.kind} {edge.target} is there already"
+            self.problems.add(found, ("interactions", index), "AH013", message, None)
+
+    def _check_fit(self, found: Found, spec: ReactorSpec) -> None:
+        strategy = self.plugins.strategies[spec.uses].item
+        needed = "weights" if spec.type == "merge" else "outputs"
+        count = len(spec.members)
+        if needed not in strategy.fuses:
+            hint = f"it fuses {' and '.join(strategy.fuses)}; `arc-halo plugins` lists the others"
+            message = f"the strategy {spec.uses!r} does not fuse {needed}"
+            self.problems.add(found, ("strategy",), "AH023", message, hint)
+        if count < strategy.min_members or count > (strategy.max_members or count):
+            wanted = _range(strategy.min_members, strategy.max_members)
+            message = f"the strategy {spec.uses!r} takes {wanted} members, not {count}"
+            self.problems.add(found, ("members",), "AH023", message, None)
+        if strategy.needs_base and spec.base is None:
+            message = f"the strategy {spec.uses!r} needs a base model"
+            self.problems.add(found, (), "AH023", message, "add `base: MODEL`", key=True)
+
+    # References
+
+
+def _range(low: int, high: int | None) -> str:
+    if high is None:
+        return f"at least {low}"
+    return f"exactly {low}" if low == high else f"{low} to {high}"
