@@ -13,6 +13,7 @@ from typing import Any
 
 from arc_halo.types import JsonObject
 
+MAX_SIZE = 2**31
 MAX_LAYERS, MAX_HEADS = 10_000, 4_096
 """Beyond these a config is taken for a mistake, and its layers are not written as rows."""
 
@@ -39,7 +40,7 @@ class LayerShape:
     """All layers of the known families are alike; sizes count elements."""
 
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int | None
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -209,7 +210,7 @@ def _part(family: Family, name: str) -> str:
 def _layer(family: Family, config: JsonObject, heads: int, hidden: int) -> LayerShape:
     return LayerShape(
         hidden_size=hidden,
-        intermediate_size=_size(config, family.intermediate) or 4 * hidden,
+        intermediate_size=_size(config, family.intermediate) or _storable(4 * hidden),
         num_heads=heads,
         num_kv_heads=_size(config, "num_key_value_heads") or heads,
         head_dim=_size(config, "head_dim") or max(hidden // heads, 1),
@@ -221,8 +222,13 @@ def _layer(family: Family, config: JsonObject, heads: int, hidden: int) -> Layer
 
 def _size(config: JsonObject, key: str) -> int:
     value = config.get(key)
-    is_size = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    is_size = isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SIZE
     return value if is_size and isinstance(value, int) else 0
+
+
+def _storable(size: int) -> int | None:
+    """The size, or None for one that no real model has and a column cannot hold."""
+    return size if size < MAX_SIZE else None
 
 
 def _text(value: Any) -> str | None:

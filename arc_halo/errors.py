@@ -46,6 +46,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH011": "a file of the project cannot be read",
         "AH012": "a path leaves the project directory",
         "AH013": "a name is declared twice",
+        "AH014": "a file is there already, and is not overwritten",
+        "AH015": "a file cannot be written",
         "AH020": "a reference to something that is not declared",
         "AH021": "a dependency cycle",
         "AH022": "a bare model name that fits several versions, or none with that alias",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from arc_halo.config import DatabaseTarget, database_target, load_environment
-from arc_halo.errors import NotFoundError
+from arc_halo.errors import NotFoundError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,6 +198,8 @@ class Project:
 
     def plan_destroy(self) -> Plan:
         """What destroy would do: everything the project manages, gone."""
+        from dataclasses import replace
+
         from arc_halo.manifest.documents import Desired
         from arc_halo.manifest.resolve import manifest_digest, read_settings
         from arc_halo.reconcile.planning import Sources, make_plan
@@ -209,19 +211,24 @@ class Project:
             manifest_digest=manifest_digest(self.manifest.sources, self.plugins),
         )
         with self.connection() as conn:
-            return make_plan(conn, desired, Sources(), self.plugins, prune=True)
+            plan = make_plan(conn, desired, Sources(), self.plugins, prune=True)
+        return replace(plan, changes=tuple(replace(c, reason=None) for c in plan.changes))
 
     def apply(self, plan: Plan, *, progress: Progress | None = None) -> Report:
         """Carry out a plan, all of it or nothing."""
         from arc_halo.reconcile.applying import apply_plan
 
-        return apply_plan(
-            self.weights,
-            plan,
-            self.plugins,
-            project_directory=self.directory,
-            progress=progress,
-        )
+        try:
+            return apply_plan(
+                self.weights,
+                plan,
+                self.plugins,
+                project_directory=self.directory,
+                progress=progress,
+            )
+        except WeightsError:
+            self._forget_digests(plan)
+            raise
 
     def close(self) -> None:
         """Close connections, and stop the embedded server if nobody else uses it."""
@@ -237,6 +244,16 @@ class Project:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _forget_digests(self, plan: Plan) -> None:
+        """A file may change and keep its size and times: after such an error, read it anew."""
+        from arc_halo.reconcile.changes import ImportBuild
+
+        for change in plan.changes:
+            if isinstance(change.build, ImportBuild):
+                source = change.build.source
+                self.digests.forget(source.path, source.format)
+        self.digests.save()
 
     def _declared_database(self) -> str | Mapping[str, object] | None:
         from arc_halo.manifest.database import declared_database

@@ -95,15 +95,15 @@ def _confirm_deletions(invocation: Invocation, plan: Plan, yes: bool) -> None:
     if not plan.deletions or yes:
         return
     count = format_count(len(plan.deletions), "resource")
+    for line in plan_lines(plan):
+        invocation.console.note(line.text, line.style)
     if invocation.console.is_interactive:
-        for line in plan_lines(plan):
-            invocation.console.note(line.text, line.style)
         if invocation.console.confirm(f"Delete {count}?"):
             return
         raise RefusedError("nothing was changed", code="AH054")
     raise RefusedError(
         f"this deletes {count}, and nobody can be asked",
-        hint="look at the plan, then say `--yes`",
+        hint="if that is what you want, say `--yes`",
         code="AH054",
     )
 

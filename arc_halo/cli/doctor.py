@@ -23,6 +23,9 @@ State = Literal["ok", "warn", "fail"]
 OLDEST, NEWEST = 15, 18
 
 
+CONNECT_SECONDS = 10.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing looked at, how it is, and what to do where it is not well."""
@@ -69,7 +72,10 @@ def examine(invocation: Invocation) -> Iterator[Finding]:
         with database_url(invocation, target) as url:
             started = time.monotonic()
             with connect(
-                url, application_name="arc-halo doctor", waiting=invocation.console.note
+                url,
+                application_name="arc-halo doctor",
+                timeout_seconds=CONNECT_SECONDS,
+                waiting=invocation.console.note,
             ) as conn:
                 milliseconds = (time.monotonic() - started) * 1000
                 yield Finding(

@@ -87,5 +87,5 @@ def _refuse_existing(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise InvalidInputError(
-                f"{path} is there already", hint="`--force` overwrites it", code="AH054"
+                f"{path} is there already", hint="`--force` overwrites it", code="AH014"
             )

@@ -44,7 +44,7 @@ def init(invocation: Invocation, directory: Path, name: str | None) -> None:
         raise InvalidInputError(
             f"{directory / 'arc_halo.yaml'} is there already",
             hint="edit it, or name another directory",
-            code="AH054",
+            code="AH014",
         )
     written = [
         str(directory / target)

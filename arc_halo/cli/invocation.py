@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from arc_halo.cli.console import Console
-from arc_halo.config import find_project
+from arc_halo.config import PROJECT_FILE, find_project
 from arc_halo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ class Invocation:
         from arc_halo.project import Project
 
         directory = self.project_directory
-        if directory is None and needs_manifest:
+        if needs_manifest and (directory is None or not (directory / PROJECT_FILE).is_file()):
+            where = "here or in a directory above" if directory is None else f"in {directory}"
             raise UsageError(
-                "there is no arc_halo.yaml here or in a directory above",
+                f"there is no {PROJECT_FILE} {where}",
                 hint="run `arc-halo init` to begin a project, or name one with `--project DIR`",
             )
         return Project(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from arc_halo.cli.invocation import Invocation, render
@@ -63,7 +65,8 @@ def _lines(facts: JsonObject) -> list[str]:
     for merge in facts["made_by"]:
         lines.append(
             f"  fused by {merge['strategy']} (version {merge['strategy_version']}) "
-            f"with {merge['params']} in reactor/{merge['reactor']}, {merge['finished_at']}"
+            f"with {json.dumps(merge['params'])} "
+            f"in reactor/{merge['reactor']}, {merge['finished_at']}"
         )
         for item in merge["inputs"]:
             part = "base" if item["is_base"] else f"{item['role']}, weight {item['weight']:g}"

@@ -51,7 +51,7 @@ def schema(invocation: Invocation) -> None:
 
     \b
     Example:
-      arc-halo schema > .arc-halo/manifest.schema.json
+      arc-halo schema > manifest.schema.json
     """
     from arc_halo.manifest.reading import schema_of
     from arc_halo.reconcile.report import as_json

@@ -75,6 +75,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise ArcHaloError(
             f"{path}: cannot be written: {exc.strerror or exc}",
             hint="check the directory, its rights and the space on its disk",
+            code="AH015",
         ) from exc
 
 

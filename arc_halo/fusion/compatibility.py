@@ -22,7 +22,7 @@ def check(models: Sequence[tuple[str, Tensors]]) -> None:
     problems += [
         f"{tensor.name}: dtype {tensor.dtype} cannot be averaged"
         for tensor in first.values()
-        if not dtypes.get_dtype(tensor.dtype).is_float
+        if not is_computable(tensor.dtype)
         and any(tensors.get(tensor.name, tensor).digest != tensor.digest for _, tensors in models)
     ]
     if not problems:
@@ -34,6 +34,12 @@ def check(models: Sequence[tuple[str, Tensors]]) -> None:
         f"{names} cannot be fused:{listed}{more}",
         hint="fuse models of one architecture; `arc-halo show model/NAME` shows their tensors",
     )
+
+
+def is_computable(dtype: str) -> bool:
+    """Whether tensors of this dtype can be averaged; others can only be taken as they are."""
+    found = dtypes.get_dtype(dtype)
+    return found.is_float and found.numpy_name is not None
 
 
 def _differences(first_name: str, first: Tensors, name: str, tensors: Tensors) -> list[str]:

@@ -88,7 +88,7 @@ class _Merge:
 
     def produce(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
         first = self._members[0][info.name]
-        if not dtypes.get_dtype(info.dtype).is_float:
+        if not compatibility.is_computable(info.dtype):
             yield from read_pieces(self._store, first, info.name)
             return
         fused = self._compute(info)
@@ -107,7 +107,12 @@ class _Merge:
                 f"the strategy {self._recipe.strategy.name!r} made {list(fused.shape)} of "
                 f"{info.name!r}, whose shape is {list(info.shape)}"
             )
-        return fused.astype(dtypes.numpy_dtype(info.dtype))
+        if fused.dtype.kind not in "fiu":
+            raise FusionError(
+                f"the strategy {self._recipe.strategy.name!r} made {fused.dtype} of {info.name!r}, "
+                "not real numbers"
+            )
+        return _rounded(fused, info.dtype)
 
     def _call(
         self, info: TensorInfo, arrays: list[NDArray[Any]], context: FuseContext
@@ -131,3 +136,11 @@ class _Merge:
 
         array = read_array(self._store, tensor, tensor.name)
         return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+
+
+def _rounded(fused: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Rounded once to the stored dtype; what is beyond its range becomes what it has for that."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        return fused.astype(dtypes.numpy_dtype(dtype))

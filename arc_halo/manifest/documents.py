@@ -204,12 +204,17 @@ class Desired:
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     def problem(
-        self, declaration: Declaration, field: str, code: str, message: str, hint: str | None
+        self,
+        declaration: Declaration,
+        pointer: tuple[str | int, ...],
+        code: str,
+        message: str,
+        hint: str | None,
     ) -> Problem:
         """A problem at a field of a declaration, with its line and column."""
         where = declaration.where
         source = self.sources[where.file]
-        return load.problem(source, (*where.pointer, field), code, message, hint=hint)
+        return load.problem(source, (*where.pointer, *pointer), code, message, hint=hint)
 
     @cached_property
     def merges(self) -> Mapping[Key, ReactorSpec]:

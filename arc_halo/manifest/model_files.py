@@ -14,6 +14,7 @@ from arc_halo.manifest import load
 from arc_halo.manifest.documents import WeightsSource, canonical
 from arc_halo.manifest.paths import PathRefusedError, contained
 from arc_halo.manifest.problems import Found, Pointer, Problems
+from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager
 from arc_halo.types import JsonObject
 
@@ -71,13 +72,20 @@ class ModelFiles:
         return WeightsSource(
             path=path,
             label=long["source"],
-            format=long.get("format") or self._format(found, pointer, long["source"]),
+            format=self._format(found, pointer, long),
             roots=self.roots,
             codec=long.get("codec"),
             digest=bytes.fromhex(digest.removeprefix("sha256:")) if digest else None,
         )
 
-    def _format(self, found: Found, pointer: Pointer, source: str) -> str:
+    def _format(self, found: Found, pointer: Pointer, weights: JsonObject) -> str:
+        source: str = weights["source"]
+        if (named := weights.get("format")) is not None:
+            if named not in self.plugins.formats:
+                hint = did_you_mean(named, self.plugins.formats)
+                message = f"no loaded plugin provides the weight format {named!r}"
+                self.problems.add(found, ("weights", "format"), "AH032", message, hint)
+            return str(named)
         for name, provided in self.plugins.formats.items():
             if source.endswith(provided.item.suffixes):
                 return name

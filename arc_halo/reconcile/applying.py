@@ -85,6 +85,8 @@ def apply_plan(
     """
     check_applicable(plan)
     started = time.monotonic()
+    if not plan.changes:
+        return Report(plan=plan, revision=plan.base_revision, seconds=0.0)
     builder = _Builder(store, plan, plugins, progress or Silent())
     built = builder.run()
     changes = [_with_weights(change, built) for change in plan.changes]

@@ -48,6 +48,7 @@ def diff(
     unchanged = 0
     for key, resource in desired.items():
         old = _renamed(resource, desired, live, project)
+        old = None if old in renamed else old
         found = live.get(key) or (live[old] if old else None)
         conflict = _conflict(resource.key, found, project)
         if conflict is not None:
@@ -139,6 +140,7 @@ def _change(
         return None
     before = (found.live_spec if found.is_drifted else found.spec) or {}
     after = _with_ignored(resource, before)
+    build = None if "weights" in resource.lifecycle.ignore else resource.build
     fields = field_changes(before, after)
     if found.is_drifted and not fields and not _only_ignored(resource, found):
         fields = (FieldChange(path="(derived rows)", before="changed", after="as declared"),)
@@ -154,7 +156,7 @@ def _change(
         fields=fields,
         lifecycle=resource.lifecycle,
         source_file=resource.source_file,
-        build=resource.build,
+        build=build,
         is_drift=found.is_drifted,
         old_key=old,
         reason="it was changed outside of apply" if found.is_drifted else None,
@@ -223,6 +225,24 @@ def _fields(path: str, before: Any, after: Any) -> Iterator[FieldChange]:
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*after, *before)):
             inner = f"{path}.{name}" if path else name
-            yield from _fields(inner, before.get(name), after.get(name))
-    elif before != after:
-        yield FieldChange(path=path, before=before, after=after)
+            yield from _fields(inner, before.get(name, ABSENT), after.get(name, ABSENT))
+    elif not _is_same(before, after):
+        yield FieldChange(
+            path=path,
+            before=None if before is ABSENT else before,
+            after=None if after is ABSENT else after,
+        )
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Equal as JSON: unlike in Python, true is not 1. As in jsonb, 1.0 is."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_same(a[name], b[name]) for name in a)
+    return bool(a == b)
+
+
+ABSENT = object()

@@ -9,6 +9,7 @@ from arc_halo.errors import ManifestError, Problem
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
 from arc_halo.manifest.documents import (
     MODEL,
+    REACTOR,
     Declaration,
     Desired,
     ModelSpec,
@@ -25,7 +26,6 @@ from arc_halo.reconcile.changes import (
     DesiredResource,
     FuseBuild,
     ImportBuild,
-    LiveResource,
     Plan,
 )
 from arc_halo.store import builds, migrate, models
@@ -72,7 +72,7 @@ def read_sources(
             problems.append(
                 desired.problem(
                     declaration,
-                    "weights",
+                    ("weights", "digest"),
                     "AH063",
                     f"{source.label} has the digest {format_digest(found.root)}, "
                     f"not the one {key} declares",
@@ -158,7 +158,12 @@ def _plan_of_live(
         base_revision=live.head_revision,
         manifest_digest=desired.manifest_digest,
         changes=found.changes,
-        conflicts=(*planner.conflicts, *found.conflicts, *_still_used(conn, found.changes)),
+        conflicts=(
+            *planner.conflicts,
+            *found.conflicts,
+            *_still_used(conn, found.changes),
+            *_taken_aliases(conn, desired),
+        ),
         orphans=found.orphans,
         notes=tuple(planner.notes),
         unchanged_count=found.unchanged,
@@ -305,7 +310,7 @@ class _Planner:
             problems.append(
                 self._desired.problem(
                     declaration,
-                    "weights",
+                    ("weights",),
                     "AH025",
                     f"the weights of {key}, {source.label}, are not there",
                     "put the file in its place; it has never been imported",
@@ -364,11 +369,10 @@ def _source(declaration: Declaration) -> WeightsSource | None:
 
 def _still_used(conn: Connection, changes: Sequence[Change]) -> list[Conflict]:
     """Reactors that stay, and use a model that would go."""
-    going = {change.key for change in changes if change.action == "delete"}
-    names = [key.name for key in going if key.kind == MODEL]
+    names = [c.key.name for c in changes if c.action == "delete" and c.key.kind == MODEL]
     if not names:
         return []
-    rewritten = {change.key.name for change in changes if change.key.kind == "reactor"}
+    by_key = {change.key: change for change in changes}
     return [
         Conflict(
             key=Key(kind=MODEL, name=model),
@@ -377,10 +381,39 @@ def _still_used(conn: Connection, changes: Sequence[Change]) -> list[Conflict]:
             hint="delete or change that reactor first",
         )
         for reactor, model in models.dependants(conn, names)
-        if reactor not in rewritten
+        if _uses(by_key.get(Key(kind=REACTOR, name=reactor)), model)
     ]
 
 
-def orphaned(live: Mapping[Key, LiveResource], project: str) -> list[Key]:
-    """What `project` manages: the keys that a destroy would delete."""
-    return [key for key, resource in live.items() if resource.owner == project]
+def _uses(change: Change | None, model: str) -> bool:
+    """Whether a reactor that uses `model` now still does after its change, if it has one."""
+    if change is None or change.action == "forget":
+        return True
+    if change.after is None:
+        return False
+    members = [member["model"] for member in change.after["members"]]
+    return model in (*members, change.after["base"])
+
+
+def _taken_aliases(conn: Connection, desired: Desired) -> list[Conflict]:
+    """Aliases that would be taken from a model of another project, or of none."""
+    wanted = [
+        (key.name.partition("@")[0], alias)
+        for key, declaration in desired.declarations.items()
+        if isinstance(declaration.spec, ModelSpec)
+        for alias in declaration.spec.aliases
+    ]
+    if not wanted:
+        return []
+    declared = {key.name for key in desired.declarations if key.kind == MODEL}
+    return [
+        Conflict(
+            key=Key(kind=MODEL, name=model),
+            code="AH053",
+            message=f"the alias {alias} stands for model/{model}, "
+            + (f"which belongs to the project {owner!r}" if owner else "which nobody manages"),
+            hint="choose another alias",
+        )
+        for alias, model, owner in models.foreign_aliases(conn, desired.project, wanted)
+        if model not in declared
+    ]

@@ -201,7 +201,8 @@ def _planned_text(change: Change) -> str:
 
 def _done_text(change: Change, report: Report) -> str:
     built = report.builds.get(change.key)
-    details = [_built_text(change, built) if built else None, change.reason]
+    moved = _built_text(change, built) if built and _moves_weights(change) else None
+    details = [moved, change.reason]
     return _line(change, [d for d in details if d])
 
 
@@ -212,6 +213,8 @@ def _line(change: Change, details: Sequence[str]) -> str:
 
 def _build_text(change: Change) -> str | None:
     build = change.build
+    if not _moves_weights(change):
+        return None
     if isinstance(build, ImportBuild):
         tensors = format_count(build.tensor_count, "tensor")
         return f"{tensors}, {format_size(build.size_bytes)} from {build.source.label}"
@@ -219,6 +222,12 @@ def _build_text(change: Change) -> str | None:
         known = "" if _root(change) else ", weights known after build"
         return f"fused by {build.spec.uses} in reactor/{build.reactor}{known}"
     return None
+
+
+def _moves_weights(change: Change) -> bool:
+    """Whether weights are part of what changes; an update may leave them as they are."""
+    is_new = change.action == "create"
+    return is_new or any(field.path.startswith("weights") for field in change.fields)
 
 
 def _built_text(change: Change, built: Built) -> str:
@@ -235,11 +244,14 @@ def _root(change: Change) -> str | None:
 
 
 def _field_text(field: FieldChange) -> str:
-    return f"{field.path}: {_value(field.before)} -> {_value(field.after)}"
+    after = _value(field.after)
+    if field.path == "weights.root" and field.after is None:
+        after = "known after build"
+    return f"{field.path}: {_value(field.before)} -> {after}"
 
 
 def _value(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 
 
@@ -250,7 +262,9 @@ def _orphan_lines(orphans: Sequence[Orphan]) -> Iterator[Line]:
     if len(orphans) > LISTED:
         yield Line(f"? … and {len(orphans) - LISTED} more are no longer declared", "warn")
     if orphans:
-        yield Line("    hint: `settings.prune: true` deletes what left the manifest", "dim")
+        yield Line(
+            "    hint: `--prune`, or `settings.prune: true`, deletes what left the manifest", "dim"
+        )
 
 
 def _change_json(change: Change) -> JsonObject:

@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
+from arc_halo.errors import WeightsError
 from arc_halo.store.rows import Connection, as_bytes
 from arc_halo.types import JsonObject
 
@@ -55,7 +56,11 @@ SET tensor_id = excluded.tensor_id, ordinal = excluded.ordinal
 """
 
 BEAT = """
-UPDATE weight_builds SET heartbeat_at = now() WHERE id = %(build_id)s
+UPDATE weight_builds SET heartbeat_at = now() WHERE id = %(build_id)s AND status = 'building'
+"""
+
+LOCK_BUILD = """
+SELECT status FROM weight_builds WHERE id = %(build_id)s FOR UPDATE
 """
 
 BUILT_TENSORS = """
@@ -185,18 +190,31 @@ def open_build(
 def add_tensor(
     conn: Connection, build_id: UUID, *, name: str, ordinal: int, tensor_id: int
 ) -> None:
-    conn.execute(
-        ADD_TENSOR,
-        {"build_id": build_id, "tensor_name": name, "ordinal": ordinal, "tensor_id": tensor_id},
-    )
-    conn.execute(BEAT, {"build_id": build_id})
+    """Enter a finished tensor in its build.
+
+    The build's row is locked before its tensors' rows, here as everywhere, so that two programs
+    at one build wait for one another instead of deadlocking. A build that another program has
+    finished meanwhile takes no more.
+    """
+    if conn.execute(BEAT, {"build_id": build_id}).rowcount:
+        conn.execute(
+            ADD_TENSOR,
+            {"build_id": build_id, "tensor_name": name, "ordinal": ordinal, "tensor_id": tensor_id},
+        )
 
 
 def complete(conn: Connection, build_id: UUID, root: bytes) -> WeightSet:
     """Turn a build whose tensors are all there into the set named `root`.
 
-    The set may exist already, from other sources with the same weights; it is then shared.
+    The set may exist already, from other sources with the same weights or by another program
+    that was at the same build; it is then shared. Raises `WeightsError` for a build that another
+    program gave up.
     """
+    locked = conn.execute(LOCK_BUILD, {"build_id": build_id}).fetchone()
+    if locked is None:
+        raise WeightsError("another program gave this build up", hint="run the command again")
+    if locked[0] == "complete":
+        return sets_by_root(conn, [root])[root]
     with conn.cursor(row_factory=scalar_row) as cursor:
         set_id = cursor.execute(INSERT_SET, {"root": root, "build_id": build_id}).fetchone()
     if set_id is not None:

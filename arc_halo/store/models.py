@@ -35,8 +35,8 @@ WITH wanted AS (
     GROUP BY layer.model_id
 ), parts AS (
     SELECT part.model_id, count(*) AS rows,
-           bit_xor(hashtextextended(ROW(part.tensor_name, part.tensor_id, part.weight_type)::text,
-               0)) AS digest
+           bit_xor(hashtextextended(ROW(part.tensor_name, part.tensor_id, part.weight_type,
+               part.layer_id)::text, 0)) AS digest
     FROM model_weights AS part JOIN wanted ON wanted.id = part.model_id
     GROUP BY part.model_id
 ), aliases AS (
@@ -45,7 +45,8 @@ WITH wanted AS (
     GROUP BY alias.model_id
 )
 SELECT model.model_name || '@' || model.version AS name, model.id,
-       md5(ROW(model.model_type, model.architecture_config, model.description, model.tags,
+       md5(ROW(model.model_type, model.architecture_config, model.architecture_family,
+               model.description, model.tags, model.parameter_count, model.status,
                sets.root, model.weights_metadata, aliases.names,
                layers.rows, layers.digest, heads.rows, heads.digest,
                parts.rows, parts.digest)::text) AS digest
@@ -224,6 +225,20 @@ UPDATE models SET model_name = %(new_name)s, version = %(new_version)s
 WHERE model_name = %(old_name)s AND version = %(old_version)s
 """
 
+RELEASE_RENAMED_ALIASES = """
+UPDATE model_alias_history AS history SET released_at = clock_timestamp()
+FROM models AS model
+WHERE model.id = history.model_id AND history.model_name <> model.model_name
+  AND history.released_at IS NULL
+"""
+
+RELEASE_DELETED_ALIASES = """
+UPDATE model_alias_history AS history SET released_at = clock_timestamp()
+FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+WHERE history.model_id = model.id AND history.released_at IS NULL
+"""
+
 RENAME_ALIASES = """
 UPDATE model_aliases AS alias SET model_name = model.model_name
 FROM models AS model WHERE model.id = alias.model_id AND alias.model_name <> model.model_name
@@ -283,6 +298,18 @@ JOIN weight_set_tensors AS member
 LEFT JOIN transformer_layers AS layer ON layer.id = part.layer_id
 WHERE part.model_id = %(id)s
 ORDER BY member.ordinal
+"""
+
+FOREIGN_ALIASES = """
+SELECT alias.model_name || ':' || alias.alias AS alias,
+       model.model_name || '@' || model.version AS model, managed.project
+FROM unnest(%(names)s::text[], %(aliases)s::text[]) AS item (name, alias)
+JOIN model_aliases AS alias ON alias.model_name = item.name AND alias.alias = item.alias
+JOIN models AS model ON model.id = alias.model_id
+LEFT JOIN managed_resources AS managed
+  ON managed.kind = 'model' AND managed.name = model.model_name || '@' || model.version
+WHERE managed.project IS DISTINCT FROM %(project)s
+ORDER BY alias.model_name, alias.alias
 """
 
 BY_ALIAS = """
@@ -408,10 +435,13 @@ def rename(conn: Connection, old: str, new: str) -> None:
         },
     )
     conn.execute(RENAME_ALIASES)
+    conn.execute(RELEASE_RENAMED_ALIASES)
 
 
 def delete(conn: Connection, names: Iterable[str]) -> None:
-    conn.execute(DELETE, split_names(names))
+    params = split_names(names)
+    conn.execute(RELEASE_DELETED_ALIASES, params)
+    conn.execute(DELETE, params)
 
 
 def dependants(conn: Connection, names: Iterable[str]) -> list[tuple[str, str]]:
@@ -439,6 +469,20 @@ def parts(conn: Connection, model_id: UUID) -> list[Part]:
     """The tensors of a model, in the order of their file."""
     with conn.cursor(row_factory=class_row(Part)) as cursor:
         return cursor.execute(PARTS, {"id": model_id}).fetchall()
+
+
+def foreign_aliases(
+    conn: Connection, project: str, pairs: Iterable[tuple[str, str]]
+) -> list[tuple[str, str, str | None]]:
+    """(alias, model, owner) of the aliases (name, alias) that stand for models not `project`'s."""
+    listed = list(pairs)
+    params = {
+        "project": project,
+        "names": [name for name, _ in listed],
+        "aliases": [alias for _, alias in listed],
+    }
+    rows = conn.execute(FOREIGN_ALIASES, params).fetchall()
+    return [(str(alias), str(model), owner) for alias, model, owner in rows]
 
 
 def by_alias(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from arc_halo.tensors import digests
-from arc_halo.transfer.sources import pieces
+from arc_halo.transfer.sources import check_names, pieces
 from arc_halo.types import TensorInfo, WeightFormat
 from arc_halo.weights.building import Built, Recipe, build
 from arc_halo.weights.store import Advance, WeightStore, no_progress
@@ -41,6 +41,7 @@ def import_weights(
         expected=root,
     )
     with weight_format.open(path) as reader:
+        check_names(path, reader)
 
         def produce(tensor: TensorInfo) -> Iterator[memoryview]:
             return pieces(reader, tensor, min(store.batch_bytes, 1024 * 1024))

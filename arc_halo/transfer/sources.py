@@ -15,6 +15,7 @@ from arc_halo.types import JsonObject, TensorInfo, WeightFormat, WeightReader
 
 PIECE_BYTES = 1024 * 1024
 CACHE_FORMAT = 1
+MAX_NAME_BYTES = 2048
 
 Advance = Callable[[int], None]
 
@@ -41,15 +42,19 @@ class DigestCache:
         self._is_changed = False
 
     def get(self, path: Path, format_name: str) -> SourceFacts | None:
+        """The facts on record, if the files are as they were then."""
         entry = self._entries.get(_entry_key(path, format_name))
-        if entry is None or entry.get("files") != _stats(entry.get("files", {})):
+        try:
+            if not entry or not entry["files"] or entry["files"] != _stats(entry["files"]):
+                return None
+            return SourceFacts(
+                root=bytes.fromhex(entry["root"]),
+                metadata=dict(entry["metadata"]),
+                tensor_count=int(entry["tensor_count"]),
+                size_bytes=int(entry["size_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError):
             return None
-        return SourceFacts(
-            root=bytes.fromhex(entry["root"]),
-            metadata=entry["metadata"],
-            tensor_count=entry["tensor_count"],
-            size_bytes=entry["size_bytes"],
-        )
 
     def put(
         self, path: Path, format_name: str, files: dict[str, list[int]], facts: SourceFacts
@@ -62,6 +67,11 @@ class DigestCache:
             "size_bytes": facts.size_bytes,
         }
         self._is_changed = True
+
+    def forget(self, path: Path, format_name: str) -> None:
+        """Have the source read again, although its files look as they did."""
+        if self._entries.pop(_entry_key(path, format_name), None) is not None:
+            self._is_changed = True
 
     def save(self) -> None:
         """Write the cache back, atomically; where that cannot be done, go without."""
@@ -96,12 +106,23 @@ def source_facts(
         return known
     with weight_format.open(path) as reader:
         _check_contained(reader.files, roots)
+        check_names(path, reader)
         before = _file_stats(reader.files)
         facts = _hash(reader, advance)
         if _file_stats(reader.files) != before:
             raise WeightsError(f"{path} changed while it was read", hint="run the command again")
     cache.put(path, weight_format.name, before, facts)
     return facts
+
+
+def check_names(path: Path, reader: WeightReader) -> None:
+    """Refuse tensor names that no index of the database can hold."""
+    for tensor in reader.tensors:
+        if (length := len(tensor.name.encode())) > MAX_NAME_BYTES:
+            raise FormatError(
+                f"{path.name}: tensor {tensor.name[:40]!r}… cannot be stored: its name has "
+                f"{length} bytes, at most {MAX_NAME_BYTES} may be"
+            )
 
 
 def pieces(

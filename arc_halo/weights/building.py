@@ -190,6 +190,7 @@ class _TensorWriter:
         self._cancellation = cancellation
         self._hasher = digests.TensorHasher(info.dtype, info.shape)
         self._digests: list[bytes] = []
+        self._seen_bytes = 0
 
     def run(self, build_id: UUID, ordinal: int, pieces: Iterable[bytes | memoryview]) -> bytes:
         """Write the tensor and enter it in the build; returns its digest."""
@@ -197,6 +198,7 @@ class _TensorWriter:
             for batch in self._batches(pieces):
                 self._write_batch(conn, batch)
                 self._advance(sum(len(raw) for raw in batch))
+            self._check_size()
             digest = self._hasher.digest()
             with conn.transaction():
                 builds.commit_asynchronously(conn)
@@ -215,6 +217,13 @@ class _TensorWriter:
                 )
         return digest
 
+    def _check_size(self) -> None:
+        if self._seen_bytes != self._info.size_bytes:
+            raise WeightsError(
+                f"tensor {self._info.name!r} came with {self._seen_bytes} bytes, "
+                f"not {self._info.size_bytes}"
+            )
+
     def _batches(self, pieces: Iterable[bytes | memoryview]) -> Iterator[list[bytes]]:
         batch: list[bytes] = []
         limit = max(1, self._store.batch_bytes // self._store.chunk_bytes)
@@ -230,6 +239,7 @@ class _TensorWriter:
             yield batch
 
     def _write_batch(self, conn: Connection, batch: Sequence[bytes]) -> None:
+        self._seen_bytes += sum(map(len, batch))
         order = [hashlib.sha256(raw).digest() for raw in batch]
         named = dict(zip(order, batch, strict=True))
         for digest, raw in zip(order, batch, strict=True):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+DAMAGED = "the database was damaged behind our back: restore it from a backup"
+
+
 class TensorRow(Protocol):
     """What reading needs to know of a stored tensor."""
 
@@ -84,7 +87,7 @@ def _chunks_into(
     if hasher.digest() != bytes(tensor.digest):
         raise CorruptChunkError(
             f"tensor {name!r}: its chunks do not add up to the digest it is named by",
-            hint="import the model again from its source",
+            hint=DAMAGED,
         )
 
 
@@ -104,18 +107,18 @@ def _decode(store: WeightStore, chunk: chunks.StoredChunk, out: memoryview, name
     except CodecError as exc:
         raise CorruptChunkError(
             f"tensor {name!r}: chunk {chunk.chunk_index} cannot be decoded: {exc}",
-            hint="import the model again from its source",
+            hint=DAMAGED,
         ) from exc
     if hashlib.sha256(out).digest() != chunk.chunk_digest:
         raise CorruptChunkError(
             f"tensor {name!r}: chunk {chunk.chunk_index} does not have the digest "
             f"{chunk.chunk_digest.hex()[:16]}… it is named by",
-            hint="import the model again from its source",
+            hint=DAMAGED,
         )
 
 
 def _missing(name: str, index: int) -> MissingChunkError:
     return MissingChunkError(
         f"tensor {name!r}: chunk {index} is missing",
-        hint="import the model again from its source",
+        hint=DAMAGED,
     )

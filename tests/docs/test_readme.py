@@ -1,4 +1,4 @@
-"""Runs what the README, the tutorial and the how-to pages show, in a copy of the demo project.
+"""Runs what the pages show, each in a copy of the demo project of its own.
 
 What a block is decided by its info string:
 
@@ -16,6 +16,7 @@ README says is what `.ci/run` does.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -39,14 +40,11 @@ DEMO = ("arc_halo.yaml", "reactors", "plugins", "examples")
 EMBEDDED = ["README.md", "docs/tutorial.md", "docs/how-to/embedded-server.md"]
 """Pages about the bundled server; the others use a database that the test gives them."""
 
-HOW_TO = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/how-to/*.md"))
-PAGES = [*EMBEDDED, *(page for page in HOW_TO if page not in EMBEDDED)]
-ALL_PAGES = sorted(
+PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
 )
 
-RUN = {"sh", "console", "python", "yaml"}
-READ = {"text", "mermaid", "sql"}
+LANGUAGES = {"sh", "console", "python", "yaml", "text", "mermaid", "sql"}
 
 DONE_BY_CI = re.compile(r"\b(?:pip install|git clone|pytest)\b[^&\n]*")
 SECONDS = 120
@@ -65,9 +63,40 @@ class Block:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
+    @property
+    def is_run(self) -> bool:
+        """Whether something is done with it, other than looking whether it is valid."""
+        if "norun" in self.options:
+            return False
+        return self.language in ("sh", "console", "python") or self.option("file") is not None
+
     def option(self, name: str) -> str | None:
         values = [word.partition("=")[2] for word in self.options if word.startswith(f"{name}=")]
         return values[0] if values else None
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The fenced blocks of a page, in order."""
+    lines = enumerate((ROOT / page).read_text().splitlines(), start=1)
+    for number, line in lines:
+        if not line.startswith("```"):
+            continue
+        language, *options = line.removeprefix("```").split() or [""]
+        body: list[str] = []
+        for _, inner in lines:
+            if inner == "```":
+                break
+            body.append(inner)
+        yield Block(
+            page=page,
+            line=number,
+            language=language,
+            options=tuple(options),
+            text="\n".join(body) + "\n",
+        )
+
+
+RUN = [page for page in PAGES if any(block.is_run for block in blocks(page))]
 
 
 class Reader:
@@ -85,7 +114,7 @@ class Reader:
             _copy(ROOT / name, self.root / name)
 
     def read(self, block: Block) -> None:
-        if "norun" in block.options or block.language in READ:
+        if not block.is_run:
             return
         if "fresh" in block.options:
             self._begin()
@@ -96,7 +125,7 @@ class Reader:
         elif block.language == "sh":
             finished = self._run(DONE_BY_CI.sub("true ", block.text))
             assert finished.returncode == 0, f"{block} failed:\n{finished.stdout}"
-        elif block.language == "python":
+        else:
             self._run_python(block)
 
     def finish(self) -> None:
@@ -151,33 +180,33 @@ def schema() -> dict[str, object]:
     return schema_of(PluginManager.load({"plugins/median.py": ROOT / "plugins" / "median.py"}))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", RUN)
 def test_what_a_page_shows_happens(
     page: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = None if page in EMBEDDED else request.getfixturevalue("empty_database")
     reader = Reader(tmp_path, url)
     try:
-        for block in _blocks(page):
+        for block in blocks(page):
             reader.read(block)
         reader.finish()
     finally:
         _stop_servers(reader)
 
 
-@pytest.mark.parametrize("page", ALL_PAGES)
+@pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page: str) -> None:
-    for block in _blocks(page):
-        assert block.language in RUN | READ, f"{block}: a block of {block.language!r}"
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{block}: a block of {block.language!r}"
 
 
-@pytest.mark.parametrize("page", ALL_PAGES)
+@pytest.mark.parametrize("page", PAGES)
 def test_every_piece_of_manifest_is_valid(page: str, schema: dict[str, object]) -> None:
     checked = {key: value for key, value in schema.items() if key not in ("if", "then")}
     fields = schema["properties"]
     assert isinstance(fields, dict)
-    for block in _blocks(page):
-        if block.language != "yaml" or "norun" in block.options:
+    for block in blocks(page):
+        if block.language != "yaml" or block.is_run:
             continue
         data = load_text(block.text, path=ROOT / page, label=str(block)).data
         if data.keys() <= fields.keys():
@@ -192,40 +221,18 @@ def test_the_readme_shows_the_demos_reactor() -> None:
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:
-    first, second = [b.text.strip() for b in _blocks("README.md") if b.language == "sh"][:2]
+    first, second = [b.text.strip() for b in blocks("README.md") if b.language == "sh"][:2]
     assert first == "pip install . && arc-halo apply"
     assert second == "pip install '.[test]' && pytest"
 
 
 def test_the_readmes_losses_are_those_of_the_demo() -> None:
-    import json
-
     losses = json.loads((ROOT / "examples" / "weights" / "losses.json").read_text())["losses"]
     losses["story"] = losses["linear 0.5/0.5, rounded to bfloat16"]
     text = (ROOT / "README.md").read_text().replace("**", "")
     for model in ("base", "scripture", "python", "story"):
         figures = (f"{losses[model][on]:.4f}" for on in ("scripture", "python", "general"))
         assert f"| `{model}` | {' | '.join(figures)} |" in text
-
-
-def _blocks(page: str) -> Iterator[Block]:
-    lines = enumerate((ROOT / page).read_text().splitlines(), start=1)
-    for number, line in lines:
-        if not line.startswith("```"):
-            continue
-        language, *options = line.removeprefix("```").split() or [""]
-        body: list[str] = []
-        for _, inner in lines:
-            if inner == "```":
-                break
-            body.append(inner)
-        yield Block(
-            page=page,
-            line=number,
-            language=language,
-            options=tuple(options),
-            text="\n".join(body) + "\n",
-        )
 
 
 def _steps(transcript: str) -> Iterator[tuple[str, str]]:
