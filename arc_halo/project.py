@@ -188,7 +188,8 @@ class Project:
 
     def plan(self, *, prune: bool | None = None, advance: Advance | None = None) -> Plan:
         """What apply would do. Nothing is written, in the database or anywhere but the cache."""
-        from arc_halo.reconcile.planning import make_plan, read_sources
+        from arc_halo.reconcile.planning import make_plan
+        from arc_halo.reconcile.sources import read_sources
 
         desired = self.desired()
         sources = read_sources(desired, self.plugins, self.digests, advance=advance)
@@ -202,7 +203,8 @@ class Project:
 
         from arc_halo.manifest.documents import Desired
         from arc_halo.manifest.resolve import manifest_digest, read_settings
-        from arc_halo.reconcile.planning import Sources, make_plan
+        from arc_halo.reconcile.planning import make_plan
+        from arc_halo.reconcile.sources import Sources
 
         desired = Desired(
             project=self.manifest.project,

@@ -107,7 +107,7 @@ class _Merge:
                 f"the strategy {self._recipe.strategy.name!r} made {list(fused.shape)} of "
                 f"{info.name!r}, whose shape is {list(info.shape)}"
             )
-        if fused.dtype.kind not in "fiu":
+        if not _is_real(fused):
             raise FusionError(
                 f"the strategy {self._recipe.strategy.name!r} made {fused.dtype} of {info.name!r}, "
                 "not real numbers"
@@ -136,6 +136,11 @@ class _Merge:
 
         array = read_array(self._store, tensor, tensor.name)
         return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+
+
+def _is_real(array: NDArray[Any]) -> bool:
+    # The floats of ml_dtypes are of numpy's kind "V", as structures are.
+    return array.dtype.kind in "fiu" or dtypes.is_float(array.dtype)
 
 
 def _rounded(fused: NDArray[Any], dtype: str) -> NDArray[Any]:

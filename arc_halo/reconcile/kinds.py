@@ -9,7 +9,7 @@ from uuid import UUID
 
 from arc_halo.architectures import read_architecture, tensor_part
 from arc_halo.manifest.documents import KINDS, MODEL, REACTOR, STRATEGY
-from arc_halo.store import models, reactors, strategies
+from arc_halo.store import aliases, models, reactors, strategies
 from arc_halo.store.rows import Connection, LiveRow
 from arc_halo.types import JsonObject
 
@@ -68,12 +68,12 @@ def write_models(
         project=revision.project if revision else None,
         revision=revision.number if revision else None,
     )
-    aliases = [
+    held = [
         {"model_id": str(ids[item.name]), "alias": alias}
         for item in items
         for alias in item.spec["aliases"]
     ]
-    models.replace_aliases(conn, listed, aliases)
+    aliases.replace(conn, listed, held)
     return ids
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from arc_halo.manifest.documents import MODEL, RegisteredModel
+from arc_halo.manifest.documents import RegisteredModel
 from arc_halo.reconcile import kinds
 from arc_halo.reconcile.changes import LiveResource
-from arc_halo.store import models, projects
+from arc_halo.store import aliases, projects
 from arc_halo.store.rows import Connection, LiveRow
 from arc_halo.types import JsonObject, Key
 
@@ -63,7 +63,7 @@ def registered_models(
         (name, alias): RegisteredModel(
             name=name, version=version, type=type_, architecture=architecture, root=root
         )
-        for name, alias, version, type_, architecture, root in models.by_alias(conn, pairs)
+        for name, alias, version, type_, architecture, root in aliases.find(conn, pairs)
     }
 
 
@@ -109,7 +109,3 @@ def _managed(record: projects.Managed, row: LiveRow | None) -> LiveResource:
         protected=record.protected,
         deletion=record.deletion,
     )
-
-
-def model_keys(keys: Iterable[Key]) -> list[Key]:
-    return [key for key in keys if key.kind == MODEL]

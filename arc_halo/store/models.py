@@ -10,7 +10,8 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from arc_halo.store.rows import Connection, LiveRow, as_bytes_or_none, as_uuid
+from arc_halo.store import aliases
+from arc_halo.store.rows import Connection, LiveRow, as_uuid
 from arc_halo.types import JsonObject
 
 LIVE = """
@@ -160,56 +161,8 @@ SET tensor_id = excluded.tensor_id, layer_id = excluded.layer_id,
     weight_type = excluded.weight_type
 """
 
-RELEASE_ALIASES = """
-WITH desired AS (
-    SELECT model_id, alias
-    FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
-), released AS (
-    DELETE FROM model_aliases AS held
-    WHERE held.model_id = ANY(%(ids)s)
-      AND NOT EXISTS (SELECT FROM desired
-                      WHERE desired.model_id = held.model_id AND desired.alias = held.alias)
-    RETURNING held.model_name, held.alias, held.model_id
-)
-UPDATE model_alias_history AS history
-SET released_at = clock_timestamp()
-FROM released
-WHERE history.model_name = released.model_name AND history.alias = released.alias
-  AND history.released_at IS NULL
-"""
-
 # Materialized: the planner guesses few items, and would first join them to the history by alias
 # alone, which is quadratic where every model has the alias `production`.
-RELEASE_MOVED_ALIASES = """
-WITH desired AS MATERIALIZED (
-    SELECT model.id, model.model_name, item.alias
-    FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
-    JOIN models AS model ON model.id = item.model_id
-)
-UPDATE model_alias_history AS history
-SET released_at = clock_timestamp()
-FROM desired
-WHERE history.model_name = desired.model_name AND history.alias = desired.alias
-  AND history.released_at IS NULL AND history.model_id IS DISTINCT FROM desired.id
-"""
-
-ASSIGN_ALIASES = """
-INSERT INTO model_aliases (model_name, alias, model_id)
-SELECT model.model_name, item.alias, model.id
-FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
-JOIN models AS model ON model.id = item.model_id
-ON CONFLICT (model_name, alias) DO UPDATE SET model_id = excluded.model_id
-WHERE model_aliases.model_id <> excluded.model_id
-"""
-
-KEEP_ALIAS_HISTORY = """
-INSERT INTO model_alias_history (model_name, alias, model_id, version)
-SELECT model.model_name, item.alias, model.id, model.version
-FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
-JOIN models AS model ON model.id = item.model_id
-ON CONFLICT (model_name, alias) WHERE released_at IS NULL DO NOTHING
-"""
-
 KEEP_WEIGHT_HISTORY = """
 INSERT INTO model_weight_history (model_id, weight_set_id, root, project, revision)
 SELECT model.id, sets.id, sets.root, %(project)s, %(revision)s
@@ -223,25 +176,6 @@ WHERE model.id = ANY(%(ids)s)
 RENAME = """
 UPDATE models SET model_name = %(new_name)s, version = %(new_version)s
 WHERE model_name = %(old_name)s AND version = %(old_version)s
-"""
-
-RELEASE_RENAMED_ALIASES = """
-UPDATE model_alias_history AS history SET released_at = clock_timestamp()
-FROM models AS model
-WHERE model.id = history.model_id AND history.model_name <> model.model_name
-  AND history.released_at IS NULL
-"""
-
-RELEASE_DELETED_ALIASES = """
-UPDATE model_alias_history AS history SET released_at = clock_timestamp()
-FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
-JOIN models AS model ON model.model_name = item.name AND model.version = item.version
-WHERE history.model_id = model.id AND history.released_at IS NULL
-"""
-
-RENAME_ALIASES = """
-UPDATE model_aliases AS alias SET model_name = model.model_name
-FROM models AS model WHERE model.id = alias.model_id AND alias.model_name <> model.model_name
 """
 
 DELETE = """
@@ -298,27 +232,6 @@ JOIN weight_set_tensors AS member
 LEFT JOIN transformer_layers AS layer ON layer.id = part.layer_id
 WHERE part.model_id = %(id)s
 ORDER BY member.ordinal
-"""
-
-FOREIGN_ALIASES = """
-SELECT alias.model_name || ':' || alias.alias AS alias,
-       model.model_name || '@' || model.version AS model, managed.project
-FROM unnest(%(names)s::text[], %(aliases)s::text[]) AS item (name, alias)
-JOIN model_aliases AS alias ON alias.model_name = item.name AND alias.alias = item.alias
-JOIN models AS model ON model.id = alias.model_id
-LEFT JOIN managed_resources AS managed
-  ON managed.kind = 'model' AND managed.name = model.model_name || '@' || model.version
-WHERE managed.project IS DISTINCT FROM %(project)s
-ORDER BY alias.model_name, alias.alias
-"""
-
-BY_ALIAS = """
-SELECT alias.model_name, alias.alias, model.version, model.model_type, model.architecture_config,
-       sets.root
-FROM unnest(%(names)s::text[], %(aliases)s::text[]) AS item (name, alias)
-JOIN model_aliases AS alias ON alias.model_name = item.name AND alias.alias = item.alias
-JOIN models AS model ON model.id = alias.model_id
-LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
 """
 
 
@@ -413,16 +326,6 @@ def replace_weights(
     conn.execute(KEEP_WEIGHT_HISTORY, {"ids": list(ids), "project": project, "revision": revision})
 
 
-def replace_aliases(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
-    """Make the models `ids` hold exactly the aliases of `items`, keeping their history."""
-    params = {"ids": list(ids), "items": Jsonb(items)}
-    conn.execute(RELEASE_ALIASES, params)
-    if items:
-        conn.execute(RELEASE_MOVED_ALIASES, params)
-        conn.execute(ASSIGN_ALIASES, params)
-        conn.execute(KEEP_ALIAS_HISTORY, params)
-
-
 def rename(conn: Connection, old: str, new: str) -> None:
     (old_name, old_version), (new_name, new_version) = _pair(old), _pair(new)
     conn.execute(
@@ -434,13 +337,12 @@ def rename(conn: Connection, old: str, new: str) -> None:
             "new_version": new_version,
         },
     )
-    conn.execute(RENAME_ALIASES)
-    conn.execute(RELEASE_RENAMED_ALIASES)
+    aliases.follow_renames(conn)
 
 
 def delete(conn: Connection, names: Iterable[str]) -> None:
     params = split_names(names)
-    conn.execute(RELEASE_DELETED_ALIASES, params)
+    aliases.release_deleted(conn, params)
     conn.execute(DELETE, params)
 
 
@@ -469,35 +371,6 @@ def parts(conn: Connection, model_id: UUID) -> list[Part]:
     """The tensors of a model, in the order of their file."""
     with conn.cursor(row_factory=class_row(Part)) as cursor:
         return cursor.execute(PARTS, {"id": model_id}).fetchall()
-
-
-def foreign_aliases(
-    conn: Connection, project: str, pairs: Iterable[tuple[str, str]]
-) -> list[tuple[str, str, str | None]]:
-    """(alias, model, owner) of the aliases (name, alias) that stand for models not `project`'s."""
-    listed = list(pairs)
-    params = {
-        "project": project,
-        "names": [name for name, _ in listed],
-        "aliases": [alias for _, alias in listed],
-    }
-    rows = conn.execute(FOREIGN_ALIASES, params).fetchall()
-    return [(str(alias), str(model), owner) for alias, model, owner in rows]
-
-
-def by_alias(
-    conn: Connection, pairs: Iterable[tuple[str, str]]
-) -> list[tuple[str, str, str, str, JsonObject, bytes | None]]:
-    """(name, alias, version, type, architecture, root) of the aliases that exist."""
-    listed = list(pairs)
-    rows = conn.execute(
-        BY_ALIAS, {"names": [n for n, _ in listed], "aliases": [a for _, a in listed]}
-    ).fetchall()
-    return [
-        (str(name), str(alias), str(version), str(type_), architecture, as_bytes_or_none(root))
-        for name, alias, version, type_, architecture, root in rows
-        if isinstance(architecture, dict)
-    ]
 
 
 def split_names(names: Iterable[str]) -> dict[str, list[str]]:

@@ -101,6 +101,12 @@ def name_of(dtype: np.dtype[Any]) -> str:
         ) from None
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a numpy dtype is one of the floats known here, those of ml_dtypes included."""
+    name = _NAMES.get(dtype.name)
+    return name is not None and DTYPES[name].is_float
+
+
 def size_bytes(dtype: str, shape: Sequence[int]) -> int:
     """The bytes of a tensor; FormatError when they are no whole number or beyond 2**63 - 1.
 

@@ -1,0 +1,179 @@
+"""The one transaction in which everything visible changes."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from uuid import UUID
+
+from arc_halo._version import __version__
+from arc_halo.errors import StalePlanError
+from arc_halo.fusion.recipes import FusionRecipe
+from arc_halo.reconcile import kinds, state
+from arc_halo.reconcile.changes import Change, FuseBuild, ImportBuild, Plan
+from arc_halo.reconcile.git import git_state
+from arc_halo.store import projects, reactors
+from arc_halo.store.locks import try_xact_lock
+from arc_halo.store.rows import Connection
+from arc_halo.types import JsonObject, Key
+
+LOCK_SECONDS = 30.0
+
+
+class Commit:
+    """Writes the changes of a plan; call `run` inside a transaction."""
+
+    def __init__(
+        self,
+        conn: Connection,
+        plan: Plan,
+        changes: Sequence[Change],
+        recipes: Mapping[Key, FusionRecipe],
+    ) -> None:
+        self._conn = conn
+        self._plan = plan
+        self._changes = changes
+        self._recipes = recipes
+        self._ids: dict[Key, UUID] = {}
+
+    def run(self, summary: JsonObject, project_directory: Path) -> int:
+        """Returns the number of the new revision."""
+        revision = self._lock()
+        self._rename()
+        self._write(kinds.Revision(project=self._plan.project, number=revision))
+        self._record_merges()
+        self._delete()
+        self._record_managed(revision)
+        self._record_revision(revision, summary, project_directory)
+        return revision
+
+    def _lock(self) -> int:
+        project = self._plan.project
+        try_xact_lock(self._conn, f"arc-halo/{project}", LOCK_SECONDS)
+        projects.ensure(self._conn, project)
+        head = projects.head(self._conn, project, lock=True)
+        if head.head_revision != self._plan.base_revision:
+            raise StalePlanError(
+                f"the plan starts from revision {self._plan.base_revision} of {project}, "
+                f"which is at revision {head.head_revision} now",
+                hint="plan again",
+            )
+        new = [change.key for change in self._changes if change.action == "create"]
+        if there := state.live_digests(self._conn, new):
+            raise StalePlanError(
+                f"{next(iter(there))} was created after the plan was made", hint="plan again"
+            )
+        return head.head_revision + 1
+
+    def _rename(self) -> None:
+        for change in self._changes:
+            if change.old_key is not None:
+                old, new = change.old_key.name, change.key.name
+                kinds.BY_NAME[change.key.kind].rename(self._conn, old, new)
+                projects.rename_managed(self._conn, change.key.kind, old, new)
+
+    def _write(self, revision: kinds.Revision) -> None:
+        for kind in kinds.ORDERED:
+            items = [
+                kinds.Written(
+                    name=change.key.name,
+                    spec=change.after,
+                    weights_source=_weights_source(change),
+                )
+                for change in self._changes
+                if change.key.kind == kind.name and change.after is not None
+            ]
+            if items:
+                ids = kind.write(self._conn, items, revision)
+                self._ids.update({Key(kind=kind.name, name=n): id_ for n, id_ in ids.items()})
+
+    def _record_merges(self) -> None:
+        for change in self._changes:
+            recipe = self._recipes.get(change.key)
+            if recipe is not None and isinstance(change.build, FuseBuild):
+                reactors.record_merge(
+                    self._conn,
+                    reactor=change.build.reactor,
+                    strategy=recipe.strategy.name,
+                    strategy_version=recipe.strategy_version,
+                    params=recipe.params,
+                    recipe_key=recipe.key,
+                    model=change.key.name,
+                    inputs=recipe.lineage(),
+                )
+
+    def _delete(self) -> None:
+        gone = [c for c in self._changes if c.action in ("delete", "forget")]
+        for kind in reversed(kinds.ORDERED):
+            names = [c.key.name for c in gone if c.key.kind == kind.name and c.action == "delete"]
+            if names:
+                kind.delete(self._conn, names)
+        if gone:
+            projects.delete_managed(self._conn, self._plan.project, [c.key for c in gone])
+
+    def _record_managed(self, revision: int) -> None:
+        kept = [change for change in self._changes if change.after is not None]
+        digests = state.live_digests(self._conn, [change.key for change in kept])
+        items = [
+            {
+                "kind": change.key.kind,
+                "name": change.key.name,
+                "resource_id": str(self._ids[change.key]),
+                "spec": change.after,
+                "spec_digest": (change.digest or b"").hex(),
+                "live_digest": digests[change.key],
+                "protected": change.lifecycle.protected,
+                "deletion": change.lifecycle.deletion,
+                "tags": (change.after or {}).get("tags", {}),
+                "source_file": change.source_file,
+            }
+            for change in kept
+        ]
+        if projects.upsert_managed(self._conn, self._plan.project, revision, items) != len(items):
+            raise StalePlanError(
+                "another project took one of these names after the plan was made",
+                hint="plan again",
+            )
+
+    def _record_revision(self, revision: int, summary: JsonObject, project_directory: Path) -> None:
+        git = git_state(project_directory)
+        projects.record_revision(
+            self._conn,
+            project=self._plan.project,
+            revision=revision,
+            actor=_actor(),
+            host=socket.gethostname(),
+            tool_version=__version__,
+            git_commit=git.commit if git else None,
+            git_dirty=git.is_dirty if git else None,
+            manifest_digest=self._plan.manifest_digest,
+            plan_digest=self._plan.digest,
+            summary=summary,
+            changes=[
+                {
+                    "ordinal": ordinal,
+                    "action": change.action,
+                    "kind": change.key.kind,
+                    "name": change.key.name,
+                    "before": change.before,
+                    "after": change.after,
+                }
+                for ordinal, change in enumerate(self._changes)
+            ],
+        )
+
+
+def _weights_source(change: Change) -> JsonObject | None:
+    if not isinstance(change.build, ImportBuild):
+        return None
+    source = change.build.source
+    return {"source": source.label, "format": source.format}
+
+
+def _actor() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
