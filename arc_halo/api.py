@@ -13,7 +13,8 @@ from uuid import UUID
 
 from arc_halo.config import find_project
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
-from arc_halo.manifest.documents import MODEL, REACTOR
+from arc_halo.manifest.documents import MODEL, MODEL_TYPES, REACTOR, REACTOR_TYPES, ROLES
+from arc_halo.manifest.params import params_problems, with_defaults
 from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_version
 from arc_halo.project import Project
 from arc_halo.reconcile import kinds, showing
@@ -22,6 +23,7 @@ from arc_halo.store.models import ModelRecord
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.digests import format_digest
+from arc_halo.transfer.sources import MAX_NAME_BYTES
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.reading import read_array
@@ -101,6 +103,7 @@ class Models:
         """
         _check_name(model_name, is_name(model_name), "name", NAME)
         _check_name(version, is_version(version), "version", VERSION)
+        _check_choice(model_type, MODEL_TYPES, "model type")
         full_name = f"{model_name}@{version}"
         spec: JsonObject = {
             "type": model_type,
@@ -161,6 +164,8 @@ class Tensors:
         with self._project.connection() as conn:
             record = _find_model(conn, model)
             _refuse_managed(conn, MODEL, record.full_name)
+        for name in arrays:
+            _check_tensor_name(name)
         raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
         infos = [
             TensorInfo(
@@ -206,16 +211,22 @@ class Reactors:
         members: Iterable[str] = (),
         description: str | None = None,
     ) -> UUID:
-        """Register a reactor; its id. `members` are models by reference, weighted alike."""
+        """Register a reactor; its id. `members` are models by reference, weighted alike.
+
+        Raises `InvalidInputError` for a name, type or params that may not be, `RefusedError` when
+        the name is taken.
+        """
         _check_name(name, is_name(name), "name", NAME)
+        _check_choice(reactor_type, REACTOR_TYPES, "reactor type")
         provided = self._project.plugins.strategy(strategy)
+        resolved = _checked_params(strategy, dict(params or {}), provided.item.params_schema)
         with self._project.connection() as conn, conn.transaction():
             _refuse_existing(conn, REACTOR, name)
             spec = {
                 "type": reactor_type,
                 "strategy": strategy,
                 "uses": provided.item.name,
-                "params": dict(params or {}),
+                "params": resolved,
                 "members": [_member(conn, member) for member in members],
                 "base": None,
                 "interactions": [],
@@ -235,8 +246,12 @@ class Reactors:
         weight: float = 1.0,
         priority: int | None = None,
     ) -> None:
-        """Add a model to a reactor. Raises `RefusedError` when it is a member, or the reactor is
-        managed by a project."""
+        """Add a model to a reactor.
+
+        Raises `InvalidInputError` for a role there is not, and `RefusedError` when the model is a
+        member, or the reactor is managed by a project.
+        """
+        _check_choice(role, ROLES, "role")
         with self._project.connection() as conn, conn.transaction():
             spec = _reactor_spec(conn, reactor)
             _refuse_managed(conn, REACTOR, reactor)
@@ -268,14 +283,11 @@ class Reactors:
 
 
 def _find_model(conn: Connection, model: str | UUID) -> ModelRecord:
-    if isinstance(model, str):
+    record = showing.find_model(conn, model) if isinstance(model, str) else None
+    if record is None:
         with suppress(ValueError):
-            model = UUID(model)
-    if isinstance(model, UUID):
-        found = models.find(conn, id=model)
-        record = found[0] if found else None
-    else:
-        record = showing.find_model(conn, model)
+            found = models.find(conn, id=model if isinstance(model, UUID) else UUID(model))
+            record = found[0] if found else None
     if record is None:
         raise NotFoundError(f"there is no model {str(model)!r}", hint="`halo.models.list()`")
     return record
@@ -302,6 +314,34 @@ def _check_name(text: str, is_valid: bool, what: str, pattern: str) -> None:
         raise InvalidInputError(
             f"{text!r} is not a {what}", hint=f"a {what} matches {pattern}", code="AH006"
         )
+
+
+def _check_tensor_name(name: str) -> None:
+    raw = name.encode(errors="replace")
+    if "\0" in name or raw.decode() != name or len(raw) > MAX_NAME_BYTES:
+        raise InvalidInputError(
+            f"the tensor name {name[:40]!r} cannot be stored",
+            hint=f"a name is text without NUL, of at most {MAX_NAME_BYTES} bytes",
+            code="AH006",
+        )
+
+
+def _check_choice(text: str, choices: Iterable[str], what: str) -> None:
+    if text not in choices:
+        raise InvalidInputError(
+            f"{text!r} is not a {what}",
+            hint=did_you_mean(text, choices) or f"a {what} is one of {', '.join(choices)}",
+            code="AH006",
+        )
+
+
+def _checked_params(strategy: str, params: JsonObject, schema: JsonObject) -> JsonObject:
+    for pointer, code, message in params_problems(params, schema):
+        where = ".".join(map(str, ("params", *pointer)))
+        raise InvalidInputError(
+            f"{strategy}: {where}: {message}", hint="`arc-halo plugins` lists them", code=code
+        )
+    return with_defaults(params, schema)
 
 
 def _refuse_existing(conn: Connection, kind: str, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from arc_halo.types import JsonObject
 
 MAX_SIZE = 2**31
-MAX_LAYERS, MAX_HEADS = 10_000, 4_096
+MAX_LAYERS, MAX_HEADS, MAX_ROWS = 10_000, 4_096, 1_000_000
 """Beyond these a config is taken for a mistake, and its layers are not written as rows."""
 
 
@@ -91,7 +91,7 @@ LLAMA = Family(
     activation="hidden_act",
     normalization="rmsnorm",
     position_encoding="rotary",
-    layer_pattern=re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$"),
+    layer_pattern=re.compile(r"(?:^|\.)layers\.(\d{1,6})\.(.+)$"),
     parts={
         "embed_tokens": "token_embedding",
         "lm_head": "lm_head",
@@ -124,7 +124,7 @@ GPT2 = Family(
     activation="activation_function",
     normalization="layernorm",
     position_encoding="learned",
-    layer_pattern=re.compile(r"(?:^|\.)h\.(\d+)\.(.+)$"),
+    layer_pattern=re.compile(r"(?:^|\.)h\.(\d{1,6})\.(.+)$"),
     parts={
         "wte": "token_embedding",
         "wpe": "position_embedding",
@@ -149,7 +149,7 @@ BERT = Family(
     activation="hidden_act",
     normalization="layernorm",
     position_encoding="learned",
-    layer_pattern=re.compile(r"(?:^|\.)encoder\.layer\.(\d+)\.(.+)$"),
+    layer_pattern=re.compile(r"(?:^|\.)encoder\.layer\.(\d{1,6})\.(.+)$"),
     parts={
         "embeddings.word_embeddings": "token_embedding",
         "embeddings.position_embeddings": "position_embedding",
@@ -178,7 +178,8 @@ def read_architecture(config: JsonObject) -> Architecture:
     if family is None:
         return Architecture(family=None)
     layers, heads, hidden = (_size(config, k) for k in (family.layers, family.heads, family.hidden))
-    if not (0 < layers <= MAX_LAYERS and 0 < heads <= MAX_HEADS and hidden):
+    is_sane = 0 < layers <= MAX_LAYERS and 0 < heads <= MAX_HEADS and hidden
+    if not is_sane or layers * heads > MAX_ROWS:
         return Architecture(family=family.name)
     return Architecture(
         family=family.name, layer_count=layers, layer=_layer(family, config, heads, hidden)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,10 +158,13 @@ class PluginManager:
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
         module.__file__ = str(path)
+        # Where dataclasses and typing look a module up; the name is the text's own.
+        sys.modules[name] = module
         try:
             # Compiled from the bytes that were hashed, so the version names the code that runs.
             exec(compile(text, str(path), "exec"), module.__dict__)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
+            del sys.modules[name]
             raise PluginError(
                 f"{label}: the plugin cannot be imported: {exc!r}",
                 hint="run `python " + label + "` to see where",
@@ -197,8 +201,8 @@ class PluginManager:
                 raise PluginError(f"{provider}: {hook} may not be wrapped")
             try:
                 items = list(impl.function())
-            except PluginError:
-                raise
+            except PluginError as exc:
+                raise PluginError(f"{provider}: {exc.message}", hint=exc.hint) from exc
             except Exception as exc:
                 raise PluginError(f"{provider}: {hook} failed: {exc!r}") from exc
             for item in items:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import tempfile
 import uuid
@@ -37,6 +38,8 @@ cat >/dev/null
 rm -rf "$1"
 """
 
+MEMORY_BYTES = 4 * 2**30
+
 CreateDatabase = Callable[[str | None], str]
 
 
@@ -46,7 +49,10 @@ def server_url() -> Iterator[str]:
     if given := os.environ.get("ARC_HALO_TEST_DSN"):
         yield given
         return
-    directory = Path(tempfile.mkdtemp(prefix="ah-", dir="/tmp"))
+    # In memory where there is some: what tests write need not survive them.
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_BYTES
+    directory = Path(tempfile.mkdtemp(prefix="ah-", dir=memory if has_room else "/tmp"))
     with _bundled_server(directory) as server:
         assert server.stdout is not None
         if server.stdout.readline() != b"ready\n":
@@ -77,7 +83,7 @@ def create_database(server_url: str) -> Iterator[CreateDatabase]:
         yield create
         if "ARC_HALO_TEST_DSN" in os.environ:
             for name in created:
-                conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+                conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
 
 @pytest.fixture(scope="session")
@@ -90,15 +96,19 @@ def template(create_database: CreateDatabase) -> str:
 
 
 @pytest.fixture
-def empty_database(create_database: CreateDatabase) -> str:
+def empty_database(create_database: CreateDatabase, server_url: str) -> Iterator[str]:
     """The URL of a new database that was never migrated."""
-    return create_database(None)
+    url = create_database(None)
+    yield url
+    _drop(server_url, url)
 
 
 @pytest.fixture
-def database(create_database: CreateDatabase, template: str) -> str:
+def database(create_database: CreateDatabase, server_url: str, template: str) -> Iterator[str]:
     """The URL of a migrated database of the test's own, for tests that commit."""
-    return create_database(template)
+    url = create_database(template)
+    yield url
+    _drop(server_url, url)
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +125,12 @@ def conn(shared_database: str) -> Iterator[Connection]:
     """
     with connect(shared_database) as connection, connection.transaction(force_rollback=True):
         yield connection
+
+
+def _drop(server_url: str, url: str) -> None:
+    name = sql.Identifier(urlsplit(url).path[1:])
+    with psycopg.connect(server_url, autocommit=True) as conn:
+        conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
 
 def _bundled_server(directory: Path) -> subprocess.Popen[bytes]:

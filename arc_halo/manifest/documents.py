@@ -21,6 +21,13 @@ KINDS = (STRATEGY, MODEL, REACTOR)
 
 Deletion = Literal["delete", "orphan"]
 
+MODEL_TYPES = (
+    "transformer", "cnn", "rnn", "lstm", "gru", "gan", "vae", "diffusion", "moe", "ssm", "hybrid",
+    "embedding", "classifier", "other",
+)  # fmt: skip
+REACTOR_TYPES = ("merge", "ensemble", "cascade", "parallel", "hierarchical")
+ROLES = ("primary", "secondary", "validator", "specialist")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:

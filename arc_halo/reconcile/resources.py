@@ -122,7 +122,7 @@ class Planner:
             self._check_inputs(key, spec)
 
     def _check_inputs(self, key: Key, spec: ReactorSpec) -> None:
-        for name in inputs(spec):
+        for name in needed_inputs(spec, self._plugins):
             if self._weights[name] is None:
                 self.conflicts.append(
                     Conflict(
@@ -177,7 +177,7 @@ def recipe_of(
     spec: ReactorSpec, plugins: PluginManager, roots: Mapping[str, bytes | None]
 ) -> FusionRecipe | None:
     """The recipe of a merge, or None while the root of an input is not known."""
-    if any(roots[name] is None for name in inputs(spec)):
+    if any(roots[name] is None for name in needed_inputs(spec, plugins)):
         return None
     provided = plugins.strategy(spec.uses)
     members = tuple(
@@ -201,8 +201,15 @@ def recipe_of(
     )
 
 
+def needed_inputs(spec: ReactorSpec, plugins: PluginManager) -> tuple[str, ...]:
+    """The models without whose weights there is no merge; many strategies ask for no base."""
+    members = tuple(member.model for member in spec.members)
+    needs_base = spec.base is not None and plugins.strategy(spec.uses).item.needs_base
+    return (*members, spec.base) if needs_base and spec.base else members
+
+
 def inputs(spec: ReactorSpec) -> tuple[str, ...]:
-    """The models whose weights go into a merge."""
+    """The models that a merge names: its members and its base."""
     return (*(member.model for member in spec.members), *([spec.base] if spec.base else []))
 
 

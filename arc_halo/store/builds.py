@@ -63,6 +63,12 @@ LOCK_BUILD = """
 SELECT status FROM weight_builds WHERE id = %(build_id)s FOR UPDATE
 """
 
+SET_OF_BUILD = """
+SELECT sets.id, sets.root, sets.tensor_count, sets.parameter_count, sets.size_bytes
+FROM weight_builds AS build JOIN weight_sets AS sets ON sets.id = build.weight_set_id
+WHERE build.id = %(build_id)s
+"""
+
 BUILT_TENSORS = """
 SELECT built.tensor_name AS name, tensor.id, tensor.digest, tensor.dtype, tensor.shape,
        tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
@@ -203,18 +209,25 @@ def add_tensor(
         )
 
 
-def complete(conn: Connection, build_id: UUID, root: bytes) -> WeightSet:
-    """Turn a build whose tensors are all there into the set named `root`.
+def lock(conn: Connection, build_id: UUID) -> WeightSet | None:
+    """Keep other programs from the build until the transaction ends; its set if it has one.
 
-    The set may exist already, from other sources with the same weights or by another program
-    that was at the same build; it is then shared. Raises `WeightsError` for a build that another
-    program gave up.
+    Raises `WeightsError` for a build that another program gave up.
     """
     locked = conn.execute(LOCK_BUILD, {"build_id": build_id}).fetchone()
     if locked is None:
         raise WeightsError("another program gave this build up", hint="run the command again")
-    if locked[0] == "complete":
-        return sets_by_root(conn, [root])[root]
+    if locked[0] != "complete":
+        return None
+    with conn.cursor(row_factory=class_row(WeightSet)) as cursor:
+        return cursor.execute(SET_OF_BUILD, {"build_id": build_id}).fetchone()
+
+
+def complete(conn: Connection, build_id: UUID, root: bytes) -> WeightSet:
+    """Turn a locked build whose tensors are all there into the set named `root`.
+
+    The set may exist already, from other sources with the same weights; it is then shared.
+    """
     with conn.cursor(row_factory=scalar_row) as cursor:
         set_id = cursor.execute(INSERT_SET, {"root": root, "build_id": build_id}).fetchone()
     if set_id is not None:

@@ -10,6 +10,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from arc_halo.errors import WeightsError
 from arc_halo.store import aliases
 from arc_halo.store.rows import Connection, LiveRow, as_uuid
 from arc_halo.types import JsonObject
@@ -40,6 +41,11 @@ WITH wanted AS (
                part.layer_id)::text, 0)) AS digest
     FROM model_weights AS part JOIN wanted ON wanted.id = part.model_id
     GROUP BY part.model_id
+), tables AS (
+    SELECT embedding.model_id, jsonb_object_agg(embedding.embedding_type, ARRAY[
+               embedding.num_embeddings, embedding.dimension, embedding.tensor_id]) AS list
+    FROM embeddings AS embedding JOIN wanted ON wanted.id = embedding.model_id
+    GROUP BY embedding.model_id
 ), aliases AS (
     SELECT alias.model_id, jsonb_agg(alias.alias ORDER BY alias.alias COLLATE "C") AS names
     FROM model_aliases AS alias JOIN wanted ON wanted.id = alias.model_id
@@ -50,12 +56,13 @@ SELECT model.model_name || '@' || model.version AS name, model.id,
                model.description, model.tags, model.parameter_count, model.status,
                sets.root, model.weights_metadata, aliases.names,
                layers.rows, layers.digest, heads.rows, heads.digest,
-               parts.rows, parts.digest)::text) AS digest
+               parts.rows, parts.digest, tables.list)::text) AS digest
 FROM wanted AS model
 LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
 LEFT JOIN layers ON layers.model_id = model.id
 LEFT JOIN heads ON heads.model_id = model.id
 LEFT JOIN parts ON parts.model_id = model.id
+LEFT JOIN tables ON tables.model_id = model.id
 LEFT JOIN aliases ON aliases.model_id = model.id
 """
 
@@ -96,10 +103,12 @@ SET model_type = excluded.model_type,
     tags = excluded.tags,
     weight_set_id = excluded.weight_set_id,
     weights_metadata = excluded.weights_metadata,
-    weights_source = coalesce(excluded.weights_source, models.weights_source),
+    weights_source = CASE WHEN models.weight_set_id = excluded.weight_set_id
+        THEN coalesce(excluded.weights_source, models.weights_source)
+        ELSE excluded.weights_source END,
     parameter_count = excluded.parameter_count,
     status = excluded.status
-RETURNING id, model_name, version
+RETURNING id, model_name, version, weight_set_id
 """
 
 DELETE_LAYERS = """
@@ -163,6 +172,22 @@ SET tensor_id = excluded.tensor_id, layer_id = excluded.layer_id,
 
 # Materialized: the planner guesses few items, and would first join them to the history by alias
 # alone, which is quadratic where every model has the alias `production`.
+DELETE_EMBEDDINGS = """
+DELETE FROM embeddings WHERE model_id = ANY(%(ids)s)
+"""
+
+INSERT_EMBEDDINGS = """
+INSERT INTO embeddings (model_id, embedding_type, num_embeddings, dimension, tensor_id)
+SELECT DISTINCT ON (part.model_id, part.weight_type)
+       part.model_id, replace(part.weight_type, '_embedding', ''), tensor.shape[1],
+       tensor.shape[2], tensor.id
+FROM model_weights AS part JOIN tensor_metadata AS tensor ON tensor.id = part.tensor_id
+WHERE part.model_id = ANY(%(ids)s)
+  AND part.weight_type IN ('token_embedding', 'position_embedding', 'segment_embedding')
+  AND cardinality(tensor.shape) = 2 AND 0 < ALL (tensor.shape)
+ORDER BY part.model_id, part.weight_type, part.tensor_name
+"""
+
 KEEP_WEIGHT_HISTORY = """
 INSERT INTO model_weight_history (model_id, weight_set_id, root, project, revision)
 SELECT model.id, sets.id, sets.root, %(project)s, %(revision)s
@@ -288,9 +313,20 @@ def live_specs(conn: Connection, names: Iterable[str]) -> dict[str, JsonObject]:
 
 
 def upsert(conn: Connection, items: Sequence[JsonObject]) -> dict[str, UUID]:
-    """Insert or update models; returns the id of each `name@version`."""
+    """Insert or update models; returns the id of each `name@version`.
+
+    Raises `WeightsError` when the weights of one are not stored.
+    """
     rows = conn.execute(UPSERT, {"items": Jsonb(items)}).fetchall()
-    return {f"{name}@{version}": as_uuid(id_) for id_, name, version in rows}
+    without = {f"{name}@{version}" for _, name, version, weights in rows if weights is None}
+    for item in items:
+        if item.get("root") and (full_name := f"{item['name']}@{item['version']}") in without:
+            raise WeightsError(
+                f"the weights sha256:{item['root']} of {full_name} are not stored",
+                hint="run the command again",
+                code="AH064",
+            )
+    return {f"{name}@{version}": as_uuid(id_) for id_, name, version, _ in rows}
 
 
 def replace_layers(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
@@ -321,8 +357,10 @@ def replace_weights(
 ) -> None:
     """Make `model_weights` of the models `ids` follow their weight sets, and note each new root."""
     conn.execute(DELETE_WEIGHTS, {"ids": list(ids)})
+    conn.execute(DELETE_EMBEDDINGS, {"ids": list(ids)})
     if parts:
         conn.execute(UPSERT_WEIGHTS, {"items": Jsonb(parts)})
+        conn.execute(INSERT_EMBEDDINGS, {"ids": list(ids)})
     conn.execute(KEEP_WEIGHT_HISTORY, {"ids": list(ids), "project": project, "revision": revision})
 
 

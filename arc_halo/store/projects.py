@@ -59,13 +59,6 @@ SET resource_id = excluded.resource_id, spec = excluded.spec,
 WHERE managed_resources.project = excluded.project
 """
 
-REFRESH_LIVE = """
-UPDATE managed_resources AS managed SET live_digest = item.live_digest
-FROM jsonb_to_recordset(%(items)s) AS item (kind text, name text, live_digest text)
-WHERE managed.kind = item.kind AND managed.name = item.name
-  AND managed.live_digest <> item.live_digest
-"""
-
 RENAME_MANAGED = """
 UPDATE managed_resources SET name = %(new)s WHERE kind = %(kind)s AND name = %(old)s
 """
@@ -181,10 +174,6 @@ def upsert_managed(
     """Record what was applied; returns how many rows are this project's now."""
     params = {"project": project, "revision": revision, "items": Jsonb(items)}
     return conn.execute(UPSERT_MANAGED, params).rowcount
-
-
-def refresh_live(conn: Connection, items: Sequence[JsonObject]) -> None:
-    conn.execute(REFRESH_LIVE, {"items": Jsonb(items)})
 
 
 def rename_managed(conn: Connection, kind: str, old: str, new: str) -> None:

@@ -79,7 +79,8 @@ SET reactor_type = excluded.reactor_type, strategy_name = excluded.strategy_name
     strategy_uses = excluded.strategy_uses, params = excluded.params,
     base_model_id = excluded.base_model_id, produces_model_id = excluded.produces_model_id,
     config = excluded.config, description = excluded.description, tags = excluded.tags,
-    status = excluded.status
+    status = CASE WHEN cognitive_fusion_reactors.status IN ('registered', 'ready')
+                  THEN excluded.status ELSE cognitive_fusion_reactors.status END
 RETURNING reactor_name, id
 """
 

@@ -75,14 +75,14 @@ def build(
         if known is not None and known.root is not None:
             return _found(builds.sets_by_root(conn, [bytes(known.root)])[bytes(known.root)])
         build_id = _open(conn, recipe)
-        done = {t.name: bytes(t.digest) for t in builds.built_tensors(conn, build_id)}
+        done = {t.name for t in builds.built_tensors(conn, build_id)}
     for info in tensors:
         if info.name in done:
             advance(info.size_bytes)
     missing = [(i, info) for i, info in enumerate(tensors) if info.name not in done]
     totals = _Totals()
-    made = _make_all(store, recipe, build_id, missing, produce, advance, totals)
-    return _complete(store, recipe, build_id, done | made, len(made), totals)
+    _make_all(store, recipe, build_id, missing, produce, advance, totals)
+    return _complete(store, recipe, build_id, len(missing), totals)
 
 
 def _open(conn: Connection, recipe: Recipe) -> UUID:
@@ -106,55 +106,53 @@ def _make_all(
     produce: Produce,
     advance: Advance,
     totals: _Totals,
-) -> dict[str, bytes]:
-    """The digest of each tensor, made by `store.threads` threads with a connection each."""
+) -> None:
+    """Make each missing tensor, by `store.threads` threads with a connection each."""
     cancellation = Cancellation()
 
-    def make(ordinal: int, info: TensorInfo) -> tuple[str, bytes, _Totals]:
+    def make(ordinal: int, info: TensorInfo) -> _Totals:
         writer = _TensorWriter(store, recipe.codec, info, advance, cancellation)
-        return info.name, writer.run(build_id, ordinal, produce(info)), writer.totals
+        writer.run(build_id, ordinal, produce(info))
+        return writer.totals
 
     with ThreadPoolExecutor(store.threads, thread_name_prefix="arc-halo-build") as pool:
         futures = [pool.submit(make, ordinal, info) for ordinal, info in missing]
         try:
-            results = list(_results(futures))
+            parts = list(_results(futures))
         except BaseException:
             # Ctrl-C as well: running tensors stop at their next chunk, the others never start.
             cancellation.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    for _, _, part in results:
+    for part in parts:
         totals.new_bytes += part.new_bytes
         totals.stored_bytes += part.stored_bytes
-    return {name: digest for name, digest, _ in results}
 
 
-def _results(
-    futures: Sequence[Future[tuple[str, bytes, _Totals]]],
-) -> Iterator[tuple[str, bytes, _Totals]]:
+def _results(futures: Sequence[Future[_Totals]]) -> Iterator[_Totals]:
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in done:
         yield future.result()
 
 
 def _complete(
-    store: WeightStore,
-    recipe: Recipe,
-    build_id: UUID,
-    tensors: dict[str, bytes],
-    built: int,
-    totals: _Totals,
+    store: WeightStore, recipe: Recipe, build_id: UUID, built: int, totals: _Totals
 ) -> Built:
-    root = digests.weights_root(tensors.items())
+    """Close the build. What another program has finished meanwhile counts: equal keys, one set."""
     with store.pool.connection() as conn, conn.transaction():
-        if recipe.expected is not None and root != recipe.expected:
-            builds.drop(conn, build_id)
-        else:
+        made = builds.lock(conn, build_id)
+        if made is not None:
+            return _found(made, built=built, totals=totals)
+        # From the rows, not from what this program made: the two must never disagree.
+        named = ((t.name, bytes(t.digest)) for t in builds.built_tensors(conn, build_id))
+        root = digests.weights_root(named)
+        if recipe.expected in (None, root):
             made = builds.complete(conn, build_id, root)
             return _found(made, built=built, totals=totals)
+        builds.drop(conn, build_id)
     raise WeightsError(
         f"the weights came out as {digests.format_digest(root)}, "
-        f"not as {digests.format_digest(recipe.expected)}",
+        f"not as {digests.format_digest(recipe.expected or b'')}",
         hint="the source changed while it was read: plan again",
     )
 
@@ -192,8 +190,8 @@ class _TensorWriter:
         self._digests: list[bytes] = []
         self._seen_bytes = 0
 
-    def run(self, build_id: UUID, ordinal: int, pieces: Iterable[bytes | memoryview]) -> bytes:
-        """Write the tensor and enter it in the build; returns its digest."""
+    def run(self, build_id: UUID, ordinal: int, pieces: Iterable[bytes | memoryview]) -> None:
+        """Write the tensor and enter it in the build."""
         with self._store.pool.connection() as conn:
             for batch in self._batches(pieces):
                 self._write_batch(conn, batch)
@@ -215,7 +213,6 @@ class _TensorWriter:
                 builds.add_tensor(
                     conn, build_id, name=self._info.name, ordinal=ordinal, tensor_id=tensor_id
                 )
-        return digest
 
     def _check_size(self) -> None:
         if self._seen_bytes != self._info.size_bytes:

@@ -53,21 +53,24 @@ DUMP = {
     "aliases": """
         SELECT aliases.model_name, alias, version
         FROM model_aliases AS aliases JOIN models ON models.id = model_id ORDER BY 1, 2""",
-    "strategies": "SELECT name, uses, params, description, tags FROM fusion_strategies",
+    "strategies": """
+        SELECT name, uses, params, description, tags FROM fusion_strategies ORDER BY 1""",
     "reactors": """
         SELECT reactor_name, reactor_type, strategy_name, strategy_uses, params, base.model_name,
                produced.model_name, config, reactor.description, reactor.tags
         FROM cognitive_fusion_reactors AS reactor
         LEFT JOIN models AS base ON base.id = base_model_id
-        LEFT JOIN models AS produced ON produced.id = produces_model_id""",
+        LEFT JOIN models AS produced ON produced.id = produces_model_id ORDER BY 1""",
     "members": """
-        SELECT ordinal, model_name, role, weight, priority
-        FROM reactor_models JOIN models ON models.id = model_id ORDER BY 1""",
+        SELECT reactor_name, ordinal, model_name, role, weight, priority
+        FROM reactor_models JOIN models ON models.id = model_id
+        JOIN cognitive_fusion_reactors AS reactor ON reactor.id = reactor_id ORDER BY 1, 2""",
     "interactions": """
-        SELECT source.model_name, target.model_name, interaction_kind, weight
+        SELECT reactor_name, source.model_name, target.model_name, interaction_kind, weight
         FROM model_interaction_graph
+        JOIN cognitive_fusion_reactors AS reactor ON reactor.id = reactor_id
         JOIN models AS source ON source.id = from_model_id
-        JOIN models AS target ON target.id = to_model_id ORDER BY 1, 2, 3""",
+        JOIN models AS target ON target.id = to_model_id ORDER BY 1, 2, 3, 4""",
 }
 
 
