@@ -161,9 +161,12 @@ class Tensors:
         The weights it had stay in its history. Raises `RefusedError` for a model that a project
         manages: its manifest says what its weights are.
         """
+        import numpy as np
+
         with self._project.connection() as conn:
             record = _find_model(conn, model)
             _refuse_managed(conn, MODEL, record.full_name)
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
         for name in arrays:
             _check_tensor_name(name)
         raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
@@ -184,7 +187,7 @@ class Tensors:
     def _point(self, record: ModelRecord, root: str, metadata: dict[str, str]) -> None:
         with self._project.connection() as conn, conn.transaction():
             spec = models.live_specs(conn, [record.full_name])[record.full_name]
-            spec["weights"] = {"root": root, "metadata": metadata}
+            spec["weights"] = {"root": root, "metadata": metadata, "source": None}
             kinds.write_models(conn, [kinds.Written(name=record.full_name, spec=spec)], None)
 
     def _rows(self, model: str | UUID) -> dict[str, builds.NamedTensor]:

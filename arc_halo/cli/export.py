@@ -41,7 +41,7 @@ def export(invocation: Invocation, model: str, directory: Path, force: bool) -> 
     weights_path, config_path = directory / "model.safetensors", directory / "config.json"
     if not force:
         _refuse_existing(weights_path, config_path)
-    with invocation.open(needs_manifest=False) as project:
+    with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
             record = find_model(conn, model)

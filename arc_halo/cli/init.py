@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def init(invocation: Invocation, directory: Path, name: str | None) -> None:
         for target, template in FILES.items()
         if _write(directory / target, template, project)
     ]
-    following = "cd " + str(directory) + " && " if directory != Path() else ""
+    following = "cd " + shlex.quote(str(directory)) + " && " if directory != Path() else ""
     text = "\n".join([*(f"+ {path}" for path in written), f"Next: {following}arc-halo plan"])
     render(
         invocation,
@@ -66,7 +68,8 @@ def _write(path: Path, template: str, project: str) -> bool:
         return False
     text = resources.files("arc_halo").joinpath("templates", template).read_text("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.replace("PROJECT_NAME", project), encoding="utf-8")
+    # In quotes: a name such as `123` would else be a number.
+    path.write_text(text.replace("PROJECT_NAME", json.dumps(project)), encoding="utf-8")
     return True
 
 

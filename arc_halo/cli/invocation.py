@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from arc_halo.errors import UsageError
 
 if TYPE_CHECKING:
     from arc_halo.project import Project
+
+DATABASE_VARIABLES = ("ARC_HALO_DATABASE_URL", "NEON_DATABASE_URL")
 
 Output = Literal["text", "json", "markdown"]
 
@@ -40,12 +43,26 @@ class Invocation:
     @property
     def project_directory(self) -> Path | None:
         """The directory asked for, or the nearest one upwards with a manifest."""
-        return self.project or find_project(Path.cwd())
+        if self.project is not None:
+            return self.project
+        try:
+            return find_project(Path.cwd())
+        except FileNotFoundError as exc:
+            raise UsageError(
+                "the current directory does not exist any more", hint="change into another one"
+            ) from exc
 
-    def open(self, *, needs_manifest: bool = True) -> Project:
-        """The project these options name. Nothing is started yet."""
+    def open(self, *, needs_manifest: bool = True, needs_database: bool = False) -> Project:
+        """The project these options name. Nothing is started yet.
+
+        What `needs_database` wants a manifest's, or one that is named: a command that only reads
+        must not make a new database in whatever directory it is run.
+        """
         from arc_halo.project import Project
 
+        if needs_database:
+            named = (self.database_url, *map(os.environ.get, DATABASE_VARIABLES))
+            needs_manifest = not any(named)
         directory = self.project_directory
         if needs_manifest and (directory is None or not (directory / PROJECT_FILE).is_file()):
             where = "here or in a directory above" if directory is None else f"in {directory}"

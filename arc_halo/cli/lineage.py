@@ -26,7 +26,7 @@ def lineage(invocation: Invocation, model: str) -> None:
     from arc_halo.reconcile.showing import find_model
     from arc_halo.store import reactors
 
-    with invocation.open(needs_manifest=False) as project:
+    with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
             record = find_model(conn, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -21,7 +22,7 @@ from arc_halo.cli.show import get, show
 from arc_halo.cli.validate import schema, validate
 from arc_halo.errors import ArcHaloError
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
     export, lineage, plugins, migrate, db, doctor,
@@ -69,7 +70,13 @@ add_shared_options(arc_halo)
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and exits with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
+
+
+def _terminate(number: int, frame: object) -> None:
+    """End as on Ctrl-C, so that threads stop, and the embedded server with its last user."""
+    raise SystemExit(TERMINATED)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -90,8 +97,12 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         invocation.console.note("interrupted: run the command again to go on", "warn")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough; Python must not complain about it at exit.
-        sys.stderr.close()
-        return 0
+    except OSError as exc:
+        if isinstance(exc, BrokenPipeError):
+            # Whoever read our output has enough; Python must not complain about it at exit.
+            sys.stderr.close()
+            return 0
+        what = exc.filename or "the output"
+        invocation.console.error(ArcHaloError(f"{what}: {exc.strerror or exc}", code="AH015"))
+        return 1
     return code if isinstance(code, int) else 0

@@ -79,9 +79,10 @@ def show(invocation: Invocation, address: str) -> None:
     kind, _, name = address.partition("/")
     if kind not in ("model", "strategy", "reactor") or not name:
         raise UsageError(
-            f"{address!r} is not an address", hint="write model/NAME, strategy/NAME or reactor/NAME"
+            f"{address!r} is not an address",
+            hint=f"write model/{name or kind}, strategy/NAME or reactor/NAME",
         )
-    with invocation.open(needs_manifest=False) as project:
+    with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
             facts = describe(conn, kind, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +128,20 @@ class _Merge:
         except ArcHaloError:
             raise
         except Exception as exc:
+            place = traceback.extract_tb(exc.__traceback__)[-1]
             raise FusionError(
-                f"the strategy {strategy.name!r} failed on {info.name!r}: {exc!r}"
+                f"the strategy {strategy.name!r} failed on {info.name!r}: {exc!r} "
+                f"({place.filename}:{place.lineno})"
             ) from exc
 
     def _read(self, tensor: NamedTensor) -> NDArray[Any]:
         import numpy as np
 
         array = read_array(self._store, tensor, tensor.name)
-        return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+        if array.dtype != np.float64:
+            array = array.astype(np.float32, copy=False)
+        array.setflags(write=False)
+        return array
 
 
 def _is_real(array: NDArray[Any]) -> bool:

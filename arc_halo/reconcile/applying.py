@@ -94,7 +94,7 @@ def _with_weights(change: Change, built: Mapping[Key, Built]) -> Change:
     if change.key not in built or change.after is None:
         return change
     root = format_digest(built[change.key].root)
-    weights = {**(change.after["weights"] or {"metadata": {}}), "root": root}
+    weights = {**(change.after["weights"] or {"metadata": {}, "source": None}), "root": root}
     if weights == change.after["weights"]:
         return change
     after = {**change.after, "weights": weights}

@@ -58,12 +58,13 @@ class Commit:
             raise StalePlanError(
                 f"the plan starts from revision {self._plan.base_revision} of {project}, "
                 f"which is at revision {head.head_revision} now",
-                hint="plan again",
+                hint="plan or apply again",
             )
         new = [change.key for change in self._changes if change.action == "create"]
         if there := state.live_digests(self._conn, new):
             raise StalePlanError(
-                f"{next(iter(there))} was created after the plan was made", hint="plan again"
+                f"{next(iter(there))} was created after the plan was made",
+                hint="plan or apply again",
             )
         return head.head_revision + 1
 
@@ -134,7 +135,7 @@ class Commit:
         if projects.upsert_managed(self._conn, self._plan.project, revision, items) != len(items):
             raise StalePlanError(
                 "another project took one of these names after the plan was made",
-                hint="plan again",
+                hint="plan or apply again",
             )
 
     def _record_revision(self, revision: int, summary: JsonObject, project_directory: Path) -> None:

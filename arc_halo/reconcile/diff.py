@@ -226,12 +226,45 @@ def _fields(path: str, before: Any, after: Any) -> Iterator[FieldChange]:
         for name in dict.fromkeys((*after, *before)):
             inner = f"{path}.{name}" if path else name
             yield from _fields(inner, before.get(name, ABSENT), after.get(name, ABSENT))
+    elif (pair := _by_name(before, after)) is not None:
+        for name in dict.fromkeys((*pair[1], *pair[0])):
+            inner = f"{path}[{name}]"
+            yield from _fields(inner, pair[0].get(name, ABSENT), pair[1].get(name, ABSENT))
     elif not _is_same(before, after):
         yield FieldChange(
             path=path,
             before=None if before is ABSENT else before,
             after=None if after is ABSENT else after,
         )
+
+
+def _by_name(before: Any, after: Any) -> tuple[JsonObject, JsonObject] | None:
+    """Two lists of members or interactions by what names their items, if that tells them apart.
+
+    None for other lists, and where the order alone changed: that is shown as a whole.
+    """
+    old, new = _named_items(before), _named_items(after)
+    if old is None or new is None:
+        return None
+    common = [name for name in old if name in new]
+    return (old, new) if common == [name for name in new if name in old] else None
+
+
+def _named_items(value: Any) -> JsonObject | None:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return None
+    names = [_item_name(item) for item in value]
+    if None in names or len(set(names)) < len(names):
+        return None
+    return {str(name): item for name, item in zip(names, value, strict=True)}
+
+
+def _item_name(item: JsonObject) -> str | None:
+    if "model" in item:
+        return str(item["model"])
+    if {"from", "to", "kind"} <= item.keys():
+        return f"{item['from']} {item['kind']} {item['to']}"
+    return None
 
 
 def _is_same(a: Any, b: Any) -> bool:

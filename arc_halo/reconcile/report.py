@@ -29,6 +29,7 @@ LISTED = 20
 """Creations of one kind that are listed one by one; beyond it the rest is counted."""
 
 VALUE_WIDTH = 60
+ROOT_WIDTH = 19
 
 Style = Literal["plain", "create", "update", "delete", "warn", "error", "dim", "bold"]
 
@@ -251,6 +252,8 @@ def _field_text(field: FieldChange) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return value[:ROOT_WIDTH] + "…"
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 
@@ -299,7 +302,8 @@ def _markdown_changes(changes: Sequence[Change]) -> list[str]:
 
 
 def _field_names(change: Change) -> str:
-    return ", ".join(f"`{field.path}`" for field in change.fields)
+    texts = (_field_text(field).replace("|", "\\|") for field in change.fields)
+    return "<br>".join(f"`{text}`" for text in texts)
 
 
 def _markdown_rest(plan: Plan) -> list[str]:

@@ -42,7 +42,7 @@ class Planner:
         self._recorded = recorded
         self._conn = conn
         self._weights: dict[str, JsonObject | None] = {
-            name: _weights_json(model.root, None) if model.root else None
+            name: _weights_json(model.root, {}, None) if model.root else None
             for name, model in desired.registered.items()
         }
 
@@ -110,9 +110,7 @@ class Planner:
             recipe = recipes[key]
             root = roots.get(recipe.key) if recipe else None
             metadata = self._metadata(spec)
-            self._weights[key.name] = (
-                _weights_json(root, metadata) if root else {"root": None, "metadata": metadata}
-            )
+            self._weights[key.name] = _weights_json(root, metadata, None)
             declaration = self._desired.declarations[key]
             assert isinstance(declaration.spec, ModelSpec)
             reactor = (declaration.spec.produced_by or "").removeprefix("reactor/")
@@ -144,7 +142,8 @@ class Planner:
     def _imported(self, key: Key, declaration: Declaration) -> JsonObject | None:
         facts = self._sources.facts.get(key)
         if facts is not None:
-            return _weights_json(facts.root, facts.metadata)
+            source = source_of(declaration)
+            return _weights_json(facts.root, facts.metadata, source.label if source else None)
         if key not in self._recorded:
             return None
         source = source_of(declaration)
@@ -155,18 +154,32 @@ class Planner:
     def _check_absent(self) -> None:
         problems = []
         for key in self._sources.absent:
-            if key in self._recorded:
-                continue
             declaration = self._desired.declarations[key]
             source = source_of(declaration)
             assert source is not None
+            recorded = self._recorded.get(key, {})
+            root = weights_root(recorded)
+            if recorded.get("source") == source.label and source.digest in (None, root):
+                continue
+            if recorded.get("source") == source.label and root is not None:
+                problems.append(
+                    self._desired.problem(
+                        declaration,
+                        ("weights", "digest"),
+                        "AH063",
+                        f"{source.label} is not here, and was imported as {format_digest(root)}, "
+                        f"not as {key} declares",
+                        "put the file in its place, or change `weights.digest`",
+                    )
+                )
+                continue
             problems.append(
                 self._desired.problem(
                     declaration,
                     ("weights",),
                     "AH025",
                     f"the weights of {key}, {source.label}, are not there",
-                    "put the file in its place; it has never been imported",
+                    "put the file in its place: it was never imported from there",
                 )
             )
         if problems:
@@ -218,5 +231,12 @@ def weights_root(weights: JsonObject | None) -> bytes | None:
     return bytes.fromhex(root.removeprefix("sha256:")) if root else None
 
 
-def _weights_json(root: bytes, metadata: Mapping[str, str] | None) -> JsonObject:
-    return {"root": format_digest(root), "metadata": dict(metadata or {})}
+def _weights_json(
+    root: bytes | None, metadata: Mapping[str, str], source: str | None
+) -> JsonObject:
+    """Weights as documents have them; the root is None until they are built."""
+    return {
+        "root": format_digest(root) if root else None,
+        "metadata": dict(metadata),
+        "source": source,
+    }

@@ -18,7 +18,7 @@ def find_model(conn: Connection, text: str) -> ModelRecord | None:
 
     Raises `InvalidInputError` for a bare name of several versions.
     """
-    reference = parse_reference(text)
+    reference = parse_reference(text.removeprefix(f"{MODEL}/"))
     if reference is None:
         return None
     found = models.find(conn, name=reference.name, version=reference.version, alias=reference.alias)

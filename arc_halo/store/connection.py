@@ -115,6 +115,12 @@ def parameters(
 def parse(url: str) -> dict[str, str]:
     """The words of a URL or a conninfo string, by libpq's names for them, the password too."""
     authority = re.match(r"\s*postgres(?:ql)?://([^/?#]*)", url, re.IGNORECASE)
+    path = re.split(r"[?#]", url[authority.end() :])[0] if authority else ""
+    if authority and ":" in authority[1] and "@" in path:
+        raise ConnectionFailedError(
+            "the database address holds a '/' before its host",
+            hint="write a '/' of the user or the password as %2F",
+        )
     if authority and authority[1].count("@") > 1:
         raise ConnectionFailedError(
             "the database address holds more than one '@' before its host",

@@ -54,7 +54,7 @@ WITH wanted AS (
 SELECT model.model_name || '@' || model.version AS name, model.id,
        md5(ROW(model.model_type, model.architecture_config, model.architecture_family,
                model.description, model.tags, model.parameter_count, model.status,
-               sets.root, model.weights_metadata, aliases.names,
+               sets.root, model.weights_metadata, model.weights_source, aliases.names,
                layers.rows, layers.digest, heads.rows, heads.digest,
                parts.rows, parts.digest, tables.list)::text) AS digest
 FROM wanted AS model
@@ -78,7 +78,8 @@ SELECT model.model_name || '@' || model.version AS name,
            'tags', model.tags,
            'weights', CASE WHEN sets.root IS NOT NULL THEN jsonb_build_object(
                'root', 'sha256:' || encode(sets.root, 'hex'),
-               'metadata', model.weights_metadata) END) AS spec
+               'metadata', model.weights_metadata,
+               'source', model.weights_source ->> 'source') END) AS spec
 FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
 JOIN models AS model ON model.model_name = item.name AND model.version = item.version
 LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
