@@ -24,6 +24,7 @@ SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.json"
 
 _LENGTH_BYTES = 8
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @hookimpl
@@ -177,6 +178,10 @@ def _open_shard(path: Path, stack: ExitStack, *, of: Path | None = None) -> Shar
     if size_bytes < _LENGTH_BYTES:
         refuse(str(path), f"{size_bytes} bytes are no safetensors file")
     length = read_exactly(descriptor, _LENGTH_BYTES, 0, path)
+    if length == _LFS_POINTER[:_LENGTH_BYTES]:
+        raise FormatError(
+            f"{path}: it is a pointer of Git LFS, not the file itself", hint="run `git lfs pull`"
+        )
     header_bytes = int.from_bytes(length, "little")
     data_offset = _LENGTH_BYTES + header_bytes
     if header_bytes > MAX_HEADER_BYTES or data_offset > size_bytes:

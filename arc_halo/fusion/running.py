@@ -42,7 +42,8 @@ def fuse(
     named = [(m.model, t) for m, t in zip(recipe.members, members, strict=True)]
     if recipe.base is not None and base is not None:
         named.append((f"{recipe.base.model} (base)", base))
-    compatibility.check(named)
+    compatibility.check_shapes(named)
+    compatibility.check_contents(named)
     merge = _Merge(store, recipe, members, base)
     infos = [
         TensorInfo(name=t.name, dtype=t.dtype, shape=tuple(t.shape), size_bytes=t.size_bytes)

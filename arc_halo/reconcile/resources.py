@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from arc_halo.errors import ManifestError
+from arc_halo.fusion import compatibility
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
 from arc_halo.manifest.documents import (
     MODEL,
@@ -118,6 +119,8 @@ class Planner:
                 reactor=reactor, spec=spec, recipe=recipe, roots=self._roots(spec)
             )
             self._check_inputs(key, spec)
+            if root is None:
+                self._check_compatible(spec)
 
     def _check_inputs(self, key: Key, spec: ReactorSpec) -> None:
         for name in needed_inputs(spec, self._plugins):
@@ -130,6 +133,32 @@ class Planner:
                         hint=f"declare `weights:` for {name}",
                     )
                 )
+
+    def _check_compatible(self, spec: ReactorSpec) -> None:
+        """Refuse, before anything is imported, what could not be fused afterwards."""
+        named = [
+            (name, tensors)
+            for name in needed_inputs(spec, self._plugins)
+            if (tensors := self._tensors(name)) is not None
+        ]
+        if len(named) > 1:
+            compatibility.check_shapes(named)
+
+    def _tensors(self, name: str) -> Mapping[str, compatibility.Shaped] | None:
+        """The tensors of a model, from its file or the database; of a merge, its first member's."""
+        key = Key(kind=MODEL, name=name)
+        if key in self._desired.merges:
+            return self._tensors(self._desired.merges[key].members[0].model)
+        if key in self._sources.facts:
+            source = source_of(self._desired.declarations[key])
+            assert source is not None
+            with self._plugins.format(source.format).open(source.path) as reader:
+                return {tensor.name: tensor for tensor in reader.tensors}
+        root = weights_root(self._weights[name])
+        if root is None or self._conn is None:
+            return None
+        found = builds.sets_by_root(self._conn, [root]).get(root)
+        return {t.name: t for t in builds.set_tensors(self._conn, found.id)} if found else None
 
     def _roots(self, spec: ReactorSpec) -> dict[str, bytes | None]:
         return {name: weights_root(self._weights[name]) for name in inputs(spec)}

@@ -74,6 +74,26 @@ def test_a_moved_source_is_an_update_without_an_import(demo, capsys):
     assert run(["plan", "--detailed-exitcode"]) == 0
 
 
+def test_a_pointer_of_git_lfs_is_told_from_a_broken_file(demo, capsys):
+    (demo / PYTHON).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+    assert run(["plan"]) == 4
+    assert "hint: run `git lfs pull`" in capsys.readouterr().err
+
+
+def test_members_that_cannot_be_fused_are_refused_before_anything_is_imported(
+    checkout, database, monkeypatch, capsys
+):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({"model.norm.weight": np.zeros(7, np.float32)}, checkout / PYTHON)
+    monkeypatch.setenv("ARC_HALO_DATABASE_URL", database)
+    assert run(["plan"]) == 4
+    shown = capsys.readouterr().err
+    assert "error[AH070]: scripture@1.0.0, python@1.0.0 cannot be fused" in shown
+    assert "lm_head.weight: only in scripture@1.0.0" in shown
+
+
 @pytest.mark.parametrize("output", ["text", "markdown"])
 def test_one_members_weight_is_shown_before_and_after(demo, capsys, output):
     edit(demo / "reactors/story.yaml", "role: specialist, weight: 0.5", "weight: 0.25")
