@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.manifest import load
 from arc_halo.manifest.documents import WeightsSource, canonical
+from arc_halo.manifest.parse import MAX_DEPTH
 from arc_halo.manifest.paths import PathRefusedError, contained
 from arc_halo.manifest.problems import Found, Pointer, Problems
 from arc_halo.names import did_you_mean
@@ -122,8 +123,19 @@ def _read_architecture(path: Path, label: str) -> JsonObject:
     return value
 
 
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def _check_storable(value: object) -> None:
-    """Refuse what JSON can write and the database's jsonb cannot hold."""
+    """Refuse what JSON can write and the database's jsonb cannot hold, or nobody means."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     if _NUL.search(canonical(value)):
         raise ValueError("it holds a NUL character")
 
