@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from arc_halo.errors import ArcHaloError as ArcHaloError
     from arc_halo.hookspecs import hookimpl as hookimpl
     from arc_halo.project import Project as Project
+    from arc_halo.types import BodyStore as BodyStore
+    from arc_halo.types import ChunkBodies as ChunkBodies
     from arc_halo.types import FuseContext as FuseContext
     from arc_halo.types import FusionStrategy as FusionStrategy
     from arc_halo.types import TensorCodec as TensorCodec
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ArcHaloError": "arc_halo.errors",
+    "BodyStore": "arc_halo.types",
+    "ChunkBodies": "arc_halo.types",
     "FuseContext": "arc_halo.types",
     "FusionStrategy": "arc_halo.types",
     "Halo": "arc_halo.api",

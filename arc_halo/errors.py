@@ -18,7 +18,8 @@ ArcHaloError                 exit  1
 ├── WeightsError                   1
 │   ├── FormatError                4   a weight file is not what its format promises
 │   ├── MissingChunkError          1
-│   └── CorruptChunkError          1
+│   ├── CorruptChunkError          1
+│   └── BodyStoreError             1   where bodies are kept cannot be reached, or is another's
 ├── CodecError                     1
 └── FusionError                    1
     └── IncompatibleModelsError    4
@@ -74,6 +75,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH062": "a codec cannot encode or decode",
         "AH063": "weights changed while they were read, or are not those declared",
         "AH064": "a model has no weights",
+        "AH065": "a body store cannot be used",
         "AH070": "models that cannot be fused with one another",
         "AH071": "a fusion strategy failed",
         "AH080": "the command line makes no sense",
@@ -200,6 +202,10 @@ class MissingChunkError(WeightsError):
 
 class CorruptChunkError(WeightsError):
     code = "AH060"
+
+
+class BodyStoreError(WeightsError):
+    code = "AH065"
 
 
 class CodecError(ArcHaloError):

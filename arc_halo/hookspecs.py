@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from arc_halo.types import FusionStrategy, TensorCodec, WeightFormat
+from arc_halo.types import BodyStore, FusionStrategy, TensorCodec, WeightFormat
 
 PROJECT_NAME = "arc_halo"
 
@@ -66,6 +66,21 @@ def arc_halo_weight_formats() -> Iterable[WeightFormat]:
         def arc_halo_weight_formats():
             yield WeightFormat(
                 name="npz", version=1, summary="numpy archives", suffixes=(".npz",), open=open_npz
+            )
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_body_stores() -> Iterable[BodyStore]:
+    """Yield places for the bodies of chunks.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_body_stores():
+            yield BodyStore(
+                name="shelf", version=1, summary="files of a directory", open=open_shelf
             )
     """
     raise NotImplementedError

@@ -20,11 +20,12 @@ from arc_halo import hookspecs
 from arc_halo._version import __version__
 from arc_halo.errors import PluginConflictError, PluginError, UnknownPluginError
 from arc_halo.names import did_you_mean
-from arc_halo.types import FusionStrategy, JsonObject, TensorCodec, WeightFormat
+from arc_halo.types import BodyStore, FusionStrategy, JsonObject, TensorCodec, WeightFormat
 
 ENTRY_POINT_GROUP = "arc_halo"
 
 BUILTIN = (
+    "arc_halo.bodies.postgres",
     "arc_halo.codecs.planes",
     "arc_halo.codecs.raw",
     "arc_halo.codecs.zstd",
@@ -101,6 +102,10 @@ class PluginManager:
     def formats(self) -> Mapping[str, Provided[WeightFormat]]:
         return self._index(WeightFormat, "arc_halo_weight_formats")
 
+    @cached_property
+    def body_stores(self) -> Mapping[str, Provided[BodyStore]]:
+        return self._index(BodyStore, "arc_halo_body_stores")
+
     @property
     def providers(self) -> tuple[Provider, ...]:
         """Every provider once, built-ins first."""
@@ -114,6 +119,9 @@ class PluginManager:
 
     def format(self, name: str) -> WeightFormat:
         return _find(self.formats, name, "weight format").item
+
+    def body_store(self, name: str) -> BodyStore:
+        return _find(self.body_stores, name, "body store").item
 
     def strategy_params(self) -> dict[str, JsonObject]:
         """The params schema of each strategy, for the manifest's schema."""

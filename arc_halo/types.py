@@ -90,16 +90,61 @@ class TensorCodec:
     """Lossless bytes to bytes, for one chunk of a tensor.
 
     `encode(raw, dtype=...)` returns the body, or None where encoding does not pay (the chunk is
-    then stored raw). `decode(body, out)` fills `out`, whose length is the raw length, and raises
-    `CodecError` for a damaged body. The body describes itself: decoding gets no dtype, because
-    equal bytes of different dtypes are one chunk. Both are called from several threads.
+    then stored otherwise). `decode(body, out)` fills `out`, whose length is the raw length, and
+    raises `CodecError` for a damaged body. The body describes itself: decoding gets no dtype,
+    because equal bytes of different dtypes are one chunk. Both are called from several threads.
+
+    A codec that `needs_base` takes deltas: `encode(raw, dtype=..., base=...)` and
+    `decode(body, out, base=...)` get the raw bytes of the base chunk, as many as `raw` has.
     """
 
     name: str
     version: int
     summary: str
     encode: Callable[..., bytes | None]
-    decode: Callable[[memoryview, memoryview], None]
+    decode: Callable[..., None]
+    needs_base: bool = False
+
+
+class ChunkBodies(Protocol):
+    """An open place for the bodies of chunks, by the digest of the chunk's raw bytes.
+
+    Called from several threads. What cannot be done raises `BodyStoreError`.
+    """
+
+    def put(self, bodies: Mapping[bytes, bytes | memoryview]) -> None:
+        """Keep each body, in place of the one that is there; durable when this returns."""
+        ...
+
+    def get(self, digests: Sequence[bytes]) -> Mapping[bytes, bytes | memoryview]:
+        """The bodies that are there; what is missing is left out."""
+        ...
+
+    def pages(self) -> Iterator[Sequence[bytes]]:
+        """The digests of all bodies, some hundreds at a time."""
+        ...
+
+    def delete(self, digests: Sequence[bytes]) -> None:
+        """Remove bodies; one that is not there is no error."""
+        ...
+
+    def claim(self, marker: str) -> str:
+        """Leave `marker` in the store unless there is one; the one that is there now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyStore:
+    """A kind of place for the bodies of chunks.
+
+    `open(url)` is a context manager giving `ChunkBodies`; secrets come from the environment, never
+    from the URL. Without `open`, bodies stand in the catalogue's own rows, as `postgres` has it.
+    """
+
+    name: str
+    version: int
+    summary: str
+    open: Callable[[str], AbstractContextManager[ChunkBodies]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,3 +5,5 @@ DROP TABLE weight_sets;
 DROP TABLE tensor_data;
 DROP TABLE tensor_metadata;
 DROP TABLE chunk_bodies;
+DROP FUNCTION arc_halo_refuse_deep_delta();
+DROP TABLE body_stores;

@@ -1,29 +1,76 @@
 -- Tensors, stored once whatever names them: chunks, tensors, weight sets, and the builds that fill them.
 -- depends: 0001.projects
 
+CREATE TABLE body_stores (
+    id smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind text NOT NULL CHECK (kind <> ''),
+    url text NOT NULL UNIQUE CHECK (url <> ''),
+    marker uuid NOT NULL DEFAULT gen_random_uuid(),
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE body_stores IS
+    'Places outside of the database that hold bodies of chunks: buckets and directories.';
+COMMENT ON COLUMN body_stores.kind IS
+    'The plugin that opens it.';
+COMMENT ON COLUMN body_stores.url IS
+    'Where it is; never a secret. A program opens it only if its own project names it.';
+COMMENT ON COLUMN body_stores.marker IS
+    'Stands in the store too, so that no two databases collect from one another''s.';
+
 CREATE TABLE chunk_bodies (
     digest bytea PRIMARY KEY CHECK (octet_length(digest) = 32),
     raw_bytes integer NOT NULL CHECK (raw_bytes BETWEEN 1 AND 1048576),
+    stored_bytes integer NOT NULL CHECK (stored_bytes >= 0),
     codec text NOT NULL CHECK (codec <> ''),
     codec_version integer NOT NULL CHECK (codec_version > 0),
-    codec_params jsonb,
-    stored_bytes integer NOT NULL GENERATED ALWAYS AS (octet_length(body)) STORED,
-    created_at timestamptz NOT NULL DEFAULT now(),
-    body bytea NOT NULL
+    base_digest bytea REFERENCES chunk_bodies CHECK (base_digest <> digest),
+    store_id smallint REFERENCES body_stores,
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    body bytea,
+    CONSTRAINT chunk_bodies_body_is_in_one_place CHECK ((body IS NULL) = (store_id IS NOT NULL)),
+    CONSTRAINT chunk_bodies_stored_bytes_are_the_body_s CHECK (octet_length(body) = stored_bytes)
 ) WITH (toast_tuple_target = 8160);
 COMMENT ON TABLE chunk_bodies IS
     'The bytes of chunks, named by the SHA-256 of the raw bytes; any number of tensors share a chunk.';
 COMMENT ON COLUMN chunk_bodies.raw_bytes IS
     'Length before encoding, at most 1 MiB.';
+COMMENT ON COLUMN chunk_bodies.stored_bytes IS
+    'Length of the body, wherever it is.';
 COMMENT ON COLUMN chunk_bodies.codec IS
-    'The codec that wrote body; the digest is the same whichever it was.';
-COMMENT ON COLUMN chunk_bodies.codec_params IS
-    'What the codec needs beside the body, where it needs anything.';
-COMMENT ON COLUMN chunk_bodies.created_at IS
-    'Collection leaves younger chunks alone for a grace period.';
+    'The codec that wrote the body; the digest is the same whichever it was.';
+COMMENT ON COLUMN chunk_bodies.base_digest IS
+    'The chunk that a delta was taken against; it is kept as long as the delta, and is none itself.';
+COMMENT ON COLUMN chunk_bodies.store_id IS
+    'Where the body is; NULL when it is here.';
+COMMENT ON COLUMN chunk_bodies.seen_at IS
+    'When a build last wrote the chunk or found it there: collection leaves younger ones alone.';
+COMMENT ON COLUMN chunk_bodies.body IS
+    'NULL when the body is in a body store.';
 
 -- Bodies are random or already encoded: letting pglz try costs much and gains nothing.
 ALTER TABLE chunk_bodies ALTER COLUMN body SET STORAGE EXTERNAL;
+
+CREATE INDEX chunk_bodies_base_digest_idx ON chunk_bodies (base_digest)
+    WHERE base_digest IS NOT NULL;
+CREATE INDEX chunk_bodies_store_id_idx ON chunk_bodies (store_id) WHERE store_id IS NOT NULL;
+
+CREATE FUNCTION arc_halo_refuse_deep_delta() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- The lock keeps the base as it is until this transaction ends.
+    PERFORM FROM chunk_bodies WHERE digest = NEW.base_digest AND base_digest IS NULL FOR SHARE;
+    IF NOT FOUND OR EXISTS (SELECT FROM chunk_bodies WHERE base_digest = NEW.digest) THEN
+        RAISE EXCEPTION 'a delta is taken against a chunk that is none'
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION arc_halo_refuse_deep_delta() IS
+    'Trigger: keeps deltas one deep, so that reading a chunk never takes more than two.';
+
+CREATE TRIGGER chunk_bodies_one_deep BEFORE INSERT OR UPDATE OF base_digest ON chunk_bodies
+    FOR EACH ROW WHEN (NEW.base_digest IS NOT NULL)
+    EXECUTE FUNCTION arc_halo_refuse_deep_delta();
 
 CREATE TABLE tensor_metadata (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -11,7 +11,7 @@ from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 @click.option("--hooks", is_flag=True, help="List the hooks a plugin may implement instead.")
 @click.pass_obj
 def plugins(invocation: Invocation, hooks: bool) -> None:
-    """List the strategies, codecs and formats that are loaded, and who provides each.
+    """List the strategies, codecs, formats and body stores that are loaded, and who provides each.
 
     \b
     Examples:
@@ -36,6 +36,7 @@ def _provided(invocation: Invocation) -> tuple[tuple[str, ...], list[tuple[str, 
         ("strategy", manager.strategies),
         ("codec", manager.codecs),
         ("format", manager.formats),
+        ("body store", manager.body_stores),
     )
     rows: list[tuple[str, ...]] = [
         (kind, name, provided.version, str(provided.provider), provided.item.summary)

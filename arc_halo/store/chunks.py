@@ -15,8 +15,8 @@ SELECT digest FROM chunk_bodies WHERE digest = ANY(%(digests)s)
 """
 
 INSERT_CHUNK = """
-INSERT INTO chunk_bodies (digest, raw_bytes, codec, codec_version, body)
-VALUES (%(digest)s, %(raw_bytes)s, %(codec)s, %(codec_version)s, %(body)s)
+INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, body)
+VALUES (%(digest)s, %(raw_bytes)s, octet_length(%(body)s::bytea), %(codec)s, %(codec_version)s, %(body)s)
 ON CONFLICT (digest) DO NOTHING
 """
 

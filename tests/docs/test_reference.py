@@ -42,7 +42,9 @@ MANIFEST_SECTIONS = {
 NO_VALUE = "\N{EN DASH}"
 RESOURCES = ("Models", "Strategies", "Reactors")
 
-DESCRIPTORS = ("FusionStrategy", "FuseContext", "TensorCodec", "WeightFormat", "TensorInfo")
+DESCRIPTORS = (
+    "FusionStrategy", "FuseContext", "TensorCodec", "WeightFormat", "TensorInfo", "BodyStore",
+)  # fmt: skip
 
 
 def test_every_command_has_its_section_and_no_section_is_of_another() -> None:
@@ -173,9 +175,10 @@ def test_every_field_of_a_descriptor_is_explained_with_its_default(name: str) ->
             assert row[1] == "required", field.name
 
 
-def test_every_member_of_a_weight_reader_is_explained() -> None:
-    cells = _first_cells(_sections("hooks")["WeightReader"])
-    members = [name for name in vars(types.WeightReader) if not name.startswith("_")]
+@pytest.mark.parametrize("protocol", [types.WeightReader, types.ChunkBodies])
+def test_every_member_of_what_a_plugin_opens_is_explained(protocol: type) -> None:
+    cells = _first_cells(_sections("hooks")[protocol.__name__])
+    members = [name for name in vars(protocol) if not name.startswith("_")]
     assert sorted(cell.partition("(")[0] for cell in cells) == sorted(members)
 
 

@@ -312,16 +312,57 @@ def test_a_plan_is_applied_once(conn: Connection) -> None:
 
 def test_a_body_is_neither_compressed_nor_too_long(conn: Connection) -> None:
     query = (
-        "INSERT INTO chunk_bodies (digest, raw_bytes, codec, codec_version, body)"
-        " VALUES (%s, %s, 'raw', 1, %s)"
+        "INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, body)"
+        " VALUES (%s, %s, octet_length(%s), 'raw', 1, %s)"
     )
     zeros = bytes(262_144)
-    conn.execute(query, [digest("zeros"), len(zeros), zeros])
+    conn.execute(query, [digest("zeros"), len(zeros), zeros, zeros])
     stored = "SELECT stored_bytes, pg_column_size(body) FROM chunk_bodies"
     assert conn.execute(stored).fetchone() == (len(zeros), len(zeros))
-    refuses(conn, errors.CheckViolation, query, digest("long"), 1_048_577, b"")
-    refuses(conn, errors.CheckViolation, query, digest("empty"), 0, b"")
-    refuses(conn, errors.CheckViolation, query, b"short", 1, b"")
+    refuses(conn, errors.CheckViolation, query, digest("long"), 1_048_577, b"", b"")
+    refuses(conn, errors.CheckViolation, query, digest("empty"), 0, b"", b"")
+    refuses(conn, errors.CheckViolation, query, b"short", 1, b"", b"")
+
+
+def test_a_body_is_in_one_place(conn: Connection) -> None:
+    store = one(
+        conn, "INSERT INTO body_stores (kind, url) VALUES ('object', 'file:///x') RETURNING id"
+    )
+    query = (
+        "INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, store_id,"
+        " body) VALUES (%s, 1, 1, 'raw', 1, %s, %s)"
+    )
+    refuses(conn, errors.CheckViolation, query, digest("nowhere"), None, None)
+    refuses(conn, errors.CheckViolation, query, digest("both"), store, b"x")
+    conn.execute(query.encode(), [digest("there"), store, None])
+    conn.execute(query.encode(), [digest("here"), None, b"x"])
+    refuses(conn, errors.ForeignKeyViolation, "DELETE FROM body_stores")
+
+
+def test_a_delta_is_one_deep_and_keeps_its_base(conn: Connection) -> None:
+    query = (
+        "INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version,"
+        " base_digest, body) VALUES (%s, 1, 1, 'delta', 1, %s, 'x')"
+    )
+    conn.execute(query.encode(), [digest("base"), None])
+    conn.execute(query.encode(), [digest("delta"), digest("base")])
+    conn.execute(query.encode(), [digest("other"), None])
+    point = "UPDATE chunk_bodies SET base_digest = %s WHERE digest = %s"
+    for refused in (
+        (query, digest("deeper"), digest("delta")),
+        (query, digest("lost"), digest("nothing")),
+        (point, digest("other"), digest("base")),  # a base cannot become a delta
+        (point, digest("delta"), digest("other")),  # nor a delta a base
+    ):
+        refuses(conn, errors.RestrictViolation, *refused)
+    refuses(
+        conn,
+        errors.ForeignKeyViolation,
+        "DELETE FROM chunk_bodies WHERE digest = %s",
+        digest("base"),
+    )
+    conn.execute(point.encode(), [None, digest("delta")])
+    conn.execute(b"DELETE FROM chunk_bodies WHERE digest = %s", [digest("base")])
 
 
 @pytest.mark.parametrize(("size", "chunks"), [(0, 0), (1, 1), (256, 1), (257, 2)])
@@ -351,8 +392,8 @@ def test_what_is_in_use_cannot_be_collected(conn: Connection) -> None:
     tensor, weights, model = new_tensor(conn), new_weight_set(conn), new_model(conn)
     conn.execute("INSERT INTO weight_set_tensors VALUES (%s, 0, 'w', %s)", [weights, tensor])
     conn.execute(
-        "INSERT INTO chunk_bodies (digest, raw_bytes, codec, codec_version, body)"
-        " VALUES (%s, 24, 'raw', 1, %s)",
+        "INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, body)"
+        " VALUES (%s, 24, 24, 'raw', 1, %s)",
         [digest("chunk"), bytes(24)],
     )
     conn.execute("INSERT INTO tensor_data VALUES (%s, 0, %s)", [tensor, digest("chunk")])

@@ -84,7 +84,8 @@ def test_a_body_that_ends_early_is_noticed(
     store: WeightStore, root: bytes, tamper: Callable[..., int], tmp_path: Path
 ) -> None:
     cut = "substring(body FROM 1 FOR octet_length(body) - 1)"
-    assert tamper(f"UPDATE chunk_bodies SET body = {cut} WHERE {CHUNK}", 1) == 1
+    both = f"body = {cut}, stored_bytes = octet_length({cut})"
+    assert tamper(f"UPDATE chunk_bodies SET {both} WHERE {CHUNK}", 1) == 1
     check(store, root, CorruptChunkError, tmp_path, "chunk 1 ")
 
 
@@ -92,7 +93,7 @@ def test_a_body_that_ends_early_is_noticed(
 def test_an_empty_body_is_noticed(
     store: WeightStore, root: bytes, tamper: Callable[..., int], tmp_path: Path
 ) -> None:
-    assert tamper(f"UPDATE chunk_bodies SET body = '' WHERE {CHUNK}", 1) == 1
+    assert tamper(f"UPDATE chunk_bodies SET body = '', stored_bytes = 0 WHERE {CHUNK}", 1) == 1
     check(store, root, CorruptChunkError, tmp_path, "chunk 1 ")
 
 
@@ -100,7 +101,8 @@ def test_swapped_bodies_are_noticed(
     store: WeightStore, root: bytes, tamper: Callable[..., int], tmp_path: Path
 ) -> None:
     swap = f"""
-        UPDATE chunk_bodies AS c SET body = o.body, codec = o.codec, raw_bytes = o.raw_bytes
+        UPDATE chunk_bodies AS c SET body = o.body, stored_bytes = o.stored_bytes, codec = o.codec,
+            raw_bytes = o.raw_bytes
         FROM tensor_data AS d, tensor_data AS e, chunk_bodies AS o
         WHERE d.chunk_digest = c.digest AND e.chunk_digest = o.digest
           AND d.{OF_LAYER} AND e.tensor_id = d.tensor_id
