@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row
@@ -19,8 +20,8 @@ FROM weight_sets WHERE root = ANY(%(roots)s)
 """
 
 SET_TENSORS = """
-SELECT member.tensor_name AS name, tensor.id, tensor.digest, tensor.dtype, tensor.shape,
-       tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
+SELECT member.tensor_name AS name, member.ordinal, tensor.id, tensor.digest, tensor.dtype,
+       tensor.shape, tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
 FROM weight_set_tensors AS member
 JOIN tensor_metadata AS tensor ON tensor.id = member.tensor_id
 WHERE member.weight_set_id = %(weight_set_id)s
@@ -44,19 +45,31 @@ WHERE build.recipe_key = ANY(%(keys)s) AND build.status = 'complete'
 OPEN_BUILD = """
 INSERT INTO weight_builds (project, purpose, recipe_key, recipe, status)
 VALUES (%(project)s, %(purpose)s, %(recipe_key)s, %(recipe)s, 'building')
-ON CONFLICT (recipe_key) DO UPDATE SET heartbeat_at = now()
+ON CONFLICT (recipe_key) DO UPDATE SET heartbeat_at = clock_timestamp()
 RETURNING id
 """
 
-ADD_TENSOR = """
+ADD_TENSORS = """
 INSERT INTO weight_build_tensors (build_id, tensor_name, ordinal, tensor_id)
-VALUES (%(build_id)s, %(tensor_name)s, %(ordinal)s, %(tensor_id)s)
+SELECT %(build_id)s, name, ordinal, tensor_id
+FROM unnest(%(names)s::text[], %(ordinals)b::int4[], %(tensor_ids)b::int8[])
+     AS tensor (name, ordinal, tensor_id)
+ORDER BY name
 ON CONFLICT (build_id, tensor_name) DO UPDATE
 SET tensor_id = excluded.tensor_id, ordinal = excluded.ordinal
 """
 
 BEAT = """
-UPDATE weight_builds SET heartbeat_at = now() WHERE id = %(build_id)s AND status = 'building'
+UPDATE weight_builds SET heartbeat_at = clock_timestamp()
+WHERE id = %(build_id)s AND status = 'building'
+"""
+
+CLOCK = """
+SELECT clock_timestamp()
+"""
+
+KEEP_OPEN = """
+SELECT status FROM weight_builds WHERE id = %(build_id)s AND status = 'building' FOR SHARE
 """
 
 LOCK_BUILD = """
@@ -70,8 +83,8 @@ WHERE build.id = %(build_id)s
 """
 
 BUILT_TENSORS = """
-SELECT built.tensor_name AS name, tensor.id, tensor.digest, tensor.dtype, tensor.shape,
-       tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
+SELECT built.tensor_name AS name, built.ordinal, tensor.id, tensor.digest, tensor.dtype,
+       tensor.shape, tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
 FROM weight_build_tensors AS built
 JOIN tensor_metadata AS tensor ON tensor.id = built.tensor_id
 WHERE built.build_id = %(build_id)s
@@ -129,6 +142,7 @@ class NamedTensor:
     """A tensor of a set or build."""
 
     name: str
+    ordinal: int
     id: int
     digest: bytes
     dtype: str
@@ -193,20 +207,37 @@ def open_build(
     return found
 
 
-def add_tensor(
-    conn: Connection, build_id: UUID, *, name: str, ordinal: int, tensor_id: int
-) -> None:
-    """Enter a finished tensor in its build.
+def add_tensors(conn: Connection, build_id: UUID, tensors: Sequence[tuple[str, int, int]]) -> None:
+    """Enter finished tensors, each a name, an ordinal and an id, in their build.
 
     The build's row is locked before its tensors' rows, here as everywhere, so that two programs
     at one build wait for one another instead of deadlocking. A build that another program has
     finished meanwhile takes no more.
     """
-    if conn.execute(BEAT, {"build_id": build_id}).rowcount:
+    if conn.execute(KEEP_OPEN, {"build_id": build_id}).fetchone() is not None:
+        names, ordinals, ids = zip(*tensors, strict=True)
         conn.execute(
-            ADD_TENSOR,
-            {"build_id": build_id, "tensor_name": name, "ordinal": ordinal, "tensor_id": tensor_id},
+            ADD_TENSORS,
+            {
+                "build_id": build_id,
+                "names": list(names),
+                "ordinals": list(ordinals),
+                "tensor_ids": list(ids),
+            },
         )
+
+
+def beat(conn: Connection, build_id: UUID) -> None:
+    """Say that somebody works at the build: collection leaves alone what it may count on."""
+    conn.execute(BEAT, {"build_id": build_id})
+
+
+def clock(conn: Connection) -> datetime:
+    """The server's time now."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        found = cursor.execute(CLOCK).fetchone()
+    assert isinstance(found, datetime)
+    return found
 
 
 def lock(conn: Connection, build_id: UUID) -> WeightSet | None:

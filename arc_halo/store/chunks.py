@@ -1,184 +1,269 @@
-"""SQL of chunk bodies and of the tensors that are cut into them."""
+"""SQL of chunks: asked for, written, read and replaced by their digests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-import psycopg
-from psycopg.rows import class_row
-
+from arc_halo.store.prepared import Prepared, int2, int4
 from arc_halo.store.rows import Connection, as_bytes
 
+SMALL_BYTES = 8192
+"""Bodies up to this size stand in the row itself, and many of them go in by one statement."""
+
 EXISTING = """
-SELECT digest FROM chunk_bodies WHERE digest = ANY(%(digests)s)
+SELECT digest, seen_at < %(since)s FROM chunk_bodies WHERE digest = ANY(%(digests)s)
+"""
+
+# Locked in the order of their digests, so that two builds that share chunks do not deadlock.
+TOUCH = """
+WITH stale AS MATERIALIZED (
+    SELECT digest FROM chunk_bodies
+    WHERE digest = ANY(%(digests)s) AND seen_at < %(since)s
+    ORDER BY digest FOR NO KEY UPDATE
+)
+UPDATE chunk_bodies AS chunk SET seen_at = clock_timestamp()
+FROM stale WHERE chunk.digest = stale.digest
+RETURNING chunk.digest
 """
 
 INSERT_CHUNK = """
+INSERT INTO chunk_bodies
+    (digest, raw_bytes, stored_bytes, codec, codec_version, base_digest, store_id, body)
+VALUES (%(digest)s, %(raw_bytes)s, %(stored_bytes)s, %(codec)s, %(codec_version)s,
+        %(base_digest)s, %(store_id)s, %(body)s)
+ON CONFLICT (digest) DO NOTHING
+"""
+
+INSERT_SMALL_CHUNKS = """
 INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, body)
-VALUES (%(digest)s, %(raw_bytes)s, octet_length(%(body)s::bytea), %(codec)s, %(codec_version)s, %(body)s)
+SELECT digest, raw_bytes, octet_length(body), codec, codec_version, body
+FROM unnest(%(digests)b::bytea[], %(raw_bytes)b::int4[], %(codecs)s::text[],
+            %(codec_versions)b::int4[], %(bodies)b::bytea[])
+     AS chunk (digest, raw_bytes, codec, codec_version, body)
 ON CONFLICT (digest) DO NOTHING
+RETURNING digest
 """
 
-INSERT_TENSOR = """
-INSERT INTO tensor_metadata
-    (digest, dtype, shape, element_count, size_bytes, chunk_bytes, chunk_count)
-VALUES (%(digest)s, %(dtype)s, %(shape)s, %(element_count)s, %(size_bytes)s,
-        %(chunk_bytes)s, %(chunk_count)s)
-ON CONFLICT (digest) DO NOTHING
-RETURNING id
+REPLACE_CHUNK = """
+UPDATE chunk_bodies
+SET stored_bytes = %(stored_bytes)s, codec = %(codec)s, codec_version = %(codec_version)s,
+    base_digest = %(base_digest)s, store_id = %(store_id)s, body = %(body)s
+WHERE digest = %(digest)s
 """
 
-INSERT_TENSOR_DATA = """
-INSERT INTO tensor_data (tensor_id, chunk_index, chunk_digest)
-SELECT %(tensor_id)s, chunk.ordinality - 1, chunk.digest
-FROM unnest(%(digests)s::bytea[]) WITH ORDINALITY AS chunk (digest, ordinality)
-"""
+LOCK_BODIES_SHARED = "SELECT pg_advisory_xact_lock_shared(hashtextextended('arc-halo/bodies', 0))"
 
-TENSOR_BY_DIGEST = """
-SELECT id, digest, dtype, shape, size_bytes, chunk_bytes, chunk_count
-FROM tensor_metadata WHERE digest = %(digest)s
-"""
-
+# One row a chunk of the tensor, so that what is missing shows; bodies of the wanted ones only.
 READ_CHUNKS = """
-SELECT data.chunk_index, data.chunk_digest, body.raw_bytes, body.codec, body.codec_version,
-       body.body
+SELECT data.tensor_id, data.chunk_index, data.chunk_digest,
+       chunk.raw_bytes, chunk.codec, chunk.codec_version, chunk.store_id, chunk.body,
+       base.digest, base.raw_bytes, base.codec, base.codec_version, base.store_id, base.body
 FROM tensor_data AS data
-LEFT JOIN chunk_bodies AS body ON body.digest = data.chunk_digest
+LEFT JOIN chunk_bodies AS chunk
+  ON chunk.digest = data.chunk_digest
+ AND (%(indexes)s::int4[] IS NULL OR data.chunk_index = ANY(%(indexes)s))
+LEFT JOIN chunk_bodies AS base ON base.digest = chunk.base_digest
 WHERE data.tensor_id = %(tensor_id)s
 ORDER BY data.chunk_index
+"""
+
+READ_SET_CHUNKS = """
+SELECT member.ordinal, data.chunk_index, data.chunk_digest,
+       chunk.raw_bytes, chunk.codec, chunk.codec_version, chunk.store_id, chunk.body,
+       base.digest, base.raw_bytes, base.codec, base.codec_version, base.store_id, base.body
+FROM weight_set_tensors AS member
+JOIN tensor_data AS data ON data.tensor_id = member.tensor_id
+LEFT JOIN chunk_bodies AS chunk ON chunk.digest = data.chunk_digest
+LEFT JOIN chunk_bodies AS base ON base.digest = chunk.base_digest
+WHERE member.weight_set_id = %(weight_set_id)s
+ORDER BY member.ordinal, data.chunk_index
+"""
+
+READ_CHUNKS_BY_DIGEST = """
+SELECT 0::bigint, wanted.ordinality::int4 - 1, wanted.digest,
+       chunk.raw_bytes, chunk.codec, chunk.codec_version, chunk.store_id, chunk.body,
+       base.digest, base.raw_bytes, base.codec, base.codec_version, base.store_id, base.body
+FROM unnest(%(digests)s::bytea[]) WITH ORDINALITY AS wanted (digest, ordinality)
+LEFT JOIN chunk_bodies AS chunk ON chunk.digest = wanted.digest
+LEFT JOIN chunk_bodies AS base ON base.digest = chunk.base_digest
+ORDER BY wanted.ordinality
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewChunk:
-    """A chunk about to be stored: named by the SHA-256 of its raw bytes, its body encoded."""
+    """A chunk about to be stored: named by the SHA-256 of its raw bytes, its body encoded.
+
+    `base_digest` is the chunk that the body is a delta against.
+    """
 
     digest: bytes
     raw_bytes: int
     codec: str
     codec_version: int
     body: bytes | memoryview
+    base_digest: bytes | None = None
+
+    @property
+    def is_small(self) -> bool:
+        return self.raw_bytes <= SMALL_BYTES and self.base_digest is None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """A row of `tensor_metadata`: immutable, named by its digest."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A stored chunk as its codec left it. `body` is None while it is in a body store."""
 
-    id: int
     digest: bytes
-    dtype: str
-    shape: list[int]
-    size_bytes: int
-    chunk_bytes: int
-    chunk_count: int
+    raw_bytes: int
+    codec: str
+    codec_version: int
+    store_id: int | None
+    body: bytes | memoryview | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """A chunk as read; everything about its body is None when the body is gone."""
+    """A chunk in its place: of tensor `owner`, the `index`-th.
 
-    chunk_index: int
-    chunk_digest: bytes
-    raw_bytes: int | None
-    codec: str | None
-    codec_version: int | None
-    body: memoryview | bytes | None
+    `encoded` is None when the chunk is gone, or was not asked for; `base` is there for a delta.
+    """
+
+    owner: int
+    index: int
+    digest: bytes
+    encoded: Encoded | None
+    base: Encoded | None
 
 
-def existing(conn: Connection, digests: Sequence[bytes]) -> set[bytes]:
-    """Which of `digests` name a stored chunk."""
-    rows = conn.execute(EXISTING, {"digests": list(digests)}, binary=True).fetchall()
+def existing(conn: Connection, digests: Sequence[bytes], since: datetime) -> dict[bytes, bool]:
+    """Which of `digests` name a stored chunk, and whether nobody has seen it since then."""
+    parameters = {"digests": list(digests), "since": since}
+    rows = conn.execute(EXISTING, parameters, binary=True).fetchall()
+    return {as_bytes(digest): bool(is_stale) for digest, is_stale in rows}
+
+
+def touch(conn: Connection, digests: Sequence[bytes], since: datetime) -> set[bytes]:
+    """Say that chunks not seen since then are needed; those that are still there."""
+    parameters = {"digests": list(digests), "since": since}
+    rows = conn.execute(TOUCH, parameters, binary=True).fetchall()
     return {as_bytes(row[0]) for row in rows}
 
 
-def insert_chunks(conn: Connection, chunks: Sequence[NewChunk]) -> int:
-    """Store `chunks`; returns how many were new.
+def insert_chunks(
+    conn: Connection, chunks: Sequence[NewChunk], *, store_id: int | None = None
+) -> list[NewChunk]:
+    """Store `chunks` in the transaction that `conn` is in; those that were new.
 
-    They go in sorted by digest, so that two writers of the same chunks wait for one another
-    instead of deadlocking.
+    With a `store_id` their bodies are the caller's to put there. They go in sorted by digest, so
+    that two writers of the same chunks wait for one another instead of deadlocking.
     """
-    new = 0
-    with conn.cursor() as cursor:
-        for chunk in sorted(chunks, key=lambda c: c.digest):
-            cursor.execute(
-                INSERT_CHUNK,
-                {
-                    "digest": chunk.digest,
-                    "raw_bytes": chunk.raw_bytes,
-                    "codec": chunk.codec,
-                    "codec_version": chunk.codec_version,
-                    "body": psycopg.Binary(chunk.body),
-                },
-            )
-            new += cursor.rowcount
-    return new
+    ordered = sorted(chunks, key=lambda chunk: chunk.digest)
+    if store_id is None and all(chunk.is_small for chunk in ordered):
+        return _insert_small(conn, ordered)
+    _INSERT_CHUNK.parse(conn)
+    return [c for c in ordered if _INSERT_CHUNK.run(conn, _parameters(c, store_id))]
 
 
-def insert_tensor(
-    conn: Connection,
-    *,
-    digest: bytes,
-    dtype: str,
-    shape: Sequence[int],
-    element_count: int,
-    size_bytes: int,
-    chunk_bytes: int,
-    chunks: Sequence[bytes],
-) -> int:
-    """The id of the tensor named `digest`, stored now unless it was there."""
-    row = conn.execute(
-        INSERT_TENSOR,
-        {
-            "digest": digest,
-            "dtype": dtype,
-            "shape": list(shape),
-            "element_count": element_count,
-            "size_bytes": size_bytes,
-            "chunk_bytes": chunk_bytes,
-            "chunk_count": len(chunks),
-        },
-    ).fetchone()
-    if row is None:
-        known = tensor_by_digest(conn, digest)
-        assert known is not None
-        return known.id
-    tensor_id = int(str(row[0]))
-    conn.execute(INSERT_TENSOR_DATA, {"tensor_id": tensor_id, "digests": list(chunks)})
-    return tensor_id
-
-
-def tensor_by_digest(conn: Connection, digest: bytes) -> StoredTensor | None:
-    with conn.cursor(row_factory=class_row(StoredTensor)) as cursor:
-        return cursor.execute(TENSOR_BY_DIGEST, {"digest": digest}).fetchone()
-
-
-def read_chunks(conn: Connection, tensor_id: int) -> Iterator[StoredChunk]:
-    """The chunks of a tensor in order, streamed one at a time."""
-    with conn.cursor(binary=True) as cursor:
-        for row in cursor.stream(READ_CHUNKS, {"tensor_id": tensor_id}):
-            yield _stored_chunk(*row)
-
-
-def _stored_chunk(
-    chunk_index: object,
-    chunk_digest: object,
-    raw_bytes: object,
-    codec: object,
-    codec_version: object,
-    body: object,
-) -> StoredChunk:
-    assert isinstance(chunk_index, int)
-    assert isinstance(chunk_digest, bytes)
-    assert raw_bytes is None or isinstance(raw_bytes, int)
-    assert codec is None or isinstance(codec, str)
-    assert codec_version is None or isinstance(codec_version, int)
-    assert body is None or isinstance(body, (bytes, memoryview))
-    return StoredChunk(
-        chunk_index=chunk_index,
-        chunk_digest=chunk_digest,
-        raw_bytes=raw_bytes,
-        codec=codec,
-        codec_version=codec_version,
-        body=body,
+def replace_chunk(conn: Connection, chunk: NewChunk, *, store_id: int | None = None) -> bool:
+    """Give a stored chunk another body; False when it is gone."""
+    return bool(
+        conn.execute(
+            REPLACE_CHUNK,
+            {
+                "digest": chunk.digest,
+                "stored_bytes": len(chunk.body),
+                "codec": chunk.codec,
+                "codec_version": chunk.codec_version,
+                "base_digest": chunk.base_digest,
+                "store_id": store_id,
+                "body": chunk.body if store_id is None else None,
+            },
+        ).rowcount
     )
+
+
+def lock_bodies_shared(conn: Connection) -> None:
+    """Keep the collection of orphans away from the body store until the transaction ends."""
+    conn.execute(LOCK_BODIES_SHARED)
+
+
+def read_chunks(
+    conn: Connection, tensor_id: int, indexes: Sequence[int] | None = None
+) -> Generator[StoredChunk]:
+    """The chunks of a tensor in order, streamed one at a time.
+
+    Every chunk is named; with `indexes` only those come with their bodies.
+    """
+    wanted = None if indexes is None else list(indexes)
+    return _stream(conn, READ_CHUNKS, {"tensor_id": tensor_id, "indexes": wanted})
+
+
+def read_set_chunks(conn: Connection, weight_set_id: int) -> Generator[StoredChunk]:
+    """The chunks of all tensors of a set in order, each owned by its tensor's ordinal."""
+    return _stream(conn, READ_SET_CHUNKS, {"weight_set_id": weight_set_id})
+
+
+def read_chunks_by_digest(conn: Connection, digests: Sequence[bytes]) -> Generator[StoredChunk]:
+    """The chunks of these digests, in their order; `index` is the place in `digests`."""
+    return _stream(conn, READ_CHUNKS_BY_DIGEST, {"digests": list(digests)})
+
+
+_INSERT_CHUNK = Prepared(INSERT_CHUNK)
+
+
+def _insert_small(conn: Connection, chunks: Sequence[NewChunk]) -> list[NewChunk]:
+    rows = conn.execute(
+        INSERT_SMALL_CHUNKS,
+        {
+            "digests": [chunk.digest for chunk in chunks],
+            "raw_bytes": [chunk.raw_bytes for chunk in chunks],
+            "codecs": [chunk.codec for chunk in chunks],
+            "codec_versions": [chunk.codec_version for chunk in chunks],
+            "bodies": [bytes(chunk.body) for chunk in chunks],
+        },
+        binary=True,
+    ).fetchall()
+    new = {as_bytes(row[0]) for row in rows}
+    return [chunk for chunk in chunks if chunk.digest in new]
+
+
+def _parameters(chunk: NewChunk, store_id: int | None) -> list[bytes | memoryview | None]:
+    return [
+        chunk.digest,
+        int4(chunk.raw_bytes),
+        int4(len(chunk.body)),
+        chunk.codec.encode(),
+        int4(chunk.codec_version),
+        chunk.base_digest,
+        None if store_id is None else int2(store_id),
+        chunk.body if store_id is None else None,
+    ]
+
+
+def _stream(conn: Connection, sql: str, parameters: dict[str, object]) -> Generator[StoredChunk]:
+    with conn.cursor(binary=True) as cursor:
+        yield from map(_stored_chunk, cursor.stream(sql.encode(), parameters))
+
+
+def _stored_chunk(row: Iterable[object]) -> StoredChunk:
+    owner, index, digest, *fields = row
+    assert isinstance(owner, int)
+    assert isinstance(index, int)
+    digest = as_bytes(digest)
+    return StoredChunk(
+        owner, index, digest, _encoded(digest, fields[:5]), _encoded(fields[5], fields[6:])
+    )
+
+
+def _encoded(digest: object, fields: Sequence[object]) -> Encoded | None:
+    raw_bytes, codec, codec_version, store_id, body = fields
+    if codec is None:
+        return None
+    assert isinstance(raw_bytes, int)
+    assert isinstance(codec, str)
+    assert isinstance(codec_version, int)
+    assert store_id is None or isinstance(store_id, int)
+    assert body is None or isinstance(body, (bytes, memoryview))
+    return Encoded(as_bytes(digest), raw_bytes, codec, codec_version, store_id, body)

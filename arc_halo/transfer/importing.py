@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,12 @@ def import_weights(
     label: str,
     project: str | None = None,
     codec: str | None = None,
+    delta_from: bytes | None = None,
     advance: Advance = no_progress,
 ) -> Built:
     """Make the weight set of the file at `path`, which `root` names, and return it.
+
+    Chunks are kept as deltas against the weights of root `delta_from` where that pays.
 
     Raises `WeightsError` when the file's bytes are no longer those.
     """
@@ -38,13 +42,19 @@ def import_weights(
         },
         project=project,
         codec=codec,
+        delta_from=delta_from,
         expected=root,
     )
     with weight_format.open(path) as reader:
         check_names(path, reader)
 
+        # One buffer a thread: fresh memory costs more than what is read into it.
+        local = threading.local()
+
         def produce(tensor: TensorInfo) -> Iterator[memoryview]:
-            return pieces(reader, tensor, min(store.batch_bytes, 1024 * 1024))
+            if not hasattr(local, "buffer"):
+                local.buffer = memoryview(bytearray(store.batch_bytes))
+            return pieces(reader, tensor, local.buffer)
 
         return build(store, recipe, reader.tensors, produce, advance=advance)
 

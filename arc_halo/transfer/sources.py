@@ -125,22 +125,20 @@ def check_names(path: Path, reader: WeightReader) -> None:
             )
 
 
-def pieces(
-    reader: WeightReader, tensor: TensorInfo, piece_bytes: int = PIECE_BYTES
-) -> Iterator[memoryview]:
-    """The tensor's raw bytes in order; each piece is valid until the next is asked for."""
-    buffer = memoryview(bytearray(min(piece_bytes, tensor.size_bytes)))
-    for offset in range(0, tensor.size_bytes, piece_bytes):
-        out = buffer[: min(piece_bytes, tensor.size_bytes - offset)]
+def pieces(reader: WeightReader, tensor: TensorInfo, buffer: memoryview) -> Iterator[memoryview]:
+    """The tensor's raw bytes in order, each piece in `buffer` until the next is asked for."""
+    for offset in range(0, tensor.size_bytes, len(buffer)):
+        out = buffer[: min(len(buffer), tensor.size_bytes - offset)]
         reader.read_into(tensor.name, offset, out)
         yield out
 
 
 def _hash(reader: WeightReader, advance: Advance | None) -> SourceFacts:
     named = []
+    buffer = memoryview(bytearray(PIECE_BYTES))
     for tensor in reader.tensors:
         hasher = digests.TensorHasher(tensor.dtype, tensor.shape)
-        for piece in pieces(reader, tensor):
+        for piece in pieces(reader, tensor, buffer):
             hasher.update(piece)
             if advance is not None:
                 advance(len(piece))

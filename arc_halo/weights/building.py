@@ -1,8 +1,7 @@
-"""Building weight sets: tensor by tensor, each committed by itself, resumed where it stopped."""
+"""Building weight sets: tensor by tensor, committed as they come, resumed where they stopped."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -11,11 +10,17 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from arc_halo.errors import WeightsError
-from arc_halo.store import builds, chunks, projects
+from arc_halo.store import builds, projects
 from arc_halo.store.rows import Connection
+from arc_halo.store.tensors import NewTensor, insert_tensors
 from arc_halo.tensors import digests
 from arc_halo.types import JsonObject, TensorInfo
+from arc_halo.weights.bases import Bases
 from arc_halo.weights.store import Advance, Cancellation, WeightStore, no_progress
+from arc_halo.weights.writing import ChunkWriter, Cut, Session, Totals, cut
+
+GROUP_TENSORS = 1000
+"""Small tensors that are entered together at most."""
 
 Produce = Callable[[TensorInfo], Iterable["bytes | memoryview"]]
 """Gives a tensor's raw bytes in order, in pieces of any size; called from several threads."""
@@ -25,7 +30,8 @@ Produce = Callable[[TensorInfo], Iterable["bytes | memoryview"]]
 class Recipe:
     """What a build makes. Equal keys make equal weights, so the key alone decides what is redone.
 
-    `expected` is the root that must come out, where it is known beforehand.
+    `expected` is the root that must come out, where it is known beforehand. Chunks are stored as
+    deltas against the weights of root `delta_from` where that pays.
     """
 
     purpose: str
@@ -33,6 +39,7 @@ class Recipe:
     recipe: JsonObject
     project: str | None = None
     codec: str | None = None
+    delta_from: bytes | None = None
     expected: bytes | None = None
 
 
@@ -46,14 +53,6 @@ class Built:
     size_bytes: int
     new_bytes: int
     stored_bytes: int
-
-
-@dataclass(slots=True)
-class _Totals:
-    """Raw bytes of the chunks that were new, and the bytes of their bodies."""
-
-    new_bytes: int = 0
-    stored_bytes: int = 0
 
 
 def build(
@@ -75,13 +74,20 @@ def build(
         if known is not None and known.root is not None:
             return _found(builds.sets_by_root(conn, [bytes(known.root)])[bytes(known.root)])
         build_id = _open(conn, recipe)
+        # After the build can be seen: what is touched from now on, no collection takes.
+        since = builds.clock(conn)
         done = {t.name for t in builds.built_tensors(conn, build_id)}
     for info in tensors:
         if info.name in done:
             advance(info.size_bytes)
     missing = [(i, info) for i, info in enumerate(tensors) if info.name not in done]
-    totals = _Totals()
-    _make_all(store, recipe, build_id, missing, produce, advance, totals)
+    session = Session(
+        build_id=build_id,
+        since=since,
+        codec=recipe.codec,
+        bases=Bases.of_root(store, recipe.delta_from),
+    )
+    totals = _make_all(store, session, missing, produce, advance)
     return _complete(store, recipe, build_id, len(missing), totals)
 
 
@@ -100,23 +106,22 @@ def _open(conn: Connection, recipe: Recipe) -> UUID:
 
 def _make_all(
     store: WeightStore,
-    recipe: Recipe,
-    build_id: UUID,
+    session: Session,
     missing: Sequence[tuple[int, TensorInfo]],
     produce: Produce,
     advance: Advance,
-    totals: _Totals,
-) -> None:
+) -> Totals:
     """Make each missing tensor, by `store.threads` threads with a connection each."""
     cancellation = Cancellation()
 
-    def make(ordinal: int, info: TensorInfo) -> _Totals:
-        writer = _TensorWriter(store, recipe.codec, info, advance, cancellation)
-        writer.run(build_id, ordinal, produce(info))
+    def make(group: Sequence[tuple[int, TensorInfo]]) -> Totals:
+        with store.pool.connection() as conn:
+            writer = ChunkWriter(store, conn, session)
+            _GroupMaker(store, writer, produce, advance, cancellation).run(conn, session, group)
         return writer.totals
 
     with ThreadPoolExecutor(store.threads, thread_name_prefix="arc-halo-build") as pool:
-        futures = [pool.submit(make, ordinal, info) for ordinal, info in missing]
+        futures = [pool.submit(make, group) for group in _groups(missing, store)]
         try:
             parts = list(_results(futures))
         except BaseException:
@@ -124,19 +129,36 @@ def _make_all(
             cancellation.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    for part in parts:
-        totals.new_bytes += part.new_bytes
-        totals.stored_bytes += part.stored_bytes
+    return Totals(sum(part.new_bytes for part in parts), sum(part.stored_bytes for part in parts))
 
 
-def _results(futures: Sequence[Future[_Totals]]) -> Iterator[_Totals]:
+def _groups(
+    tensors: Sequence[tuple[int, TensorInfo]], store: WeightStore
+) -> Iterator[list[tuple[int, TensorInfo]]]:
+    """Tensors alone, but neighbours below a chunk together: those are entered at once."""
+    group: list[tuple[int, TensorInfo]] = []
+    size_bytes = 0
+    for ordinal, info in tensors:
+        if info.size_bytes >= store.chunk_bytes:
+            yield [(ordinal, info)]
+            continue
+        if len(group) == GROUP_TENSORS or size_bytes + info.size_bytes > store.batch_bytes:
+            yield group
+            group, size_bytes = [], 0
+        group.append((ordinal, info))
+        size_bytes += info.size_bytes
+    if group:
+        yield group
+
+
+def _results(futures: Sequence[Future[Totals]]) -> Iterator[Totals]:
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in done:
         yield future.result()
 
 
 def _complete(
-    store: WeightStore, recipe: Recipe, build_id: UUID, built: int, totals: _Totals
+    store: WeightStore, recipe: Recipe, build_id: UUID, built: int, totals: Totals
 ) -> Built:
     """Close the build. What another program has finished meanwhile counts: equal keys, one set."""
     with store.pool.connection() as conn, conn.transaction():
@@ -157,8 +179,8 @@ def _complete(
     )
 
 
-def _found(found: builds.WeightSet, *, built: int = 0, totals: _Totals | None = None) -> Built:
-    totals = totals or _Totals()
+def _found(found: builds.WeightSet, *, built: int = 0, totals: Totals | None = None) -> Built:
+    totals = totals or Totals()
     return Built(
         root=bytes(found.root),
         tensor_count=found.tensor_count,
@@ -169,115 +191,101 @@ def _found(found: builds.WeightSet, *, built: int = 0, totals: _Totals | None = 
     )
 
 
-class _TensorWriter:
-    """Writes one tensor: chunks in batches, then the tensor's own rows in one transaction."""
+class _GroupMaker:
+    """Makes the tensors of one group: their chunks in batches, then all their rows at once."""
 
     def __init__(
         self,
         store: WeightStore,
-        codec: str | None,
-        info: TensorInfo,
+        writer: ChunkWriter,
+        produce: Produce,
         advance: Advance,
         cancellation: Cancellation,
     ) -> None:
-        self.totals = _Totals()
         self._store = store
-        self._info = info
-        self._codec = store.codec_for(info.dtype, codec)
+        self._writer = writer
+        self._produce = produce
         self._advance = advance
         self._cancellation = cancellation
-        self._hasher = digests.TensorHasher(info.dtype, info.shape)
-        self._digests: list[bytes] = []
-        self._seen_bytes = 0
+        self._batch: list[Cut] = []
+        self._batched_bytes = 0
 
-    def run(self, build_id: UUID, ordinal: int, pieces: Iterable[bytes | memoryview]) -> None:
-        """Write the tensor and enter it in the build."""
-        with self._store.pool.connection() as conn:
-            for batch in self._batches(pieces):
-                self._write_batch(conn, batch)
-                self._advance(sum(len(raw) for raw in batch))
-            self._check_size()
-            digest = self._hasher.digest()
-            with conn.transaction():
-                builds.commit_asynchronously(conn)
-                tensor_id = chunks.insert_tensor(
-                    conn,
-                    digest=digest,
-                    dtype=self._info.dtype,
-                    shape=self._info.shape,
-                    element_count=math.prod(self._info.shape),
-                    size_bytes=self._info.size_bytes,
-                    chunk_bytes=self._store.chunk_bytes,
-                    chunks=self._digests,
-                )
-                builds.add_tensor(
-                    conn, build_id, name=self._info.name, ordinal=ordinal, tensor_id=tensor_id
-                )
+    def run(
+        self, conn: Connection, session: Session, group: Sequence[tuple[int, TensorInfo]]
+    ) -> None:
+        """Store the tensors of the group and enter them in the build."""
+        made = [(ordinal, self._make(info)) for ordinal, info in group]
+        self._flush()
+        with conn.transaction():
+            builds.commit_asynchronously(conn)
+            ids = insert_tensors(conn, [tensor for _, (_, tensor) in made])
+            named = [(name, ordinal, ids[new.digest]) for ordinal, (name, new) in made]
+            builds.add_tensors(conn, session.build_id, named)
 
-    def _check_size(self) -> None:
-        if self._seen_bytes != self._info.size_bytes:
-            raise WeightsError(
-                f"tensor {self._info.name!r} came with {self._seen_bytes} bytes, "
-                f"not {self._info.size_bytes}"
-            )
-
-    def _batches(self, pieces: Iterable[bytes | memoryview]) -> Iterator[list[bytes]]:
-        batch: list[bytes] = []
-        limit = max(1, self._store.batch_bytes // self._store.chunk_bytes)
-        with closing(_cut(pieces, self._store.chunk_bytes)) as cut:
-            for raw in cut:
-                if self._cancellation.is_cancelled:
-                    raise WeightsError("stopped")
-                batch.append(raw)
-                if len(batch) == limit:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
-
-    def _write_batch(self, conn: Connection, batch: Sequence[bytes]) -> None:
-        self._seen_bytes += sum(map(len, batch))
-        order = [hashlib.sha256(raw).digest() for raw in batch]
-        named = dict(zip(order, batch, strict=True))
-        for digest, raw in zip(order, batch, strict=True):
-            self._digests.append(digest)
-            if self._store.chunk_bytes == digests.LEAF_BYTES:
-                self._hasher.update_leaf(digest)
+    def _make(self, info: TensorInfo) -> tuple[str, NewTensor]:
+        hasher = digests.TensorHasher(info.dtype, info.shape)
+        by_leaf = self._store.chunk_bytes == digests.LEAF_BYTES
+        listed: list[bytes] = []
+        seen_bytes = 0
+        for raw in self._chunks(info):
+            item = cut(info, len(listed), raw)
+            listed.append(item.digest)
+            seen_bytes += len(raw)
+            if seen_bytes > info.size_bytes:
+                break
+            if by_leaf:
+                hasher.update_leaf(item.digest)
             else:
-                self._hasher.update(raw)
-        there = chunks.existing(conn, list(named))
-        new = [self._encode(d, raw) for d, raw in named.items() if d not in there]
-        if new:
-            with conn.transaction():
-                builds.commit_asynchronously(conn)
-                chunks.insert_chunks(conn, new)
-            self.totals.new_bytes += sum(chunk.raw_bytes for chunk in new)
-            self.totals.stored_bytes += sum(len(chunk.body) for chunk in new)
-
-    def _encode(self, digest: bytes, raw: bytes) -> chunks.NewChunk:
-        body = self._codec.encode(memoryview(raw), dtype=self._info.dtype)
-        codec = self._codec
-        if body is None or len(body) >= len(raw):
-            body, codec = raw, self._store.find_codec("raw")
-        return chunks.NewChunk(
-            digest=digest,
-            raw_bytes=len(raw),
-            codec=codec.name,
-            codec_version=codec.version,
-            body=body,
+                hasher.update(raw)
+            self._add(item)
+        if seen_bytes != info.size_bytes:
+            raise WeightsError(
+                f"tensor {info.name!r} came with {seen_bytes} bytes, not {info.size_bytes}"
+            )
+        return info.name, NewTensor(
+            digest=hasher.digest(),
+            dtype=info.dtype,
+            shape=info.shape,
+            element_count=math.prod(info.shape),
+            size_bytes=info.size_bytes,
+            chunk_bytes=self._store.chunk_bytes,
+            chunks=listed,
         )
 
+    def _chunks(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
+        """The tensor cut in chunks. What is borrowed is written before the next piece is read."""
+        size = self._store.chunk_bytes
+        with closing(iter_pieces(self._produce(info))) as pieces:
+            rest = b""
+            for piece in pieces:
+                view = memoryview(piece)
+                is_borrowed = view.nbytes >= self._store.batch_bytes // 2 and not rest
+                while len(rest) + len(view) >= size:
+                    take = size - len(rest)
+                    part = view[:take] if is_borrowed else b"".join((rest, view[:take]))
+                    yield part
+                    rest, view = b"", view[take:]
+                if is_borrowed:
+                    self._flush()
+                rest = b"".join((rest, view))
+            if rest:
+                yield rest
 
-def _cut(pieces: Iterable[bytes | memoryview], chunk_bytes: int) -> Generator[bytes]:
-    """The same bytes in chunks of `chunk_bytes`, the last one shorter; copies, safe to keep."""
-    rest = b""
-    for piece in pieces:
-        view = memoryview(piece)
-        while len(rest) + len(view) >= chunk_bytes:
-            take = chunk_bytes - len(rest)
-            yield b"".join((rest, view[:take])) if rest else bytes(view[:take])
-            rest, view = b"", view[take:]
-        if view:
-            rest = b"".join((rest, view))
-    if rest:
-        yield rest
+    def _add(self, item: Cut) -> None:
+        if self._cancellation.is_cancelled:
+            raise WeightsError("stopped")
+        self._batch.append(item)
+        self._batched_bytes += len(item.raw)
+        if self._batched_bytes >= self._store.batch_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writer.write(self._batch)
+            self._advance(self._batched_bytes)
+            self._batch, self._batched_bytes = [], 0
+
+
+def iter_pieces(pieces: Iterable[bytes | memoryview]) -> Generator[bytes | memoryview]:
+    """A generator of what may be a list, so that it can be closed."""
+    yield from pieces

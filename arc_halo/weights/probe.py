@@ -8,6 +8,7 @@ import os
 from arc_halo.errors import CorruptChunkError
 from arc_halo.store import chunks
 from arc_halo.store.rows import Connection
+from arc_halo.store.tensors import NewTensor, insert_tensors
 from arc_halo.tensors import digests
 
 PROBE_BYTES = 4096
@@ -28,16 +29,17 @@ def round_trip(conn: Connection) -> None:
             body=raw,
         )
         chunks.insert_chunks(conn, [chunk])
-        tensor_id = chunks.insert_tensor(
-            conn,
-            digest=digests.tensor_digest("U8", [PROBE_BYTES], raw),
+        digest = digests.tensor_digest("U8", [PROBE_BYTES], raw)
+        tensor = NewTensor(
+            digest=digest,
             dtype="U8",
-            shape=[PROBE_BYTES],
+            shape=(PROBE_BYTES,),
             element_count=PROBE_BYTES,
             size_bytes=PROBE_BYTES,
             chunk_bytes=digests.LEAF_BYTES,
             chunks=[chunk.digest],
         )
-        bodies = [found.body for found in chunks.read_chunks(conn, tensor_id)]
-    if [bytes(body or b"") for body in bodies] != [raw]:
+        tensor_id = insert_tensors(conn, [tensor])[digest]
+        found = [chunk.encoded for chunk in chunks.read_chunks(conn, tensor_id)]
+    if [bytes(encoded.body or b"") for encoded in found if encoded] != [raw]:
         raise CorruptChunkError("a tensor written to the database did not come back as it was")

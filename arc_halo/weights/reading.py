@@ -1,22 +1,23 @@
-"""Reading tensors: streamed chunk by chunk, every digest verified."""
+"""Reading tensors: streamed chunk by chunk into their place, every digest verified."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from arc_halo.errors import CodecError, CorruptChunkError, MissingChunkError
+from arc_halo.errors import CorruptChunkError, MissingChunkError
 from arc_halo.store import chunks
-from arc_halo.store.rows import Connection
+from arc_halo.store.chunks import StoredChunk
 from arc_halo.tensors import digests, dtypes
+from arc_halo.weights.decoding import DAMAGED, decode_chunk, with_bodies
 from arc_halo.weights.store import WeightStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
-DAMAGED = "the database was damaged behind our back: restore it from a backup"
+ALIGNMENT = 64
+"""Each tensor of an arena begins at a multiple of this, as vector instructions like it."""
 
 
 class TensorRow(Protocol):
@@ -38,6 +39,15 @@ class TensorRow(Protocol):
     def chunk_count(self) -> int: ...
 
 
+class NamedRow(TensorRow, Protocol):
+    """A tensor of a weight set."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ordinal(self) -> int: ...
+
+
 def read_array(store: WeightStore, tensor: TensorRow, name: str) -> NDArray[Any]:
     """The tensor as a new array of its own dtype and shape.
 
@@ -46,11 +56,33 @@ def read_array(store: WeightStore, tensor: TensorRow, name: str) -> NDArray[Any]
     import numpy as np
 
     raw = np.empty(tensor.size_bytes, dtype=np.uint8)
-    arena = raw.data
-    with store.pool.connection() as conn:
-        for _ in _chunks_into(store, conn, tensor, name, arena):
-            pass
+    with store.pool.connection() as conn, closing(chunks.read_chunks(conn, tensor.id)) as stream:
+        _fill(store, stream, tensor, name, raw.data)
     return dtypes.view(raw, tensor.dtype, tensor.shape)
+
+
+def read_arrays(
+    store: WeightStore, weight_set_id: int, tensors: Sequence[NamedRow]
+) -> dict[str, NDArray[Any]]:
+    """All tensors of a set, in one stream and one allocation; each is a view of it.
+
+    Raises what `read_array` raises.
+    """
+    import numpy as np
+
+    starts = _places(tensors)
+    raw = np.empty(starts[-1], dtype=np.uint8)
+    found: dict[str, NDArray[Any]] = {}
+    with (
+        store.pool.connection() as conn,
+        closing(chunks.read_set_chunks(conn, weight_set_id)) as stream,
+    ):
+        owners = _ByOwner(stream)
+        for tensor, start in zip(tensors, starts, strict=False):
+            part = raw[start : start + tensor.size_bytes]
+            _fill(store, owners.take(tensor.ordinal), tensor, tensor.name, part.data)
+            found[tensor.name] = dtypes.view(part, tensor.dtype, tensor.shape)
+    return found
 
 
 def read_pieces(store: WeightStore, tensor: TensorRow, name: str) -> Iterator[memoryview]:
@@ -58,32 +90,56 @@ def read_pieces(store: WeightStore, tensor: TensorRow, name: str) -> Iterator[me
 
     Each piece is valid until the next one is asked for.
     """
-    with store.pool.connection() as conn:
-        yield from _chunks_into(store, conn, tensor, name, None)
-
-
-def _chunks_into(
-    store: WeightStore, conn: Connection, tensor: TensorRow, name: str, arena: memoryview | None
-) -> Iterator[memoryview]:
-    """Decode and verify each chunk, into its place in `arena` or into one buffer used again."""
     buffer = memoryview(bytearray(min(tensor.chunk_bytes, tensor.size_bytes)))
+    with store.pool.connection() as conn, closing(chunks.read_chunks(conn, tensor.id)) as stream:
+        yield from _decoded(store, stream, tensor, name, lambda start, size: buffer[:size])
+
+
+def _fill(
+    store: WeightStore,
+    stream: Iterator[StoredChunk],
+    tensor: TensorRow,
+    name: str,
+    out: memoryview,
+) -> None:
+    for _ in _decoded(store, stream, tensor, name, lambda start, size: out[start : start + size]):
+        pass
+
+
+def _decoded(
+    store: WeightStore,
+    stream: Iterator[StoredChunk],
+    tensor: TensorRow,
+    name: str,
+    place: Callable[[int, int], memoryview],
+) -> Iterator[memoryview]:
+    """Decode each chunk where `place` says, given its start and size; then check the whole."""
     hasher = digests.TensorHasher(tensor.dtype, tensor.shape)
+    by_leaf = tensor.chunk_bytes == digests.LEAF_BYTES
     expected = 0
-    for chunk in chunks.read_chunks(conn, tensor.id):
+    for chunk in with_bodies(store, stream):
         start = expected * tensor.chunk_bytes
-        length = min(tensor.chunk_bytes, tensor.size_bytes - start)
-        if chunk.chunk_index != expected or length <= 0:
+        size = min(tensor.chunk_bytes, tensor.size_bytes - start)
+        if chunk.index != expected or size <= 0:
             raise _missing(name, expected)
-        out = buffer[:length] if arena is None else arena[start : start + length]
-        _decode(store, chunk, out, name)
-        if tensor.chunk_bytes == digests.LEAF_BYTES:
-            hasher.update_leaf(chunk.chunk_digest)
+        out = place(start, size)
+        with naming(name):
+            decode_chunk(store, chunk, out)
+        if by_leaf:
+            hasher.update_leaf(chunk.digest)
         else:
             hasher.update(out)
         expected += 1
         yield out
-    if expected != tensor.chunk_count:
-        raise _missing(name, expected)
+    check_whole(tensor, name, expected, hasher)
+
+
+def check_whole(
+    tensor: TensorRow, name: str, chunk_count: int, hasher: digests.TensorHasher
+) -> None:
+    """Raise unless all chunks came and add up to the tensor's digest."""
+    if chunk_count != tensor.chunk_count:
+        raise _missing(name, chunk_count)
     if hasher.digest() != bytes(tensor.digest):
         raise CorruptChunkError(
             f"tensor {name!r}: its chunks do not add up to the digest it is named by",
@@ -91,34 +147,38 @@ def _chunks_into(
         )
 
 
-def _decode(store: WeightStore, chunk: chunks.StoredChunk, out: memoryview, name: str) -> None:
-    if chunk.body is None or chunk.codec is None:
-        raise _missing(name, chunk.chunk_index)
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say which tensor it is that a chunk is missing or damaged of."""
     try:
-        if chunk.raw_bytes != len(out):
-            raise CodecError(f"it holds {chunk.raw_bytes} bytes, not {len(out)}")
-        codec = store.find_codec(chunk.codec)
-        if chunk.codec_version is not None and chunk.codec_version > codec.version:
-            raise CodecError(
-                f"it was written by version {chunk.codec_version} of the codec {codec.name}, "
-                f"version {codec.version} is loaded"
-            )
-        codec.decode(memoryview(chunk.body), out)
-    except CodecError as exc:
-        raise CorruptChunkError(
-            f"tensor {name!r}: chunk {chunk.chunk_index} cannot be decoded: {exc}",
-            hint=DAMAGED,
-        ) from exc
-    if hashlib.sha256(out).digest() != chunk.chunk_digest:
-        raise CorruptChunkError(
-            f"tensor {name!r}: chunk {chunk.chunk_index} does not have the digest "
-            f"{chunk.chunk_digest.hex()[:16]}… it is named by",
-            hint=DAMAGED,
-        )
+        yield
+    except (CorruptChunkError, MissingChunkError) as exc:
+        exc.message = f"tensor {name!r}: {exc.message}"
+        raise
 
 
 def _missing(name: str, index: int) -> MissingChunkError:
-    return MissingChunkError(
-        f"tensor {name!r}: chunk {index} is missing",
-        hint=DAMAGED,
-    )
+    return MissingChunkError(f"tensor {name!r}: chunk {index} is missing", hint=DAMAGED)
+
+
+def _places(tensors: Sequence[NamedRow]) -> list[int]:
+    """Where each tensor begins in the arena, and last of all the arena's size."""
+    places = [0]
+    for tensor in tensors:
+        end = places[-1] + tensor.size_bytes
+        places.append(-(-end // ALIGNMENT) * ALIGNMENT)
+    return places
+
+
+class _ByOwner:
+    """A stream of chunks, taken owner by owner, the owners in order."""
+
+    def __init__(self, stream: Iterator[StoredChunk]) -> None:
+        self._stream = stream
+        self._next: StoredChunk | None = next(stream, None)
+
+    def take(self, owner: int) -> Iterator[StoredChunk]:
+        while self._next is not None and self._next.owner == owner:
+            chunk = self._next
+            self._next = next(self._stream, None)
+            yield chunk

@@ -8,21 +8,34 @@ from dataclasses import dataclass
 
 from arc_halo.errors import UnknownPluginError
 from arc_halo.store.rows import Pool
-from arc_halo.tensors import dtypes
-from arc_halo.types import TensorCodec
+from arc_halo.types import ChunkBodies, TensorCodec
 
 BATCH_BYTES = 4 * 1024 * 1024
 """Raw bytes that a writer gathers before it asks the database which of them are new."""
+
+AUTO = "auto"
+"""Chosen for each chunk: whatever makes it smallest of what its dtype gives reason to try."""
+
+DELTA = "delta"
 
 Advance = Callable[[int], None]
 """Told how many raw bytes were just dealt with; called from several threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenBodies:
+    """The open body store of a project, and the catalogue's number for it."""
+
+    store_id: int
+    bodies: ChunkBodies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightStore:
     """The tensors of one database, for reading and writing.
 
-    Memory held while streaming stays below `memory_bytes`, whatever the model's size.
+    Memory held while streaming stays below `memory_bytes`, whatever the model's size. New bodies
+    go to `bodies`, or into the database where there is none.
     """
 
     pool: Pool
@@ -31,19 +44,13 @@ class WeightStore:
     chunk_bytes: int = 262144
     memory_bytes: int = 256 * 1024 * 1024
     threads: int = 2
+    bodies: OpenBodies | None = None
 
     @property
     def batch_bytes(self) -> int:
-        """Raw bytes a thread may gather: raw, encoded and in flight, each thread holds three."""
+        """Raw bytes a thread may gather: raw, base, encoded and in flight, it holds four."""
         share = self.memory_bytes // (self.threads * 4)
-        return max(self.chunk_bytes, min(BATCH_BYTES, share))
-
-    def codec_for(self, dtype: str, wanted: str | None) -> TensorCodec:
-        """The codec asked for, or `planes` for floats and `zstd` for the rest."""
-        name = wanted or self.codec
-        if name is None:
-            name = "planes" if dtypes.get_dtype(dtype).is_float else "zstd"
-        return self.find_codec(name)
+        return max(1, min(BATCH_BYTES, share) // self.chunk_bytes) * self.chunk_bytes
 
     def find_codec(self, name: str) -> TensorCodec:
         try:

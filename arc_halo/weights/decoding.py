@@ -1,0 +1,103 @@
+"""From stored chunks to raw bytes, every digest verified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+
+from arc_halo.errors import BodyStoreError, CodecError, CorruptChunkError, MissingChunkError
+from arc_halo.store.chunks import Encoded, StoredChunk
+from arc_halo.weights.store import WeightStore
+
+DAMAGED = "`arc-halo tensors verify --repair-from FILE` heals it from the model's original file"
+
+FETCHED_AT_ONCE = 16
+"""Chunks whose bodies are asked of a body store together."""
+
+
+def with_bodies(store: WeightStore, chunks: Iterable[StoredChunk]) -> Iterator[StoredChunk]:
+    """The same chunks, those of the body store with their bodies fetched."""
+    stream = iter(chunks)
+    while batch := list(islice(stream, FETCHED_AT_ONCE if store.bodies else 1)):
+        wanted = _elsewhere(store, batch)
+        if not wanted or store.bodies is None:
+            yield from batch
+            continue
+        found = store.bodies.bodies.get(wanted)
+        for chunk in batch:
+            yield replace(
+                chunk, encoded=_filled(chunk.encoded, found), base=_filled(chunk.base, found)
+            )
+
+
+def decode_chunk(store: WeightStore, chunk: StoredChunk, out: memoryview) -> None:
+    """Fill `out` with the chunk's raw bytes.
+
+    Raises `MissingChunkError` and `CorruptChunkError`, neither of which knows the tensor.
+    """
+    encoded = chunk.encoded
+    if encoded is None:
+        raise MissingChunkError(f"chunk {chunk.index} is missing", hint=DAMAGED)
+    try:
+        _decode(store, encoded, chunk.base, out)
+    except CodecError as exc:
+        raise CorruptChunkError(
+            f"chunk {chunk.index} cannot be decoded: {exc}", hint=DAMAGED
+        ) from exc
+    if hashlib.sha256(out).digest() != chunk.digest:
+        raise CorruptChunkError(
+            f"chunk {chunk.index} does not have the digest {chunk.digest.hex()[:16]}… "
+            "it is named by",
+            hint=DAMAGED,
+        )
+
+
+def decode_base(store: WeightStore, base: Encoded) -> memoryview:
+    """The raw bytes of a base, whose digest is verified. Raises `CodecError`."""
+    raw = memoryview(bytearray(base.raw_bytes))
+    _decode(store, base, None, raw)
+    if hashlib.sha256(raw).digest() != base.digest:
+        raise CodecError(f"its base {base.digest.hex()[:16]}… is damaged")
+    return raw
+
+
+def _decode(store: WeightStore, encoded: Encoded, base: Encoded | None, out: memoryview) -> None:
+    if encoded.body is None:
+        raise CodecError(f"its body {encoded.digest.hex()[:16]}… is not in the body store")
+    if encoded.raw_bytes != len(out):
+        raise CodecError(f"it holds {encoded.raw_bytes} bytes, not {len(out)}")
+    codec = store.find_codec(encoded.codec)
+    if encoded.codec_version > codec.version:
+        raise CodecError(
+            f"it was written by version {encoded.codec_version} of the codec {codec.name}, "
+            f"version {codec.version} is loaded"
+        )
+    if not codec.needs_base:
+        codec.decode(memoryview(encoded.body), out)
+    elif base is None:
+        raise CodecError("it is a delta without a base")
+    else:
+        codec.decode(memoryview(encoded.body), out, base=decode_base(store, base))
+
+
+def _elsewhere(store: WeightStore, chunks: Iterable[StoredChunk]) -> list[bytes]:
+    wanted = []
+    for encoded in (e for chunk in chunks for e in (chunk.encoded, chunk.base) if e is not None):
+        if encoded.store_id is None:
+            continue
+        if store.bodies is None or encoded.store_id != store.bodies.store_id:
+            raise BodyStoreError(
+                f"the chunk {encoded.digest.hex()[:16]}… is in body store {encoded.store_id}, "
+                "which this project does not name",
+                hint="`SELECT url FROM body_stores` says where it is: name it in `storage.bodies`",
+            )
+        wanted.append(encoded.digest)
+    return wanted
+
+
+def _filled(encoded: Encoded | None, found: Mapping[bytes, bytes | memoryview]) -> Encoded | None:
+    if encoded is None or encoded.store_id is None:
+        return encoded
+    return replace(encoded, body=found.get(encoded.digest))
