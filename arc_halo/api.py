@@ -26,7 +26,8 @@ from arc_halo.tensors.digests import format_digest
 from arc_halo.transfer.sources import MAX_NAME_BYTES
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.building import Recipe, build
-from arc_halo.weights.reading import read_array
+from arc_halo.weights.handles import Tensor
+from arc_halo.weights.reading import read_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,18 +141,37 @@ class Tensors:
         """The tensors of a model, in the order of their file."""
         return list(self._rows(model))
 
-    def read(self, model: str | UUID, name: str) -> NDArray[Any]:
-        """One tensor, every digest verified.
+    def read(self, model: str | UUID, name: str, *, rows: slice | None = None) -> NDArray[Any]:
+        """One tensor, or some of its rows, every digest verified.
 
-        Raises `NotFoundError`, `CorruptChunkError` or `MissingChunkError`.
+        `rows` is a slice of the first axis; only the chunks it lies in are read. Raises
+        `NotFoundError`, `CorruptChunkError` or `MissingChunkError`.
         """
+        return self.open(model, name).read(rows)
+
+    def open(self, model: str | UUID, name: str) -> Tensor:
+        """A handle of one tensor: its dtype and shape now, its values when they are asked for."""
         rows = self._rows(model)
         if name not in rows:
             raise NotFoundError(
                 f"{model} has no tensor {name!r}",
                 hint=did_you_mean(name, rows) or "`halo.tensors.names(model)` lists them",
             )
-        return read_array(self._project.weights, rows[name], name)
+        return self._handle(rows[name])
+
+    def handles(self, model: str | UUID) -> dict[str, Tensor]:
+        """A handle of each tensor by name, in the order of their file; nothing is read yet."""
+        return {name: self._handle(row) for name, row in self._rows(model).items()}
+
+    def load(self, model: str | UUID) -> Arrays:
+        """All tensors of a model by name, in the order of their file, in one stream.
+
+        The arrays are views of one allocation, which lives as long as any of them.
+        """
+        with self._project.connection() as conn:
+            set_id = _find_model(conn, model).weight_set_id
+            rows = builds.set_tensors(conn, set_id) if set_id is not None else []
+        return {} if set_id is None else read_arrays(self._project.weights, set_id, rows)
 
     def write(
         self, model: str | UUID, arrays: Arrays, *, metadata: Mapping[str, str] | None = None
@@ -183,6 +203,16 @@ class Tensors:
         built = build(self._project.weights, recipe, infos, lambda info: [raw[info.name]])
         self._point(record, format_digest(built.root), dict(metadata or {}))
         return format_digest(built.root)
+
+    def _handle(self, row: builds.NamedTensor) -> Tensor:
+        return Tensor(
+            name=row.name,
+            dtype=row.dtype,
+            shape=tuple(row.shape),
+            size_bytes=row.size_bytes,
+            _row=row,
+            _store=self._project.weights,
+        )
 
     def _point(self, record: ModelRecord, root: str, metadata: dict[str, str]) -> None:
         with self._project.connection() as conn, conn.transaction():

@@ -16,7 +16,7 @@ from arc_halo.errors import NotFoundError, WeightsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from arc_halo.manifest.documents import Desired
+    from arc_halo.manifest.documents import BodiesSetting, Desired
     from arc_halo.manifest.reading import Manifest
     from arc_halo.plugins import PluginManager
     from arc_halo.reconcile.applying import Report
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from arc_halo.store.connection import Waiting
     from arc_halo.store.rows import Connection, Pool
     from arc_halo.transfer.sources import Advance, DigestCache
-    from arc_halo.weights.store import WeightStore
+    from arc_halo.weights.store import OpenBodies, WeightStore
 
 
 class Project:
@@ -132,7 +132,16 @@ class Project:
             chunk_bytes=settings.chunk_bytes,
             memory_bytes=settings.memory_bytes,
             threads=settings.threads,
+            bodies=self._open_bodies(settings.bodies),
         )
+
+    def _open_bodies(self, setting: BodiesSetting | None) -> OpenBodies | None:
+        from arc_halo.weights.bodies import open_bodies
+
+        if setting is None:
+            return None
+        descriptor = self.plugins.body_store(setting.store)
+        return self._stack.enter_context(open_bodies(self.pool, descriptor, setting.url))
 
     @cached_property
     def digests(self) -> DigestCache:

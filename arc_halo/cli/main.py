@@ -19,13 +19,14 @@ from arc_halo.cli.migrate import migrate
 from arc_halo.cli.plan import plan
 from arc_halo.cli.plugins import plugins
 from arc_halo.cli.show import get, show
+from arc_halo.cli.tensors import tensors
 from arc_halo.cli.validate import schema, validate
 from arc_halo.errors import ArcHaloError
 
 INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    export, lineage, plugins, migrate, db, doctor,
+    export, tensors, lineage, plugins, migrate, db, doctor,
 )  # fmt: skip
 
 

@@ -51,7 +51,8 @@ class Lifecycle:
 class WeightsSource:
     """Weights in a file, and the directories that its files must lie in.
 
-    `digest` is the root the manifest promises, if it does.
+    `digest` is the root the manifest promises, if it does; `delta_from` the full name of the
+    model that deltas are taken against.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class WeightsSource:
     format: str
     roots: tuple[Path, ...] = ()
     codec: str | None = None
+    delta_from: str | None = None
     digest: bytes | None = None
 
 
@@ -188,6 +190,14 @@ class RegisteredModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BodiesSetting:
+    """`storage.bodies`: the plugin that keeps bodies, and where."""
+
+    store: str
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`storage:` and `settings:` of the project file, in bytes and counts."""
 
@@ -197,6 +207,7 @@ class Settings:
     threads: int = 2
     prune: bool = False
     max_deletes: int | None = None
+    bodies: BodiesSetting | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

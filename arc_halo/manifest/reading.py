@@ -51,7 +51,9 @@ def read_manifest(
 
 def schema_of(plugins: PluginManager) -> JsonObject:
     """The JSON Schema of manifests that may use what `plugins` provide."""
-    return compose_schema(plugins.strategy_params(), list(plugins.codecs))
+    return compose_schema(
+        plugins.strategy_params(), list(plugins.codecs), list(plugins.body_stores)
+    )
 
 
 def _plugin_files(head: Source, directory: Path, allow_paths: Sequence[Path]) -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arc_halo.config import parse_size
@@ -15,6 +15,7 @@ from arc_halo.manifest.documents import (
     MODEL,
     REACTOR,
     STRATEGY,
+    BodiesSetting,
     Declaration,
     Desired,
     Lifecycle,
@@ -23,6 +24,7 @@ from arc_halo.manifest.documents import (
     Settings,
     Spec,
     StrategySpec,
+    WeightsSource,
 )
 from arc_halo.manifest.graph import cycles, ordered
 from arc_halo.manifest.model_files import ModelFiles
@@ -80,14 +82,13 @@ def resolve(
 
 
 def alias_references(sources: Sequence[load.Source]) -> set[tuple[str, str]]:
-    """The (name, alias) pairs that reactors refer to and no model declares: to be looked up."""
+    """The (name, alias) pairs that are referred to and no model declares: to be looked up."""
     wanted = set()
     for source in sources:
-        for reactor in source.data.get("reactors", {}).values():
-            for text in _model_texts(reactor):
-                reference = parse_reference(text)
-                if reference is not None and reference.alias is not None:
-                    wanted.add((reference.name, reference.alias))
+        for text in _model_texts(source.data):
+            reference = parse_reference(text)
+            if reference is not None and reference.alias is not None:
+                wanted.add((reference.name, reference.alias))
     return wanted - _declared_aliases(sources) if wanted else wanted
 
 
@@ -124,17 +125,24 @@ def read_settings(head: JsonObject) -> Settings:
         threads=settings.get("threads", defaults.threads),
         prune=settings.get("prune", defaults.prune),
         max_deletes=settings.get("max_deletes"),
+        bodies=BodiesSetting(**storage["bodies"]) if "bodies" in storage else None,
     )
 
 
-def _model_texts(reactor: JsonObject) -> Iterator[str]:
-    if reactor.get("base"):
-        yield reactor["base"]
-    for member in reactor.get("members", ()):
-        yield member["model"]
-    for edge in reactor.get("interactions", ()):
-        yield edge["from"]
-        yield edge["to"]
+def _model_texts(data: JsonObject) -> Iterator[str]:
+    """Every reference to a model that a file holds."""
+    for model in data.get("models", {}).values():
+        weights = model.get("weights")
+        if isinstance(weights, dict) and "delta_from" in weights:
+            yield weights["delta_from"]
+    for reactor in data.get("reactors", {}).values():
+        if reactor.get("base"):
+            yield reactor["base"]
+        for member in reactor.get("members", ()):
+            yield member["model"]
+        for edge in reactor.get("interactions", ()):
+            yield edge["from"]
+            yield edge["to"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,15 +194,28 @@ class _Resolver:
 
     def _model(self, found: Found) -> Declaration | None:
         architecture = self.files.architecture(found)
+        weights = self._weights(found)
         spec = ModelSpec(
             type=found.data.get("type", "transformer"),
             architecture=architecture or {},
             description=found.data.get("description"),
             aliases=tuple(found.data.get("aliases", ())),
             tags=found.data.get("tags", {}),
-            weights=self.files.weights(found),
+            weights=weights,
         )
-        return self._declaration(MODEL, found, spec)
+        return self._declaration(MODEL, found, spec, self._delta_base(weights))
+
+    def _weights(self, found: Found) -> WeightsSource | None:
+        weights = self.files.weights(found)
+        value = found.data.get("weights")
+        if weights is None or not isinstance(value, dict) or "delta_from" not in value:
+            return weights
+        base = self.references.find(found, ("weights", "delta_from"), value["delta_from"])
+        return replace(weights, delta_from=base)
+
+    def _delta_base(self, weights: WeightsSource | None) -> tuple[Key, ...]:
+        name = weights.delta_from if weights else None
+        return (Key(kind=MODEL, name=name),) if name in self.names.models and name else ()
 
     def _produced(self, found: Found) -> Declaration | None:
         reactor = self.names.producers[found.name]

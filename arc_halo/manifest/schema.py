@@ -18,11 +18,16 @@ INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors")
 """The fields of a file that the project file includes; all others are the project file's."""
 
 REQUIRED_FIELDS: Final = ("version", "project")
+AUTO: Final = "auto"
+"""What stands for no codec in particular: the smallest of a dtype's usual ones."""
+
 SECTIONS: Final = ("models", "strategies", "reactors")
 
 
 def compose_schema(
-    strategy_params: Mapping[str, JsonObject], codec_names: Sequence[str]
+    strategy_params: Mapping[str, JsonObject],
+    codec_names: Sequence[str],
+    body_stores: Sequence[str] = ("postgres",),
 ) -> JsonObject:
     """Return the JSON Schema (2020-12) of a manifest for these strategies and codecs.
 
@@ -31,7 +36,8 @@ def compose_schema(
     """
     schema: JsonObject = json.loads(_base_text())
     definitions = schema["$defs"]
-    definitions["codec"]["enum"] = sorted(codec_names)
+    definitions["codec"]["enum"] = sorted([*codec_names, AUTO])
+    definitions["body_store"]["enum"] = sorted(body_stores)
     definitions["strategy_name"]["enum"] = sorted(strategy_params)
     for number, (name, params) in enumerate(sorted(strategy_params.items())):
         reference = f"#/$defs/{PARAMS}{number}"

@@ -51,6 +51,7 @@ class Builder:
                 label=source.label,
                 project=self._plan.project,
                 codec=source.codec,
+                delta_from=self._roots.get(source.delta_from or "", build.delta_root),
                 advance=advance,
             )
 

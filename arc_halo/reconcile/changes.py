@@ -26,12 +26,16 @@ SYMBOLS: Mapping[Action, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportBuild:
-    """Weights to be imported: the file, and the root that reading it gave."""
+    """Weights to be imported: the file, and the root that reading it gave.
+
+    `delta_root` names the weights that deltas are taken against, where they are known already.
+    """
 
     source: WeightsSource
     root: bytes
     size_bytes: int
     tensor_count: int
+    delta_root: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,7 @@ class Planner:
             root=facts.root,
             size_bytes=facts.size_bytes,
             tensor_count=facts.tensor_count,
+            delta_root=weights_root(self._weights.get(source.delta_from or "")),
         )
 
     def _merges(self) -> dict[Key, Build]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,7 +85,7 @@ def read_arrays(
     return found
 
 
-def read_pieces(store: WeightStore, tensor: TensorRow, name: str) -> Iterator[memoryview]:
+def read_pieces(store: WeightStore, tensor: TensorRow, name: str) -> Generator[memoryview]:
     """The tensor's raw bytes in order, one chunk at a time.
 
     Each piece is valid until the next one is asked for.

@@ -37,6 +37,7 @@ MANIFEST_SECTIONS = {
     "Produces": SCHEMA["$defs"]["product"],
     "Database": SCHEMA["$defs"]["database"],
     "Storage": SCHEMA["$defs"]["storage"],
+    "Bodies": SCHEMA["$defs"]["bodies"],
     "Settings": SCHEMA["$defs"]["settings"],
 }
 NO_VALUE = "\N{EN DASH}"

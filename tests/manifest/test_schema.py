@@ -358,7 +358,7 @@ def test_a_message_is_as_the_design_has_it():
             "lz4",
             "AH032",
             "storage.codec: 'lz4' is not a codec",
-            "known are planes, raw, zstd",
+            "known are auto, planes, raw, zstd",
         ),
         (
             "settings: {threads: 65}",

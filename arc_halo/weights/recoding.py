@@ -1,0 +1,168 @@
+"""Moving stored chunks to another codec, or to where the project keeps bodies now.
+
+Digests and roots stay as they are: they are of raw bytes. Each batch is a transaction, and what
+is done stays done, so an interrupted run is simply run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from arc_halo.store import builds, chunks, recoding
+from arc_halo.store.chunks import NewChunk, StoredChunk
+from arc_halo.store.rows import Connection
+from arc_halo.types import TensorInfo
+from arc_halo.weights.bases import Bases
+from arc_halo.weights.decoding import decode_chunk, with_bodies
+from arc_halo.weights.encoding import Base, encode_chunk
+from arc_halo.weights.store import Advance, WeightStore, no_progress
+
+KEEP = "keep"
+"""Stands for the codec that a chunk has: only where its body is changes."""
+
+BATCH_CHUNKS = 16
+
+
+@dataclass(slots=True)
+class Recoded:
+    """What was looked at, what was written anew, and the stored bytes of that before and after."""
+
+    chunks: int = 0
+    changed: int = 0
+    before_bytes: int = 0
+    after_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Chunks of one dtype, and what deltas may be taken against, by index."""
+
+    dtype: str
+    stored: Sequence[StoredChunk]
+    bases: dict[int, Base]
+
+
+def recode(
+    store: WeightStore,
+    *,
+    codec: str,
+    weight_set_id: int | None = None,
+    delta_from: bytes | None = None,
+    dry_run: bool = False,
+    advance: Advance = no_progress,
+) -> Recoded:
+    """Write anew what `codec` (a name, `auto` or `keep`) would store otherwise.
+
+    All chunks, or those of one weight set; for a set, deltas may be taken against the weights of
+    root `delta_from`. Raises `CorruptChunkError` and `MissingChunkError` for what cannot be read.
+    """
+    done = Recoded()
+    with store.pool.connection() as conn:
+        batches = (
+            _all_batches(store, conn)
+            if weight_set_id is None
+            else _set_batches(store, conn, weight_set_id, Bases.of_root(store, delta_from))
+        )
+        for batch in batches:
+            changed = _changed(store, conn, batch, codec, done)
+            if changed and not dry_run:
+                _write(store, conn, changed)
+            advance(sum(c.encoded.raw_bytes for c in batch.stored if c.encoded))
+    return done
+
+
+def _all_batches(store: WeightStore, conn: Connection) -> Iterator[_Batch]:
+    after = b""
+    while page := recoding.page(conn, after, BATCH_CHUNKS):
+        after = page[-1].digest
+        for dtype in sorted({row.dtype for row in page if row.dtype}):
+            digests = [bytes(row.digest) for row in page if row.dtype == dtype]
+            with closing(chunks.read_chunks_by_digest(conn, digests)) as stream:
+                yield _Batch(dtype, list(with_bodies(store, stream)), {})
+
+
+def _set_batches(
+    store: WeightStore, conn: Connection, weight_set_id: int, bases: Bases
+) -> Iterator[_Batch]:
+    for row in builds.set_tensors(conn, weight_set_id):
+        info = TensorInfo(
+            name=row.name, dtype=row.dtype, shape=tuple(row.shape), size_bytes=row.size_bytes
+        )
+        for first in range(0, row.chunk_count, BATCH_CHUNKS):
+            indexes = range(first, min(first + BATCH_CHUNKS, row.chunk_count))
+            with closing(chunks.read_chunks(conn, row.id, indexes)) as stream:
+                wanted = (chunk for chunk in stream if chunk.index in indexes)
+                stored = list(with_bodies(store, wanted))
+            found = bases.read(conn, info, indexes) if row.chunk_bytes == store.chunk_bytes else {}
+            yield _Batch(row.dtype, stored, found)
+
+
+def _changed(
+    store: WeightStore, conn: Connection, batch: _Batch, codec: str, done: Recoded
+) -> list[NewChunk]:
+    needed = recoding.used_as_base(conn, [chunk.digest for chunk in batch.stored])
+    changed: dict[bytes, NewChunk] = {}
+    for chunk in batch.stored:
+        base = batch.bases.get(chunk.index)
+        if chunk.digest in needed or (base and base.digest == chunk.digest):
+            base = None
+        now = _recoded(store, chunk, batch.dtype, codec, base)
+        done.chunks += 1
+        if chunk.digest not in changed and _differs(store, chunk, now):
+            changed[chunk.digest] = now
+            done.changed += 1
+            done.before_bytes += _stored_bytes(chunk)
+            done.after_bytes += len(now.body)
+    return list(changed.values())
+
+
+def _recoded(
+    store: WeightStore, chunk: StoredChunk, dtype: str, codec: str, base: Base | None
+) -> NewChunk:
+    raw = memoryview(bytearray(chunk.encoded.raw_bytes if chunk.encoded else 0))
+    decode_chunk(store, chunk, raw)
+    assert chunk.encoded is not None
+    assert chunk.encoded.body is not None
+    if codec != KEEP:
+        return encode_chunk(store, chunk.digest, raw, dtype=dtype, codec=codec, base=base)
+    return NewChunk(
+        digest=chunk.digest,
+        raw_bytes=len(raw),
+        codec=chunk.encoded.codec,
+        codec_version=chunk.encoded.codec_version,
+        body=chunk.encoded.body,
+        base_digest=chunk.base.digest if chunk.base else None,
+    )
+
+
+def _differs(store: WeightStore, chunk: StoredChunk, now: NewChunk) -> bool:
+    assert chunk.encoded is not None
+    base = chunk.base.digest if chunk.base else None
+    here = (chunk.encoded.codec, chunk.encoded.codec_version, base, chunk.encoded.store_id)
+    place = store.bodies.store_id if store.bodies else None
+    return here != (now.codec, now.codec_version, now.base_digest, place)
+
+
+def _stored_bytes(chunk: StoredChunk) -> int:
+    return len(chunk.encoded.body) if chunk.encoded and chunk.encoded.body else 0
+
+
+def _write(store: WeightStore, conn: Connection, changed: Sequence[NewChunk]) -> None:
+    """Into the database first, and from there to the body store where there is one.
+
+    A body store has one body of a digest. While it is written over, the row has the body itself:
+    so whenever this stops, the row and the body it names belong together.
+    """
+    ordered = sorted(changed, key=lambda chunk: chunk.digest)
+    with conn.transaction():
+        builds.commit_asynchronously(conn)
+        there = [chunk for chunk in ordered if chunks.replace_chunk(conn, chunk)]
+    if store.bodies is None or not there:
+        return
+    with conn.transaction():
+        chunks.lock_bodies_shared(conn)
+        for chunk in there:
+            chunks.replace_chunk(conn, chunk, store_id=store.bodies.store_id)
+        store.bodies.bodies.put({chunk.digest: chunk.body for chunk in there})
