@@ -11,6 +11,7 @@ from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.errors import WeightsError
+from arc_halo.store.prepared import Prepared, int4_array, int8_array, text_array
 from arc_halo.store.rows import Connection, as_bytes
 from arc_halo.types import JsonObject
 
@@ -51,8 +52,8 @@ RETURNING id
 
 ADD_TENSORS = """
 INSERT INTO weight_build_tensors (build_id, tensor_name, ordinal, tensor_id)
-SELECT %(build_id)s, name, ordinal, tensor_id
-FROM unnest(%(names)s::text[], %(ordinals)b::int4[], %(tensor_ids)b::int8[])
+SELECT %(build_id)s::uuid, name, ordinal, tensor_id
+FROM unnest(%(names)s::text[], %(ordinals)s::int4[], %(tensor_ids)s::int8[])
      AS tensor (name, ordinal, tensor_id)
 ORDER BY name
 ON CONFLICT (build_id, tensor_name) DO UPDATE
@@ -82,13 +83,11 @@ FROM weight_builds AS build JOIN weight_sets AS sets ON sets.id = build.weight_s
 WHERE build.id = %(build_id)s
 """
 
-BUILT_TENSORS = """
-SELECT built.tensor_name AS name, built.ordinal, tensor.id, tensor.digest, tensor.dtype,
-       tensor.shape, tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
+BUILT_DIGESTS = """
+SELECT built.tensor_name, tensor.digest
 FROM weight_build_tensors AS built
 JOIN tensor_metadata AS tensor ON tensor.id = built.tensor_id
 WHERE built.build_id = %(build_id)s
-ORDER BY built.ordinal
 """
 
 INSERT_SET = """
@@ -124,6 +123,9 @@ DELETE FROM weight_builds WHERE id = %(build_id)s
 """
 
 ASYNCHRONOUS_COMMIT = "SET LOCAL synchronous_commit = off"
+
+
+_ADD_TENSORS = Prepared(ADD_TENSORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +175,10 @@ def set_tensors(conn: Connection, weight_set_id: int) -> list[NamedTensor]:
         return cursor.execute(SET_TENSORS, {"weight_set_id": weight_set_id}).fetchall()
 
 
-def built_tensors(conn: Connection, build_id: UUID) -> list[NamedTensor]:
-    with conn.cursor(row_factory=class_row(NamedTensor)) as cursor:
-        return cursor.execute(BUILT_TENSORS, {"build_id": build_id}).fetchall()
+def built_digests(conn: Connection, build_id: UUID) -> list[tuple[str, bytes]]:
+    """(name, digest) of the tensors that a build has finished, in any order."""
+    rows = conn.execute(BUILT_DIGESTS, {"build_id": build_id}, binary=True).fetchall()
+    return [(str(name), as_bytes(digest)) for name, digest in rows]
 
 
 def build_by_key(conn: Connection, recipe_key: bytes) -> Build | None:
@@ -216,15 +219,8 @@ def add_tensors(conn: Connection, build_id: UUID, tensors: Sequence[tuple[str, i
     """
     if conn.execute(KEEP_OPEN, {"build_id": build_id}).fetchone() is not None:
         names, ordinals, ids = zip(*tensors, strict=True)
-        conn.execute(
-            ADD_TENSORS,
-            {
-                "build_id": build_id,
-                "names": list(names),
-                "ordinals": list(ordinals),
-                "tensor_ids": list(ids),
-            },
-        )
+        arrays = [text_array(names), int4_array(ordinals), int8_array(ids)]
+        _ADD_TENSORS.once(conn, [build_id.bytes, *arrays])
 
 
 def beat(conn: Connection, build_id: UUID) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from arc_halo.store.prepared import Prepared, int2, int4
+from arc_halo.store.prepared import (
+    Prepared,
+    bytea_array,
+    int2,
+    int4,
+    int4_array,
+    text_array,
+    timestamptz,
+)
 from arc_halo.store.rows import Connection, as_bytes
 
 SMALL_BYTES = 8192
@@ -39,8 +47,8 @@ ON CONFLICT (digest) DO NOTHING
 INSERT_SMALL_CHUNKS = """
 INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, body)
 SELECT digest, raw_bytes, octet_length(body), codec, codec_version, body
-FROM unnest(%(digests)b::bytea[], %(raw_bytes)b::int4[], %(codecs)s::text[],
-            %(codec_versions)b::int4[], %(bodies)b::bytea[])
+FROM unnest(%(digests)s::bytea[], %(raw_bytes)s::int4[], %(codecs)s::text[],
+            %(codec_versions)s::int4[], %(bodies)s::bytea[])
      AS chunk (digest, raw_bytes, codec, codec_version, body)
 ON CONFLICT (digest) DO NOTHING
 RETURNING digest
@@ -51,6 +59,15 @@ UPDATE chunk_bodies
 SET stored_bytes = %(stored_bytes)s, codec = %(codec)s, codec_version = %(codec_version)s,
     base_digest = %(base_digest)s, store_id = %(store_id)s, body = %(body)s
 WHERE digest = %(digest)s
+"""
+
+# In the order of their digests, as every lock on chunks is taken.
+LOCK_CHUNKS = """
+SELECT FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR NO KEY UPDATE
+"""
+
+LOCK_BASES = """
+SELECT FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR SHARE
 """
 
 LOCK_BODIES_SHARED = "SELECT pg_advisory_xact_lock_shared(hashtextextended('arc-halo/bodies', 0))"
@@ -139,9 +156,8 @@ class StoredChunk:
 
 def existing(conn: Connection, digests: Sequence[bytes], since: datetime) -> dict[bytes, bool]:
     """Which of `digests` name a stored chunk, and whether nobody has seen it since then."""
-    parameters = {"digests": list(digests), "since": since}
-    rows = conn.execute(EXISTING, parameters, binary=True).fetchall()
-    return {as_bytes(digest): bool(is_stale) for digest, is_stale in rows}
+    rows = _EXISTING.once(conn, [timestamptz(since), bytea_array(digests)])
+    return {digest or b"": is_stale == b"\x01" for digest, is_stale in rows}
 
 
 def touch(conn: Connection, digests: Sequence[bytes], since: datetime) -> set[bytes]:
@@ -160,10 +176,18 @@ def insert_chunks(
     that two writers of the same chunks wait for one another instead of deadlocking.
     """
     ordered = sorted(chunks, key=lambda chunk: chunk.digest)
+    if bases := {chunk.base_digest for chunk in ordered if chunk.base_digest}:
+        conn.execute(LOCK_BASES, {"digests": list(bases)})
     if store_id is None and all(chunk.is_small for chunk in ordered):
         return _insert_small(conn, ordered)
     _INSERT_CHUNK.parse(conn)
     return [c for c in ordered if _INSERT_CHUNK.run(conn, _parameters(c, store_id))]
+
+
+def lock_chunks(conn: Connection, chunks: Sequence[NewChunk]) -> None:
+    """Lock stored chunks, and the bases of what they are to become, for `replace_chunk`."""
+    digests = {digest for c in chunks for digest in (c.digest, c.base_digest) if digest}
+    conn.execute(LOCK_CHUNKS, {"digests": list(digests)})
 
 
 def replace_chunk(conn: Connection, chunk: NewChunk, *, store_id: int | None = None) -> bool:
@@ -210,22 +234,23 @@ def read_chunks_by_digest(conn: Connection, digests: Sequence[bytes]) -> Generat
     return _stream(conn, READ_CHUNKS_BY_DIGEST, {"digests": list(digests)})
 
 
+_EXISTING = Prepared(EXISTING)
 _INSERT_CHUNK = Prepared(INSERT_CHUNK)
+_INSERT_SMALL_CHUNKS = Prepared(INSERT_SMALL_CHUNKS)
 
 
 def _insert_small(conn: Connection, chunks: Sequence[NewChunk]) -> list[NewChunk]:
-    rows = conn.execute(
-        INSERT_SMALL_CHUNKS,
-        {
-            "digests": [chunk.digest for chunk in chunks],
-            "raw_bytes": [chunk.raw_bytes for chunk in chunks],
-            "codecs": [chunk.codec for chunk in chunks],
-            "codec_versions": [chunk.codec_version for chunk in chunks],
-            "bodies": [bytes(chunk.body) for chunk in chunks],
-        },
-        binary=True,
-    ).fetchall()
-    new = {as_bytes(row[0]) for row in rows}
+    rows = _INSERT_SMALL_CHUNKS.once(
+        conn,
+        [
+            bytea_array([chunk.digest for chunk in chunks]),
+            int4_array([chunk.raw_bytes for chunk in chunks]),
+            text_array(chunk.codec for chunk in chunks),
+            int4_array([chunk.codec_version for chunk in chunks]),
+            bytea_array([chunk.body for chunk in chunks]),
+        ],
+    )
+    new = {row[0] for row in rows}
     return [chunk for chunk in chunks if chunk.digest in new]
 
 

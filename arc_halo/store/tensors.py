@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arc_halo.store.prepared import (
+    Prepared,
+    bytea_array,
+    int4_array,
+    int8_array,
+    read_int8,
+    text_array,
+)
 from arc_halo.store.rows import Connection, as_bytes
 
 INSERT_TENSORS = """
 INSERT INTO tensor_metadata
     (digest, dtype, shape, element_count, size_bytes, chunk_bytes, chunk_count)
 SELECT digest, dtype, shape::bigint[], element_count, size_bytes, chunk_bytes, chunk_count
-FROM unnest(%(digests)b::bytea[], %(dtypes)s::text[], %(shapes)s::text[],
-            %(element_counts)b::int8[], %(size_bytes)b::int8[], %(chunk_bytes)b::int4[],
-            %(chunk_counts)b::int4[])
+FROM unnest(%(digests)s::bytea[], %(dtypes)s::text[], %(shapes)s::text[],
+            %(element_counts)s::int8[], %(size_bytes)s::int8[], %(chunk_bytes)s::int4[],
+            %(chunk_counts)s::int4[])
      AS tensor (digest, dtype, shape, element_count, size_bytes, chunk_bytes, chunk_count)
 ORDER BY digest
 ON CONFLICT (digest) DO NOTHING
@@ -28,7 +36,7 @@ ORDER BY digest FOR KEY SHARE
 
 INSERT_TENSOR_DATA = """
 INSERT INTO tensor_data (tensor_id, chunk_index, chunk_digest)
-SELECT * FROM unnest(%(tensor_ids)b::int8[], %(chunk_indexes)b::int4[], %(digests)b::bytea[])
+SELECT * FROM unnest(%(tensor_ids)s::int8[], %(chunk_indexes)s::int4[], %(digests)s::bytea[])
 """
 
 
@@ -62,40 +70,41 @@ def insert_tensors(conn: Connection, tensors: Sequence[NewTensor]) -> dict[bytes
     return ids
 
 
+_INSERT_TENSORS = Prepared(INSERT_TENSORS)
+_INSERT_TENSOR_DATA = Prepared(INSERT_TENSOR_DATA)
+
+
 def _insert(conn: Connection, tensors: Sequence[NewTensor]) -> dict[bytes, int]:
-    rows = conn.execute(
-        INSERT_TENSORS,
-        {
-            "digests": [tensor.digest for tensor in tensors],
-            "dtypes": [tensor.dtype for tensor in tensors],
-            "shapes": ["{" + ",".join(map(str, tensor.shape)) + "}" for tensor in tensors],
-            "element_counts": [tensor.element_count for tensor in tensors],
-            "size_bytes": [tensor.size_bytes for tensor in tensors],
-            "chunk_bytes": [tensor.chunk_bytes for tensor in tensors],
-            "chunk_counts": [len(tensor.chunks) for tensor in tensors],
-        },
-        binary=True,
-    ).fetchall()
-    return _ids(rows)
+    rows = _INSERT_TENSORS.once(
+        conn,
+        [
+            bytea_array([tensor.digest for tensor in tensors]),
+            text_array(tensor.dtype for tensor in tensors),
+            text_array("{" + ",".join(map(str, tensor.shape)) + "}" for tensor in tensors),
+            int8_array([tensor.element_count for tensor in tensors]),
+            int8_array([tensor.size_bytes for tensor in tensors]),
+            int4_array([tensor.chunk_bytes for tensor in tensors]),
+            int4_array([len(tensor.chunks) for tensor in tensors]),
+        ],
+    )
+    return {digest or b"": read_int8(id_) for id_, digest in rows}
 
 
 def _insert_data(conn: Connection, tensors: Sequence[tuple[int, Sequence[bytes]]]) -> None:
-    if any(chunks for _, chunks in tensors):
-        conn.execute(
-            INSERT_TENSOR_DATA,
-            {
-                "tensor_ids": [id_ for id_, chunks in tensors for _ in chunks],
-                "chunk_indexes": [index for _, chunks in tensors for index in range(len(chunks))],
-                "digests": [digest for _, chunks in tensors for digest in chunks],
-            },
-        )
+    if not any(chunks for _, chunks in tensors):
+        return
+    _INSERT_TENSOR_DATA.once(
+        conn,
+        [
+            int8_array([id_ for id_, chunks in tensors for _ in chunks]),
+            int4_array([index for _, chunks in tensors for index in range(len(chunks))]),
+            bytea_array([digest for _, chunks in tensors for digest in chunks]),
+        ],
+    )
 
 
 def _keep(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
     if not digests:
         return {}
-    return _ids(conn.execute(KEEP_TENSORS, {"digests": list(digests)}, binary=True).fetchall())
-
-
-def _ids(rows: Sequence[tuple[object, ...]]) -> dict[bytes, int]:
+    rows = conn.execute(KEEP_TENSORS, {"digests": list(digests)}, binary=True).fetchall()
     return {as_bytes(digest): int(str(id_)) for id_, digest in rows}

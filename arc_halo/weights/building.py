@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from uuid import UUID
@@ -17,7 +17,7 @@ from arc_halo.tensors import digests
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.bases import Bases
 from arc_halo.weights.store import Advance, Cancellation, WeightStore, no_progress
-from arc_halo.weights.writing import ChunkWriter, Cut, Session, Totals, cut
+from arc_halo.weights.writing import ChunkWriter, Cut, Heart, Session, Totals, cut
 
 GROUP_TENSORS = 1000
 """Small tensors that are entered together at most."""
@@ -76,7 +76,7 @@ def build(
         build_id = _open(conn, recipe)
         # After the build can be seen: what is touched from now on, no collection takes.
         since = builds.clock(conn)
-        done = {t.name for t in builds.built_tensors(conn, build_id)}
+        done = {name for name, _ in builds.built_digests(conn, build_id)}
     for info in tensors:
         if info.name in done:
             advance(info.size_bytes)
@@ -86,6 +86,7 @@ def build(
         since=since,
         codec=recipe.codec,
         bases=Bases.of_root(store, recipe.delta_from),
+        heart=Heart(),
     )
     totals = _make_all(store, session, missing, produce, advance)
     return _complete(store, recipe, build_id, len(missing), totals)
@@ -115,20 +116,28 @@ def _make_all(
     cancellation = Cancellation()
 
     def make(group: Sequence[tuple[int, TensorInfo]]) -> Totals:
-        with store.pool.connection() as conn:
+        # Guarded before a connection is waited for: the server may be what failed elsewhere.
+        with (
+            cancellation.guard(),
+            store.pool.connection() as conn,
+            cancellation.watch(conn),
+        ):
             writer = ChunkWriter(store, conn, session)
             _GroupMaker(store, writer, produce, advance, cancellation).run(conn, session, group)
-        return writer.totals
+            return writer.totals
 
     with ThreadPoolExecutor(store.threads, thread_name_prefix="arc-halo-build") as pool:
         futures = [pool.submit(make, group) for group in _groups(missing, store)]
         try:
-            parts = list(_results(futures))
-        except BaseException:
-            # Ctrl-C as well: running tensors stop at their next chunk, the others never start.
-            cancellation.cancel()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # On Ctrl-C too: what runs is stopped in the server as well, what waits never starts.
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not all(future.done() for future in futures):
+                cancellation.cancel()
+    if cancellation.cause is not None:
+        raise cancellation.cause
+    parts = [future.result() for future in futures]
     return Totals(sum(part.new_bytes for part in parts), sum(part.stored_bytes for part in parts))
 
 
@@ -151,12 +160,6 @@ def _groups(
         yield group
 
 
-def _results(futures: Sequence[Future[Totals]]) -> Iterator[Totals]:
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in done:
-        yield future.result()
-
-
 def _complete(
     store: WeightStore, recipe: Recipe, build_id: UUID, built: int, totals: Totals
 ) -> Built:
@@ -166,8 +169,7 @@ def _complete(
         if made is not None:
             return _found(made, built=built, totals=totals)
         # From the rows, not from what this program made: the two must never disagree.
-        named = ((t.name, bytes(t.digest)) for t in builds.built_tensors(conn, build_id))
-        root = digests.weights_root(named)
+        root = digests.weights_root(builds.built_digests(conn, build_id))
         if recipe.expected in (None, root):
             made = builds.complete(conn, build_id, root)
             return _found(made, built=built, totals=totals)
@@ -255,6 +257,10 @@ class _GroupMaker:
     def _chunks(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
         """The tensor cut in chunks. What is borrowed is written before the next piece is read."""
         size = self._store.chunk_bytes
+        if info.size_bytes < size:
+            if raw := b"".join(self._produce(info)):
+                yield raw
+            return
         with closing(iter_pieces(self._produce(info))) as pieces:
             rest = b""
             for piece in pieces:
@@ -272,8 +278,7 @@ class _GroupMaker:
                 yield rest
 
     def _add(self, item: Cut) -> None:
-        if self._cancellation.is_cancelled:
-            raise WeightsError("stopped")
+        self._cancellation.check()
         self._batch.append(item)
         self._batched_bytes += len(item.raw)
         if self._batched_bytes >= self._store.batch_bytes:

@@ -155,14 +155,15 @@ def _write(store: WeightStore, conn: Connection, changed: Sequence[NewChunk]) ->
     A body store has one body of a digest. While it is written over, the row has the body itself:
     so whenever this stops, the row and the body it names belong together.
     """
-    ordered = sorted(changed, key=lambda chunk: chunk.digest)
     with conn.transaction():
         builds.commit_asynchronously(conn)
-        there = [chunk for chunk in ordered if chunks.replace_chunk(conn, chunk)]
+        chunks.lock_chunks(conn, changed)
+        there = [chunk for chunk in changed if chunks.replace_chunk(conn, chunk)]
     if store.bodies is None or not there:
         return
     with conn.transaction():
         chunks.lock_bodies_shared(conn)
+        chunks.lock_chunks(conn, there)
         for chunk in there:
             chunks.replace_chunk(conn, chunk, store_id=store.bodies.store_id)
         store.bodies.bodies.put({chunk.digest: chunk.body for chunk in there})

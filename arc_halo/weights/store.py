@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from arc_halo.errors import UnknownPluginError
-from arc_halo.store.rows import Pool
+import psycopg
+
+from arc_halo.errors import UnknownPluginError, WeightsError
+from arc_halo.store.rows import Connection, Pool
 from arc_halo.types import ChunkBodies, TensorCodec
 
 BATCH_BYTES = 4 * 1024 * 1024
@@ -17,6 +20,8 @@ AUTO = "auto"
 """Chosen for each chunk: whatever makes it smallest of what its dtype gives reason to try."""
 
 DELTA = "delta"
+
+CANCEL_SECONDS = 5.0
 
 Advance = Callable[[int], None]
 """Told how many raw bytes were just dealt with; called from several threads."""
@@ -67,13 +72,46 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._watched: set[Connection] = set()
+        self.cause: BaseException | None = None
 
     def cancel(self) -> None:
+        """Have every thread stop at its next step, and what it waits for in the server end."""
         self._event.set()
+        with self._lock:  # a connection given back meanwhile may be somebody else's
+            for conn in self._watched:
+                # A server that does not answer is not waited for: its connection's limits are.
+                with suppress(psycopg.Error):
+                    conn.cancel_safe(timeout=CANCEL_SECONDS)
 
-    @property
-    def is_cancelled(self) -> bool:
-        return self._event.is_set()
+    def check(self) -> None:
+        """Raise `WeightsError` once it is cancelled."""
+        if self._event.is_set():
+            raise WeightsError("stopped")
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Cancel everything when what is inside fails; the first failure is the `cause`."""
+        try:
+            self.check()
+            yield
+        except BaseException as exc:
+            with self._lock:
+                self.cause = self.cause or exc
+            self._event.set()
+            raise
+
+    @contextmanager
+    def watch(self, conn: Connection) -> Iterator[None]:
+        """Have cancelling end the statement that `conn` runs inside."""
+        with self._lock:
+            self._watched.add(conn)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched.discard(conn)
 
 
 def no_progress(size_bytes: int) -> None:

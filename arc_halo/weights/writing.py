@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,6 +33,24 @@ class Session:
     since: datetime
     codec: str | None
     bases: Bases
+    heart: Heart
+
+
+class Heart:
+    """Says now and then that somebody works at a build, whichever of its threads comes by."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._beaten_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time to beat; to one thread only, which then does."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._beaten_at < BEAT_SECONDS:
+                return False
+            self._beaten_at = now
+            return True
 
 
 @dataclass(slots=True)
@@ -64,7 +83,6 @@ class ChunkWriter:
         self._store = store
         self._conn = conn
         self._session = session
-        self._beaten_at = time.monotonic()
 
     def write(self, cuts: Sequence[Cut]) -> None:
         """Store the chunks that are not there yet; all of them are safe from collection now."""
@@ -78,9 +96,8 @@ class ChunkWriter:
             pending = {item.digest: item for item in missing if item.digest not in new}
 
     def _beat(self) -> None:
-        if time.monotonic() - self._beaten_at > BEAT_SECONDS:
+        if self._session.heart.is_due():
             builds.beat(self._conn, self._session.build_id)
-            self._beaten_at = time.monotonic()
 
     def _find(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those that are there to stay: seen since the build began, if only by us now."""
