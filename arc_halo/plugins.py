@@ -25,11 +25,14 @@ from arc_halo.types import BodyStore, FusionStrategy, JsonObject, TensorCodec, W
 ENTRY_POINT_GROUP = "arc_halo"
 
 BUILTIN = (
+    "arc_halo.bodies.object",
     "arc_halo.bodies.postgres",
+    "arc_halo.codecs.delta",
     "arc_halo.codecs.planes",
     "arc_halo.codecs.raw",
     "arc_halo.codecs.zstd",
     "arc_halo.formats.safetensors",
+    "arc_halo.formats.torch_files",
     "arc_halo.strategies.linear",
     "arc_halo.strategies.slerp",
 )

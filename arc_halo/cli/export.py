@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.errors import InvalidInputError, NotFoundError
+from arc_halo.cli.tensors.models import weights_of
+from arc_halo.errors import InvalidInputError
 
 
 @click.command("export")
@@ -20,60 +22,79 @@ from arc_halo.errors import InvalidInputError, NotFoundError
     required=True,
     help="The directory to write model.safetensors and config.json into.",
 )
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Split larger weights into files of at most SIZE (2GB, 500MiB) and an index.",
+)
+@click.option(
+    "--format",
+    "format_name",
+    metavar="NAME",
+    default="safetensors",
+    show_default=True,
+    help="The format to write; `arc-halo plugins` lists them.",
+)
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @click.pass_obj
-def export(invocation: Invocation, model: str, directory: Path, force: bool) -> None:
+def export(
+    invocation: Invocation,
+    model: str,
+    directory: Path,
+    max_shard_size: str | None,
+    format_name: str,
+    force: bool,
+) -> None:
     """Write a model to DIRECTORY: model.safetensors and config.json.
 
     MODEL is a name, name@version or name:alias. The bytes are those that were stored: every
-    digest is verified on the way, and a file appears complete or not at all.
+    digest is verified on the way, and a file appears complete or not at all, an index after all
+    of its shards.
 
     \b
     Examples:
       arc-halo export story -o out/
       arc-halo export story:production -o out/ --force
+      arc-halo export story -o out/ --max-shard-size 2GB
     """
+    from arc_halo.formats.sharding import files_of
     from arc_halo.reconcile.report import as_json
-    from arc_halo.reconcile.showing import find_model
     from arc_halo.sizes import format_count, format_size
-    from arc_halo.transfer.exporting import export_config, export_weights
+    from arc_halo.transfer import exporting
 
-    weights_path, config_path = directory / "model.safetensors", directory / "config.json"
-    if not force:
-        _refuse_existing(weights_path, config_path)
+    max_shard_bytes = _shard_bytes(max_shard_size)
     with invocation.open(needs_database=True) as project:
+        weight_format = project.plugins.format(format_name)
+        exporting.check_writable(weight_format, is_sharded=max_shard_bytes is not None)
+        weights_path = exporting.weights_path(directory, weight_format)
+        config_path = directory / "config.json"
+        if not force:
+            _refuse_existing([*files_of(weights_path), config_path])
         project.check_schema()
         with project.connection() as conn:
-            record = find_model(conn, model)
-        if record is None:
-            raise NotFoundError(f"there is no model {model!r}", hint="see `arc-halo get models`")
-        if record.weight_set_id is None:
-            raise NotFoundError(
-                f"{record.full_name} has no weights",
-                hint="declare `weights:` for it, and apply",
-                code="AH064",
-            )
+            record, weight_set_id = weights_of(conn, model)
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"export {model}", record.size_bytes or 0) as advance:
-            tensors = export_weights(
+            exported = exporting.export_weights(
                 project.weights,
-                record.weight_set_id,
+                weight_set_id,
                 weights_path,
-                project.plugins.format("safetensors"),
+                weight_format,
                 metadata=record.metadata or {},
+                max_shard_bytes=max_shard_bytes,
                 advance=advance,
             )
-        export_config(record.architecture, config_path)
-    size = sum(tensor.size_bytes for tensor in tensors)
+        exporting.export_config(record.architecture, config_path)
+    shards = len(exported.files) - 1
     text = (
-        f"Exported {record.full_name}: {format_count(len(tensors), 'tensor')}, "
-        f"{format_size(size)} to {weights_path}"
-    )
+        f"Exported {record.full_name}: {format_count(exported.tensor_count, 'tensor')}, "
+        f"{format_size(exported.size_bytes)} to {exported.files[0]}"
+    ) + (f" and {format_count(shards, 'shard')}" if shards else "")
     facts = {
         "model": record.full_name,
-        "files": [str(weights_path), str(config_path)],
-        "tensor_count": len(tensors),
-        "size_bytes": size,
+        "files": [str(path) for path in (*exported.files, config_path)],
+        "tensor_count": exported.tensor_count,
+        "size_bytes": exported.size_bytes,
     }
     render(
         invocation,
@@ -83,7 +104,20 @@ def export(invocation: Invocation, model: str, directory: Path, force: bool) -> 
     )
 
 
-def _refuse_existing(*paths: Path) -> None:
+def _shard_bytes(text: str | None) -> int | None:
+    from arc_halo.config import parse_size
+
+    if text is None:
+        return None
+    size_bytes = parse_size(text)
+    if size_bytes < 1:
+        raise InvalidInputError(
+            f"shards of {text} hold nothing", code="AH090", hint="write a size such as 2GB"
+        )
+    return size_bytes
+
+
+def _refuse_existing(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.exists():
             raise InvalidInputError(

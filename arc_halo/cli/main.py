@@ -12,6 +12,7 @@ from arc_halo.cli.apply import apply, destroy
 from arc_halo.cli.db import db
 from arc_halo.cli.doctor import doctor
 from arc_halo.cli.export import export
+from arc_halo.cli.import_ import import_
 from arc_halo.cli.init import init
 from arc_halo.cli.invocation import Invocation, add_shared_options
 from arc_halo.cli.lineage import lineage
@@ -26,7 +27,7 @@ from arc_halo.errors import ArcHaloError
 INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    export, tensors, lineage, plugins, migrate, db, doctor,
+    import_, export, tensors, lineage, plugins, migrate, db, doctor,
 )  # fmt: skip
 
 

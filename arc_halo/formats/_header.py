@@ -71,10 +71,17 @@ def parse_index(text: bytes, file: str) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         refuse(file, "there is no object 'weight_map'")
     for name, shard in weight_map.items():
-        _check_text(name, file, name)
+        check_text(name, file, name)
         if not isinstance(shard, str) or not _is_plain_name(shard):
             refuse(file, "its shard is not the name of a file beside the index", tensor=name)
     return weight_map
+
+
+def check_text(text: str, file: str, tensor: str | None = None) -> None:
+    """Refuse a name or a text that cannot be stored."""
+    # PostgreSQL can store neither; better said here than at the first INSERT.
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        refuse(file, f"the text {_quote(text)} has a NUL or half a character", tensor=tensor)
 
 
 def refuse(file: str, what: str, *, tensor: str | None = None) -> NoReturn:
@@ -111,13 +118,13 @@ def _check_metadata(metadata: object, file: str) -> dict[str, str]:
     for key, value in metadata.items():
         if not isinstance(value, str):
             refuse(file, f"{METADATA_KEY}: the value of {_quote(key)} is not a string")
-        _check_text(key, file)
-        _check_text(value, file)
+        check_text(key, file)
+        check_text(value, file)
     return metadata
 
 
 def _parse_entry(name: str, entry: object, file: str) -> Entry:
-    _check_text(name, file, name)
+    check_text(name, file, name)
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
         refuse(file, f"its entry does not have exactly {', '.join(sorted(_FIELDS))}", tensor=name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -136,7 +143,7 @@ def _parse_entry(name: str, entry: object, file: str) -> Entry:
 
 
 def _build_entry(tensor: TensorInfo, offset: int, file: str) -> JsonObject:
-    _check_text(tensor.name, file, tensor.name)
+    check_text(tensor.name, file, tensor.name)
     if tensor.size_bytes != _size_bytes(tensor.name, tensor.dtype, tensor.shape, file):
         refuse(file, "its size is not that of its dtype and shape", tensor=tensor.name)
     return {
@@ -166,12 +173,6 @@ def _check_coverage(entries: Sequence[Entry], data_bytes: int, file: str) -> Non
     if end != data_bytes:
         what = f"{data_bytes} bytes follow the header, its tensors have {end}"
         refuse(file, what + (": the file is cut off" if data_bytes < end else ""))
-
-
-def _check_text(text: str, file: str, tensor: str | None = None) -> None:
-    # PostgreSQL can store neither; better said here than at the first INSERT.
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        refuse(file, f"the text {_quote(text)} has a NUL or half a character", tensor=tensor)
 
 
 def _are_counts(value: object) -> bool:

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arc_halo.errors import FormatError
-from arc_halo.formats._files import open_regular, read_exactly, read_some, replacing, unreadable
+from arc_halo.formats._files import open_regular, read_exactly, read_some, replacing
 from arc_halo.formats._header import (
     MAX_HEADER_BYTES,
     Header,
     build_header,
     parse_header,
-    parse_index,
     refuse,
 )
+from arc_halo.formats._index import check_weight_map, find_model, read_weight_map
+from arc_halo.formats.sharding import INDEX_SUFFIX
 from arc_halo.hookspecs import hookimpl
 from arc_halo.types import ReadChunks, TensorInfo, WeightFormat
 
 SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".index.json"
 
 _LENGTH_BYTES = 8
 _LFS_POINTER = b"version https://git-lfs"
@@ -33,7 +33,7 @@ def arc_halo_weight_formats() -> Iterator[WeightFormat]:
         name="safetensors",
         version=1,
         summary="safetensors, one file or sharded with an index",
-        suffixes=(SUFFIX, INDEX_SUFFIX),
+        suffixes=(SUFFIX, SUFFIX + INDEX_SUFFIX),
         open=open_safetensors,
         write=write_safetensors,
     )
@@ -130,47 +130,16 @@ class Shard:
 
 
 def _find(directory: Path) -> Path:
-    """The one model in a directory: an index or `model.safetensors`, else the only such file."""
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as exc:
-        raise unreadable(directory, exc) from exc
-    model = "model" + SUFFIX
-    indexes = [name for name in names if name.endswith(SUFFIX + INDEX_SUFFIX)]
-    if model in names or indexes:
-        candidates = indexes + [model] * (model in names)
-    else:
-        candidates = [name for name in names if name.endswith(SUFFIX)]
-    if len(candidates) != 1:
-        raise FormatError(
-            f"{directory} holds {len(candidates)} models: {', '.join(candidates) or 'none'}",
-            hint=f"name the {SUFFIX} file or the {INDEX_SUFFIX} itself",
-        )
-    return directory / candidates[0]
+    return find_model(directory, usual=f"model{SUFFIX}", suffixes=(SUFFIX,))
 
 
 def _open_sharded(index: Path, stack: ExitStack) -> SafetensorsReader:
-    descriptor, size_bytes = open_regular(index, stack)
-    if size_bytes > MAX_HEADER_BYTES:
-        refuse(str(index), f"an index of more than {MAX_HEADER_BYTES:,} bytes")
-    weight_map = parse_index(read_exactly(descriptor, size_bytes, 0, index), str(index))
+    weight_map = read_weight_map(index)
     names = sorted(set(weight_map.values()))
     shards = [_open_shard(index.parent / name, stack, of=index) for name in names]
-    _check_weight_map(weight_map, shards, index)
+    held = ((shard.path, (e.info.name for e in shard.header.entries)) for shard in shards)
+    check_weight_map(weight_map, held, index)
     return SafetensorsReader(shards, [index, *(shard.path for shard in shards)])
-
-
-def _check_weight_map(weight_map: Mapping[str, str], shards: Sequence[Shard], index: Path) -> None:
-    missing = dict(weight_map)
-    for shard in shards:
-        for entry in shard.header.entries:
-            name = entry.info.name
-            if weight_map.get(name) != shard.path.name:
-                what = f"{index.name} places it in {weight_map.get(name, 'no shard')}"
-                refuse(str(shard.path), what, tensor=name)
-            del missing[name]
-    for name, file in missing.items():
-        refuse(str(index), f"{file} does not hold it", tensor=name)
 
 
 def _open_shard(path: Path, stack: ExitStack, *, of: Path | None = None) -> Shard:

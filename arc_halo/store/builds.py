@@ -29,11 +29,18 @@ WHERE member.weight_set_id = %(weight_set_id)s
 ORDER BY member.ordinal
 """
 
-BUILD_BY_KEY = """
-SELECT build.id, build.status, build.weight_set_id, sets.root
-FROM weight_builds AS build
-LEFT JOIN weight_sets AS sets ON sets.id = build.weight_set_id
-WHERE build.recipe_key = %(recipe_key)s
+# The heartbeat says that the weights are wanted again: collection leaves them alone.
+REUSE = """
+UPDATE weight_builds AS build SET heartbeat_at = clock_timestamp()
+FROM weight_sets AS sets
+WHERE build.recipe_key = %(recipe_key)s AND build.status = 'complete'
+  AND sets.id = build.weight_set_id
+RETURNING sets.id, sets.root, sets.tensor_count, sets.parameter_count, sets.size_bytes
+"""
+
+KEEP_SET = """
+SELECT id, root, tensor_count, parameter_count, size_bytes
+FROM weight_sets WHERE root = %(root)s FOR KEY SHARE
 """
 
 BUILDS_BY_KEY = """
@@ -154,12 +161,8 @@ class NamedTensor:
     chunk_count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    id: UUID
-    status: str
-    weight_set_id: int | None
-    root: bytes | None
+class BuildGoneError(WeightsError):
+    """The build was closed and let go, or given up, by another program: it can be begun anew."""
 
 
 def sets_by_root(conn: Connection, roots: Sequence[bytes]) -> dict[bytes, WeightSet]:
@@ -181,9 +184,10 @@ def built_digests(conn: Connection, build_id: UUID) -> list[tuple[str, bytes]]:
     return [(str(name), as_bytes(digest)) for name, digest in rows]
 
 
-def build_by_key(conn: Connection, recipe_key: bytes) -> Build | None:
-    with conn.cursor(row_factory=class_row(Build)) as cursor:
-        return cursor.execute(BUILD_BY_KEY, {"recipe_key": recipe_key}).fetchone()
+def reuse(conn: Connection, recipe_key: bytes) -> WeightSet | None:
+    """What a finished build of this recipe came to, kept from collection from now on."""
+    with conn.cursor(row_factory=class_row(WeightSet)) as cursor:
+        return cursor.execute(REUSE, {"recipe_key": recipe_key}).fetchone()
 
 
 def roots_by_key(conn: Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -239,11 +243,11 @@ def clock(conn: Connection) -> datetime:
 def lock(conn: Connection, build_id: UUID) -> WeightSet | None:
     """Keep other programs from the build until the transaction ends; its set if it has one.
 
-    Raises `WeightsError` for a build that another program gave up.
+    Raises `BuildGoneError` for a build that another program gave up.
     """
     locked = conn.execute(LOCK_BUILD, {"build_id": build_id}).fetchone()
     if locked is None:
-        raise WeightsError("another program gave this build up", hint="run the command again")
+        raise BuildGoneError("another program gave this build up", hint="run the command again")
     if locked[0] != "complete":
         return None
     with conn.cursor(row_factory=class_row(WeightSet)) as cursor:
@@ -255,11 +259,15 @@ def complete(conn: Connection, build_id: UUID, root: bytes) -> WeightSet:
 
     The set may exist already, from other sources with the same weights; it is then shared.
     """
-    with conn.cursor(row_factory=scalar_row) as cursor:
-        set_id = cursor.execute(INSERT_SET, {"root": root, "build_id": build_id}).fetchone()
-    if set_id is not None:
-        conn.execute(INSERT_SET_TENSORS, {"weight_set_id": set_id, "build_id": build_id})
-    found = sets_by_root(conn, [root])[root]
+    found = None
+    while found is None:
+        with conn.cursor(row_factory=scalar_row) as cursor:
+            set_id = cursor.execute(INSERT_SET, {"root": root, "build_id": build_id}).fetchone()
+        if set_id is not None:
+            conn.execute(INSERT_SET_TENSORS, {"weight_set_id": set_id, "build_id": build_id})
+        # One that was there may be collected between the two statements: then once more.
+        with conn.cursor(row_factory=class_row(WeightSet)) as rows:
+            found = rows.execute(KEEP_SET, {"root": root}).fetchone()
     conn.execute(CLOSE_BUILD, {"weight_set_id": found.id, "build_id": build_id})
     conn.execute(DROP_BUILD_TENSORS, {"build_id": build_id})
     return found

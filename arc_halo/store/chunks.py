@@ -67,7 +67,7 @@ SELECT FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR NO 
 """
 
 LOCK_BASES = """
-SELECT FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR SHARE
+SELECT digest FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR SHARE
 """
 
 LOCK_BODIES_SHARED = "SELECT pg_advisory_xact_lock_shared(hashtextextended('arc-halo/bodies', 0))"
@@ -172,12 +172,15 @@ def insert_chunks(
 ) -> list[NewChunk]:
     """Store `chunks` in the transaction that `conn` is in; those that were new.
 
-    With a `store_id` their bodies are the caller's to put there. They go in sorted by digest, so
+    With a `store_id` their bodies are the caller's to put there. A delta whose base was collected
+    meanwhile is left out. They go in sorted by digest, so
     that two writers of the same chunks wait for one another instead of deadlocking.
     """
     ordered = sorted(chunks, key=lambda chunk: chunk.digest)
     if bases := {chunk.base_digest for chunk in ordered if chunk.base_digest}:
-        conn.execute(LOCK_BASES, {"digests": list(bases)})
+        rows = conn.execute(LOCK_BASES, {"digests": list(bases)}, binary=True).fetchall()
+        gone = bases - {as_bytes(row[0]) for row in rows}
+        ordered = [chunk for chunk in ordered if chunk.base_digest not in gone]
     if store_id is None and all(chunk.is_small for chunk in ordered):
         return _insert_small(conn, ordered)
     _INSERT_CHUNK.parse(conn)

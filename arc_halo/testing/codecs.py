@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import random
 import tracemalloc
@@ -59,6 +60,8 @@ SAMPLES = MappingProxyType(_samples())
 class CodecContract:
     """Subclass it with a `codec`, and a folder of `golden` bodies made once by `write_golden`.
 
+    A codec that needs a base is given `base_of` each chunk, and other bases too.
+
     Example:
 
         class TestZlib(CodecContract):
@@ -81,6 +84,14 @@ class CodecContract:
 
         check()
 
+    def test_any_bytes_come_back_with_any_base(self) -> None:
+        @given(raw=st.binary(max_size=600), data=st.data(), dtype=st.sampled_from(sorted(DTYPES)))
+        def check(raw: bytes, data: st.DataObject, dtype: str) -> None:
+            base = data.draw(st.binary(min_size=len(raw), max_size=len(raw)))
+            assert _round_trip(self.codec, dtype, raw, base=base) == raw
+
+        check()
+
     def test_whole_chunks_come_back(self, sample: Sample) -> None:
         assert _round_trip(self.codec, *sample) == sample[1]
 
@@ -90,18 +101,29 @@ class CodecContract:
         for dtype in DTYPES:
             assert _round_trip(self.codec, dtype, sample[1]) == sample[1]
 
+    def test_whole_chunks_come_back_with_a_base_that_is_nothing_like_them(
+        self, sample: Sample
+    ) -> None:
+        dtype, raw = sample
+        for base in (bytes(len(raw)), b"\xff" * len(raw), random.Random(5).randbytes(len(raw))):
+            assert _round_trip(self.codec, dtype, raw, base=base) == raw
+
+    def test_a_base_is_taken_exactly_if_it_is_said_to_be_needed(self) -> None:
+        for function in (self.codec.encode, self.codec.decode):
+            assert ("base" in inspect.signature(function).parameters) == self.codec.needs_base
+
     def test_an_empty_chunk_comes_back(self) -> None:
         assert _round_trip(self.codec, "F32", b"") == b""
 
     def test_equal_chunks_have_equal_bodies(self, sample: Sample) -> None:
         dtype, raw = sample
-        bodies = {self.codec.encode(memoryview(bytes(raw)), dtype=dtype) for _ in range(3)}
+        bodies = {_body(self.codec, dtype, bytes(bytearray(raw))) for _ in range(3)}
         assert len(bodies) == 1
 
     def test_only_out_is_written(self, sample: Sample) -> None:
         raw, body = _encode(self.codec, sample)
         room = bytearray(GUARD + bytes(len(raw)) + GUARD)
-        self.codec.decode(memoryview(body), memoryview(room)[len(GUARD) : -len(GUARD)])
+        _decode(self.codec, body, memoryview(room)[len(GUARD) : -len(GUARD)], base_of(raw))
         assert room == GUARD + raw + GUARD
 
     def test_a_truncated_body_is_noticed(self, sample: Sample) -> None:
@@ -109,27 +131,41 @@ class CodecContract:
         out = memoryview(bytearray(len(raw)))
         for length in {0, 1, 2, 5, len(body) // 2, len(body) - 1}:
             with pytest.raises(CodecError):
-                self.codec.decode(memoryview(body)[:length], out)
+                _decode(self.codec, body[:length], out, base_of(raw))
 
     def test_a_body_with_more_behind_it_is_noticed(self, sample: Sample) -> None:
         raw, body = _encode(self.codec, sample)
         with pytest.raises(CodecError):
-            self.codec.decode(memoryview(body + b"\0"), memoryview(bytearray(len(raw))))
+            _decode(self.codec, body + b"\0", memoryview(bytearray(len(raw))), base_of(raw))
 
     def test_a_body_of_another_length_is_noticed(self, sample: Sample) -> None:
         raw, body = _encode(self.codec, sample)
         for size_bytes in (0, len(raw) - 1, len(raw) + 1, 2 * len(raw)):
             with pytest.raises(CodecError):
-                self.codec.decode(memoryview(body), memoryview(bytearray(size_bytes)))
+                _decode(self.codec, body, memoryview(bytearray(size_bytes)), bytes(size_bytes))
+
+    def test_a_body_is_not_decoded_where_body_out_and_base_disagree(self, sample: Sample) -> None:
+        raw, body = _encode(self.codec, sample)
+        longer = memoryview(bytearray(len(raw) + 1))
+        cases = [(longer, base_of(raw))]
+        if self.codec.needs_base:
+            base = base_of(raw)
+            cases += [(longer[1:], base[:-1]), (longer[1:], base + b"\0"), (longer[1:], b"")]
+        for out, base in cases:
+            with pytest.raises(CodecError):
+                _decode(self.codec, body, out, base)
 
     def test_damage_leads_to_codec_errors_only_and_takes_little_memory(
         self, sample: Sample
     ) -> None:
-        # A body may decode to other bytes: the chunk's digest finds those. It may not do worse.
+        # A body, or a base that is not its own, may decode to other bytes: the chunk's digest finds
+        # those. It may not do worse.
         raw, body = _encode(self.codec, sample)
         out = memoryview(bytearray(len(raw)))
         for damaged in _damage(body):
-            _decode_or_codec_error(self.codec, damaged, out)
+            _decode_or_codec_error(self.codec, damaged, out, base_of(raw))
+        for base in (bytes(len(raw)), b"\xff" * len(raw), random.Random(7).randbytes(len(raw))):
+            _decode_or_codec_error(self.codec, body, out, base)
 
     def test_several_threads_may_call_it_at_once(self) -> None:
         jobs = [*SAMPLES.values()] * 4
@@ -146,8 +182,15 @@ class CodecContract:
         for body in mine:
             stored = (self.golden / body["file"]).read_bytes()
             out = bytearray(body["size_bytes"])
-            self.codec.decode(memoryview(stored), memoryview(out))
+            _decode(self.codec, stored, memoryview(out), _golden_base(body))
             assert hashlib.sha256(out).hexdigest() == body["sha256"], body["file"]
+
+
+def base_of(raw: bytes) -> bytes:
+    """What a chunk is a delta against in these tests: every 16th byte differs in its lowest bit."""
+    base = np.frombuffer(raw, np.uint8).copy()
+    base[::16] ^= 1
+    return base.tobytes()
 
 
 def write_golden(
@@ -159,20 +202,35 @@ def write_golden(
     for sample in samples:
         file = f"{codec.name}-{codec.version}-{sample}.body"
         dtype, raw = SAMPLES[sample][0], SAMPLES[sample][1][:GOLDEN_BYTES]
-        body = codec.encode(memoryview(raw), dtype=dtype)
+        body = _body(codec, dtype, raw)
         if body is not None and file not in listed:
             (folder / file).write_bytes(body)
-            listed[file] = _golden_entry(codec, file, raw)
+            listed[file] = _golden_entry(codec, file, raw, sample)
     entries = sorted(listed.values(), key=lambda entry: str(entry["file"]))
     (folder / "golden.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def _round_trip(codec: TensorCodec, dtype: str, raw: bytes) -> bytes:
-    body = codec.encode(memoryview(raw), dtype=dtype)
+def _body(codec: TensorCodec, dtype: str, raw: bytes, base: bytes | None = None) -> bytes | None:
+    if not codec.needs_base:
+        return codec.encode(memoryview(raw), dtype=dtype)
+    base = base_of(raw) if base is None else base
+    return codec.encode(memoryview(raw), dtype=dtype, base=memoryview(base))
+
+
+def _decode(codec: TensorCodec, body: bytes, out: memoryview, base: bytes) -> None:
+    if codec.needs_base:
+        codec.decode(memoryview(body), out, base=memoryview(base))
+    else:
+        codec.decode(memoryview(body), out)
+
+
+def _round_trip(codec: TensorCodec, dtype: str, raw: bytes, base: bytes | None = None) -> bytes:
+    base = base_of(raw) if base is None else base
+    body = _body(codec, dtype, raw, base)
     if body is None:
         return raw
     out = bytearray(len(raw))
-    codec.decode(memoryview(body), memoryview(out))
+    _decode(codec, body, memoryview(out), base)
     return bytes(out)
 
 
@@ -181,7 +239,7 @@ def _encode(codec: TensorCodec, sample: Sample) -> tuple[bytes, bytes]:
     dtype, raw = sample
     zeros = bytes(len(raw))
     for content, said in ((raw, dtype), (zeros, dtype), (zeros, "F32")):
-        body = codec.encode(memoryview(content), dtype=said)
+        body = _body(codec, said, content)
         if body is not None:
             return content, body
     raise AssertionError(f"{codec.name} does not even encode {len(raw)} zero bytes")
@@ -198,10 +256,10 @@ def _damage(body: bytes) -> Iterator[bytes]:
         yield choose.randbytes(size)
 
 
-def _decode_or_codec_error(codec: TensorCodec, body: bytes, out: memoryview) -> None:
+def _decode_or_codec_error(codec: TensorCodec, body: bytes, out: memoryview, base: bytes) -> None:
     tracemalloc.start()
     try:
-        codec.decode(memoryview(body), out)
+        _decode(codec, body, out, base)
     except CodecError:
         pass
     finally:
@@ -216,11 +274,25 @@ def _read_golden(folder: Path) -> list[JsonObject]:
     return listed
 
 
-def _golden_entry(codec: TensorCodec, file: str, raw: bytes) -> JsonObject:
-    return {
+def _golden_entry(codec: TensorCodec, file: str, raw: bytes, sample: str) -> JsonObject:
+    entry: JsonObject = {
         "file": file,
         "codec": codec.name,
         "version": codec.version,
         "size_bytes": len(raw),
         "sha256": hashlib.sha256(raw).hexdigest(),
     }
+    if codec.needs_base:
+        base_sha256 = hashlib.sha256(base_of(raw)).hexdigest()
+        entry["base"] = {"of": sample, "sha256": base_sha256}
+    return entry
+
+
+def _golden_base(entry: JsonObject) -> bytes:
+    """The base that a golden body was made with, `base_of` the sample; empty where none was."""
+    if "base" not in entry:
+        return b""
+    base = base_of(SAMPLES[entry["base"]["of"]][1][: entry["size_bytes"]])
+    found = hashlib.sha256(base).hexdigest()
+    assert found == entry["base"]["sha256"], f"the sample {entry['base']['of']!r} has changed"
+    return base

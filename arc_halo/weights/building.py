@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
 from arc_halo.errors import WeightsError
 from arc_halo.store import builds, projects
+from arc_halo.store.builds import BuildGoneError
 from arc_halo.store.rows import Connection
 from arc_halo.store.tensors import NewTensor, insert_tensors
 from arc_halo.tensors import digests
@@ -55,6 +56,10 @@ class Built:
     stored_bytes: int
 
 
+TRIES = 5
+"""How often a build is begun anew that another program closed and let go meanwhile."""
+
+
 def build(
     store: WeightStore,
     recipe: Recipe,
@@ -69,10 +74,23 @@ def build(
     to the set when this returns. Raises what `produce` raises, and `WeightsError` when the
     result is not `recipe.expected`.
     """
+    for _ in range(TRIES - 1):
+        with suppress(BuildGoneError):
+            return _build(store, recipe, tensors, produce, advance)
+    return _build(store, recipe, tensors, produce, advance)
+
+
+def _build(
+    store: WeightStore,
+    recipe: Recipe,
+    tensors: Sequence[TensorInfo],
+    produce: Produce,
+    advance: Advance,
+) -> Built:
     with store.pool.connection() as conn:
-        known = builds.build_by_key(conn, recipe.key)
-        if known is not None and known.root is not None:
-            return _found(builds.sets_by_root(conn, [bytes(known.root)])[bytes(known.root)])
+        known = builds.reuse(conn, recipe.key)
+        if known is not None:
+            return _found(known)
         build_id = _open(conn, recipe)
         # After the build can be seen: what is touched from now on, no collection takes.
         since = builds.clock(conn)

@@ -120,6 +120,15 @@ class ChunkWriter:
             )
             for item in {item.tensor.name: item for item in cuts}.values()
         }
+        # What is counted on is needed from now on; what was collected meanwhile is done without.
+        digests = {base.digest for found in bases.values() for base in found.values()}
+        kept = self._find(list(digests)) if digests else set()
+        usable = {
+            (name, index): base
+            for name, found in bases.items()
+            for index, base in found.items()
+            if base.digest in kept
+        }
         return [
             encode_chunk(
                 self._store,
@@ -127,7 +136,7 @@ class ChunkWriter:
                 item.raw,
                 dtype=item.tensor.dtype,
                 codec=self._session.codec,
-                base=bases[item.tensor.name].get(item.index),
+                base=usable.get((item.tensor.name, item.index)),
             )
             for item in cuts
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arc_halo.codecs import planes, raw, zstd
+from arc_halo.codecs import delta, planes, raw, zstd
 from arc_halo.testing import CodecContract
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,4 +22,9 @@ class TestZstd(CodecContract):
 
 class TestPlanes(CodecContract):
     codec = next(planes.arc_halo_tensor_codecs())
+    golden = GOLDEN
+
+
+class TestDelta(CodecContract):
+    codec = next(delta.arc_halo_tensor_codecs())
     golden = GOLDEN

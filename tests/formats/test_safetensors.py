@@ -105,7 +105,7 @@ def path(tmp_path: Path) -> Path:
 def test_it_is_offered_through_the_hook() -> None:
     (weight_format,) = arc_halo_weight_formats()
     assert (weight_format.name, weight_format.version) == ("safetensors", 1)
-    assert weight_format.suffixes == (".safetensors", ".index.json")
+    assert weight_format.suffixes == (".safetensors", ".safetensors.index.json")
     assert weight_format.open is open_safetensors
     assert weight_format.write is write_safetensors
 

@@ -47,8 +47,9 @@ def use(manager: PluginManager) -> None:
 def test_what_is_built_in_comes_through_the_same_hooks() -> None:
     manager = PluginManager()
     assert list(manager.strategies) == ["linear", "slerp"]
-    assert list(manager.codecs) == ["planes", "raw", "zstd"]
-    assert list(manager.formats) == ["safetensors"]
+    assert list(manager.codecs) == ["delta", "planes", "raw", "zstd"]
+    assert list(manager.formats) == ["safetensors", "torch"]
+    assert list(manager.body_stores) == ["object", "postgres"]
     assert [str(provider) for provider in manager.providers] == [f"arc-halo {__version__}"]
     assert all(p.version == str(p.item.version) for p in manager.strategies.values())
 

@@ -1,0 +1,111 @@
+"""`arc-halo tensors gc`: what nothing refers to any more is deleted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.errors import UsageError
+
+if TYPE_CHECKING:
+    from arc_halo.weights.collecting import Collected
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+MAX_DAYS = 36_500
+
+
+@click.command("gc")
+@click.option(
+    "--grace",
+    metavar="TIME",
+    default="24h",
+    show_default=True,
+    help="Leave alone what was made, or found in use, since then (90m, 24h, 7d; 0 for nothing).",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    show_default=True,
+    help="Rows that one transaction looks at.",
+)
+@click.pass_obj
+def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
+    """Delete tensors and chunks that no model, history, checkpoint or live build refers to.
+
+    A model's history keeps its last 20 weight sets. It works in short transactions, imports may
+    go on meanwhile, and an interrupted run is simply run again. PostgreSQL uses the freed space
+    again once autovacuum has been there; `VACUUM FULL chunk_bodies` would return it to the disk.
+
+    \b
+    Examples:
+      arc-halo tensors gc --dry-run
+      arc-halo tensors gc
+      arc-halo tensors gc --grace 7d --output json
+    """
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.weights.collecting import collect, simulate
+
+    wait = parse_grace(grace)
+    with invocation.open(needs_database=True) as project:
+        project.check_schema()
+        if dry_run:
+            done = simulate(project.weights, grace=wait)
+        else:
+            with invocation.console.task("freed", 0) as advance:
+                done = collect(
+                    project.weights,
+                    grace=wait,
+                    batch=batch,
+                    tell=lambda what: invocation.console.note(f"looking at {what}"),
+                    advance=advance,
+                )
+    render(
+        invocation,
+        text=lambda: invocation.console.print(_as_text(done, dry_run)),
+        json=lambda: as_json({**dataclasses.asdict(done), "dry_run": dry_run}),
+        markdown=lambda: markdown_table(("what", "would go" if dry_run else "went"), _rows(done)),
+    )
+
+
+def parse_grace(text: str) -> timedelta:
+    """`90m`, `24h`, `7d`, `30s` or `0`. Raises `UsageError` for anything else."""
+    match = re.fullmatch(r"(\d{1,9})([smhd])|0", text.strip())
+    if match is not None and match[1] is None:
+        return timedelta(0)
+    if match is not None:
+        grace = timedelta(**{UNITS[match[2]]: int(match[1])})
+        if grace <= timedelta(days=MAX_DAYS):
+            return grace
+    raise UsageError(
+        f"{text!r} is no period of time", hint="write 30s, 90m, 24h, 7d, or 0 for none"
+    )
+
+
+def _as_text(done: Collected, dry_run: bool) -> str:
+    from arc_halo.sizes import format_size
+
+    if not any(dataclasses.astuple(done)):
+        return "Nothing to collect."
+    listed = table(("what", "would go" if dry_run else "went"), _rows(done))
+    if dry_run:
+        return f"{listed}\n\n{format_size(done.freed_bytes)} would be freed. Nothing was deleted."
+    return (
+        f"{listed}\n\nFreed {format_size(done.freed_bytes)}. "
+        "PostgreSQL uses the space again after its next vacuum."
+    )
+
+
+def _rows(done: Collected) -> list[tuple[str, str]]:
+    from arc_halo.sizes import format_size
+
+    counts = dataclasses.asdict(done)
+    freed = counts.pop("freed_bytes")
+    rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.items() if count]
+    return [*rows, ("bytes", format_size(freed))]
