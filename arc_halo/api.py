@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 from uuid import UUID
 
 from arc_halo.config import find_project
@@ -18,7 +18,8 @@ from arc_halo.manifest.params import params_problems, with_defaults
 from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_version
 from arc_halo.project import Project
 from arc_halo.reconcile import kinds, showing
-from arc_halo.store import builds, models, projects, reactors
+from arc_halo.store import builds, embeddings, models, projects, reactors
+from arc_halo.store.embeddings import EmbeddingMatrix
 from arc_halo.store.models import ModelRecord
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
@@ -27,7 +28,10 @@ from arc_halo.transfer.sources import MAX_NAME_BYTES
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.handles import Tensor
+from arc_halo.weights.indexing import index_matrix
+from arc_halo.weights.nearest import find_matrix, nearest
 from arc_halo.weights.reading import read_arrays
+from arc_halo.weights.scoring import Neighbour
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,12 +62,13 @@ def connect(
 
 
 class Halo:
-    """A database of models: `halo.models`, `halo.tensors`, `halo.reactors`."""
+    """A database of models: `halo.models`, `halo.tensors`, `halo.embeddings`, `halo.reactors`."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
         self.models = Models(project)
         self.tensors = Tensors(project)
+        self.embeddings = Embeddings(project)
         self.reactors = Reactors(project)
 
     def close(self) -> None:
@@ -226,6 +231,57 @@ class Tensors:
             if record.weight_set_id is None:
                 return {}
             return {row.name: row for row in builds.set_tensors(conn, record.weight_set_id)}
+
+
+class Embeddings:
+    """Embedding matrices, searched row by row; in any database, without an extension too."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def nearest(
+        self,
+        model: str | UUID,
+        query: SupportsIndex | Iterable[float],
+        *,
+        k: int = 10,
+        metric: str = "cosine",
+        kind: str = "token",
+        exact: bool = False,
+    ) -> list[Neighbour]:
+        """The `k` rows nearest to the row `query`, or to a vector; the nearest first.
+
+        `metric` is cosine, l2 or ip. A row is not its own neighbour, and one that holds a NaN is
+        nobody's. Raises `NotFoundError`, `InvalidInputError`.
+        """
+        matrix = self._matrix(model, kind)
+        return nearest(
+            self._project.weights, matrix, query, k=k, metric=metric, exact=exact
+        ).neighbours
+
+    def index(self, model: str | UUID, *, kind: str = "token") -> int:
+        """Index an embedding with pgvector, unless it is; how many rows are indexed.
+
+        Raises `DatabaseError` where pgvector cannot be had, `RefusedError` for a matrix that is
+        too wide for it.
+        """
+        return index_matrix(self._project.weights, self._matrix(model, kind)).row_count
+
+    def drop_index(self, model: str | UUID, *, kind: str = "token") -> bool:
+        """Drop the index, for every model that shares the matrix; False when there was none."""
+        matrix = self._matrix(model, kind)
+        with self._project.connection() as conn:
+            return embeddings.drop_index(conn, matrix.id)
+
+    def _matrix(self, model: str | UUID, kind: str) -> EmbeddingMatrix:
+        with self._project.connection() as conn:
+            record = _find_model(conn, model)
+            return find_matrix(conn, record.id, record.full_name, kind)
+
+    def list(self, model: str | UUID | None = None) -> list[EmbeddingMatrix]:
+        """The embedding matrices of all models, or of one."""
+        with self._project.connection() as conn:
+            return embeddings.matrices(conn, None if model is None else _find_model(conn, model).id)
 
 
 class Reactors:

@@ -183,6 +183,31 @@ COMMENT ON COLUMN embeddings.tensor_id IS
 
 CREATE INDEX embeddings_tensor_id_idx ON embeddings (tensor_id) WHERE tensor_id IS NOT NULL;
 
+CREATE TABLE embedding_indexes (
+    tensor_id bigint PRIMARY KEY REFERENCES tensor_metadata ON DELETE CASCADE,
+    row_count bigint NOT NULL DEFAULT 0 CHECK (row_count >= 0),
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE embedding_indexes IS
+    'Matrices that pgvector has an index of. The vectors of tensor n are in embedding_vectors_n.';
+COMMENT ON COLUMN embedding_indexes.tensor_id IS
+    'The matrix. The index is derived from it, does not keep it, and is dropped with it.';
+COMMENT ON COLUMN embedding_indexes.row_count IS
+    'Rows indexed: those that have a direction.';
+
+CREATE FUNCTION arc_halo_drop_vectors() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- Made at run time, since their type is of an extension that a server need not have.
+    EXECUTE format('DROP TABLE IF EXISTS embedding_vectors_%s', OLD.tensor_id);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION arc_halo_drop_vectors() IS
+    'Trigger: drops the table of vectors that belongs to a deleted row of embedding_indexes.';
+
+CREATE TRIGGER embedding_indexes_drop_vectors AFTER DELETE ON embedding_indexes
+    FOR EACH ROW EXECUTE FUNCTION arc_halo_drop_vectors();
+
 CREATE FUNCTION calculate_model_parameters(uuid) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from arc_halo.store import collection
+from arc_halo.store import collection, simulation
 from arc_halo.store.collection import Free, Span
 from arc_halo.store.rows import Connection
 from arc_halo.types import ChunkBodies
@@ -76,7 +76,7 @@ def simulate(
     """What `collect` would delete now. Nothing changes."""
     store_id = None if store.bodies is None else store.bodies.store_id
     with store.pool.connection() as conn:
-        found = collection.simulate(conn, grace=grace, retain=retain_revisions, store_id=store_id)
+        found = simulation.simulate(conn, grace=grace, retain=retain_revisions, store_id=store_id)
     bodies = 0
     if store.bodies is not None:
         orphans = _orphans(store, store.bodies.bodies, store.bodies.store_id)

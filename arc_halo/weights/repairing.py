@@ -9,8 +9,8 @@ from arc_halo.store import chunks, integrity
 from arc_halo.store.rows import Connection
 from arc_halo.types import TensorInfo
 from arc_halo.weights.encoding import encode_chunk
+from arc_halo.weights.findings import Finding
 from arc_halo.weights.store import Advance, WeightStore, no_progress
-from arc_halo.weights.verifying import Finding
 
 Produce = Callable[[TensorInfo], Iterable["bytes | memoryview"]]
 

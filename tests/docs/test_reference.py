@@ -189,6 +189,7 @@ def test_every_public_method_is_in_the_python_reference_with_its_signature() -> 
     for title, cls in (
         ("models", api.Models),
         ("tensors", api.Tensors),
+        ("embeddings", api.Embeddings),
         ("reactors", api.Reactors),
     ):
         section = text.partition(f"## `halo.{title}`")[2].partition("\n## ")[0]

@@ -16,7 +16,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from arc_halo.store import builds, collection
+from arc_halo.store import builds, collection, simulation
 from arc_halo.store.connection import Connection
 from arc_halo.types import TensorCodec, TensorInfo
 from arc_halo.weights.building import Recipe, build
@@ -44,6 +44,7 @@ HOLDERS = {
 PARTS = {
     ("weight_sets", "weight_set_tensors", "weight_set_id"),
     ("weight_sets", "weight_builds", "weight_set_id"),
+    ("tensor_metadata", "embedding_indexes", "tensor_id"),
     ("tensor_metadata", "tensor_data", "tensor_id"),
 }
 """What goes with what it refers to, and keeps nothing."""
@@ -156,7 +157,7 @@ def test_every_foreign_key_is_accounted_for(conn: Connection) -> None:
         looked_up = rf"NOT EXISTS \(SELECT FROM {table} AS r WHERE r\.{column} = "
         assert re.search(looked_up, getattr(collection, constant)), (table, column, constant)
         simulated = rf"SELECT {column}( AS \w+)? FROM {table}\b"
-        assert re.search(simulated, collection.SIMULATION), (table, column, "SIMULATION")
+        assert re.search(simulated, simulation.SIMULATION), (table, column, "SIMULATION")
     assert found >= PARTS
     assert {target for target, *_ in found} == HOLDERS.keys()
     assert len(found) >= 13
@@ -225,6 +226,24 @@ def test_the_young_stay_until_the_grace_period_is_over(
     age("2 hours")
     collected(store)
     assert set(counts(sql).values()) == {0}
+
+
+def test_each_kind_of_row_has_a_grace_period_of_its_own(
+    store: WeightStore, sql: Sql, tamper: Callable[..., int]
+) -> None:
+    made(store, FIRST)
+    for table, column in TIMES:
+        assert collected(store) == Collected()
+        tamper(f"UPDATE {table} SET {column} = {column} - interval '25 hours'")
+    collected(store)
+    assert set(counts(sql).values()) == {0}
+    made(store, FIRST)
+    tamper("DELETE FROM weight_set_tensors")
+    tamper("DELETE FROM weight_sets")
+    tamper("UPDATE chunk_bodies SET seen_at = seen_at - interval '25 hours'")
+    assert collected(store) == Collected()
+    tamper("UPDATE tensor_metadata SET created_at = created_at - interval '25 hours'")
+    assert collected(store).tensors == len(FIRST)
 
 
 def test_what_is_made_again_of_old_parts_is_young(

@@ -79,7 +79,9 @@ def chunk_garbage(store: WeightStore, garbage: None, sql: Sql) -> None:
 def between(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has `then` run once, right before or after a function of the other program is called."""
 
-    def hooked(owner: Any, name: str, *, before: Hook | None = None, after: Hook | None = None):
+    def hooked(
+        owner: Any, name: str, *, before: Hook | None = None, after: Hook | None = None
+    ) -> None:
         real = getattr(owner, name)
         fired = threading.Event()
 
@@ -164,11 +166,15 @@ def test_who_touches_what_is_being_deleted_waits_and_writes_it_again(
 
 
 def wait_for_a_waiter(database: str) -> None:
+    """Until another program waits for a lock."""
+    waiters = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    until = time.monotonic() + 30
     with psycopg.connect(database, autocommit=True) as conn:
-        while not conn.execute(
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        ).fetchall()[0][0]:
+        while conn.execute(waiters).fetchall() == [(0,)]:
+            assert time.monotonic() < until, "nobody waits"
             time.sleep(0.01)
 
 
@@ -316,8 +322,11 @@ class Importer:
         dice = random.Random(self.number)
         while time.monotonic() < until:
             raw = {name: PARTS[name] for name in dice.sample(sorted(PARTS), 4)}
-            # Half of the recipes are everybody's, the others were never seen before.
-            key = f"{sorted(raw)}" if dice.random() < 0.5 else f"{self.number}/{dice.random()}"
+            key = f"{sorted(raw)}"
+            if dice.random() < 0.5:
+                # Half of the recipes are everybody's, the others were never seen before.
+                key = f"{self.number}/{dice.random()}"
+                raw["own"] = key.encode()
             root = made(self.store, raw, key)
             if dice.random() < 0.2:
                 self.sql("DELETE FROM models WHERE model_name = %s RETURNING 1", self.model)
@@ -351,8 +360,8 @@ def test_many_at_once(make_store: Callable[..., WeightStore], sql: Sql) -> None:
         swept = pool.submit(sweep)
     for future in running:
         future.result()
-    assert swept.result() > 10
-    assert sum(importer.pointed for importer in importers) > 10
+    assert swept.result() > 0
+    assert all(importer.pointed for importer in importers)
     found = sql("SELECT model_name, root FROM models JOIN weight_sets AS s ON s.id = weight_set_id")
     roots = {name: bytes(root) for name, root in found}
     assert roots.keys() == {importer.model for importer in importers if importer.has is not None}

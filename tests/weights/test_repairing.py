@@ -17,7 +17,7 @@ from arc_halo.cli.invocation import Invocation
 from arc_halo.cli.tensors.gc import gc, parse_grace
 from arc_halo.cli.tensors.verify import parse_share
 from arc_halo.cli.tensors.verify import verify as command
-from arc_halo.errors import CorruptChunkError, InvalidInputError, UsageError
+from arc_halo.errors import CorruptChunkError, FormatError, UsageError
 from arc_halo.store import builds
 from arc_halo.tensors.digests import LEAF_BYTES
 from arc_halo.types import TensorCodec, TensorInfo
@@ -273,7 +273,7 @@ def test_a_file_of_no_known_format_is_refused_before_anything_is_read(
 ) -> None:
     (tmp_path / "notes.txt").write_text("?")
     result, _ = run(command, "--repair-from", "notes.txt")
-    assert isinstance(result.exception, InvalidInputError)
+    assert isinstance(result.exception, FormatError)
 
 
 @pytest.mark.parametrize("text", ["0", "0%", "101%", "5 per cent", "-1", "", "nan"])

@@ -13,8 +13,9 @@ import pytest
 from arc_halo.tensors.digests import LEAF_BYTES
 from arc_halo.types import TensorCodec, TensorInfo
 from arc_halo.weights.building import Recipe, build
+from arc_halo.weights.findings import Finding
 from arc_halo.weights.store import OpenBodies, WeightStore
-from arc_halo.weights.verifying import Finding, Verified, part_of_digests, verify
+from arc_halo.weights.verifying import Verified, part_of_digests, verify
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 Tamper = Callable[..., int]

@@ -14,12 +14,13 @@ import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render
 from arc_halo.cli.tensors.models import weights_of
-from arc_halo.errors import CorruptChunkError, InvalidInputError, UsageError
+from arc_halo.errors import CorruptChunkError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.project import Project
     from arc_halo.types import JsonObject, WeightFormat
-    from arc_halo.weights.verifying import Finding, Verified
+    from arc_halo.weights.findings import Finding
+    from arc_halo.weights.verifying import Verified
 
 SHOWN_FINDINGS = 50
 SHOWN_TOUCHES = 8
@@ -122,17 +123,9 @@ def _repair(
 
 
 def _format_of(project: Project, path: Path) -> WeightFormat:
-    for provided in project.plugins.formats.values():
-        if path.name.endswith(provided.item.suffixes):
-            return provided.item
-    if not path.suffix:
-        return project.plugins.format("safetensors")
-    known = ", ".join(s for p in project.plugins.formats.values() for s in p.item.suffixes)
-    raise InvalidInputError(
-        f"{path}: no weight format has files of that name",
-        hint=f"known endings: {known}",
-        code="AH026",
-    )
+    from arc_halo.formats.finding import find_format
+
+    return find_format(path, {name: p.item for name, p in project.plugins.formats.items()})
 
 
 @dataclass(frozen=True, slots=True)
