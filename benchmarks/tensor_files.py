@@ -51,16 +51,18 @@ def fp32(words: Words) -> NDArray[np.float32]:
 
 
 def layers(total_bytes: int) -> list[tuple[int, ...]]:
-    """Shapes of 2-byte numbers as a transformer has them, of at most `total_bytes` in all.
+    """Shapes of 2-byte numbers as a transformer has them, of `total_bytes` (even) in all.
 
     A quarter is the embedding; the rest are square and wide matrices and vectors, most of whose
-    lengths are no multiple of a chunk.
+    lengths are no multiple of a chunk, and a vector of what is left over.
     """
     width = max(8, 8 * (math.isqrt(total_bytes) // 128))
     embedding = (max(1, total_bytes // 8 // width), width)
     layer = [(width, width)] * 4 + [(width * 11 // 4, width)] * 3 + [(width,)] * 2
     count = max(1, (total_bytes * 3 // 4) // (2 * sum(map(math.prod, layer))))
-    return [embedding, *(shape for _ in range(count) for shape in layer)]
+    shapes = [embedding, *(shape for _ in range(count) for shape in layer)]
+    rest = total_bytes // 2 - sum(map(math.prod, shapes))
+    return [*shapes, (rest,)] if rest else shapes
 
 
 def write_bf16(

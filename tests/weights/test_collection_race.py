@@ -60,6 +60,14 @@ def check(store: WeightStore, root: bytes, raw: dict[str, bytes]) -> None:
     assert {row.name: read_array(store, row, row.name).tobytes() for row in rows} == raw
 
 
+@pytest.fixture(autouse=True)
+def never_for_ever(database: str) -> None:
+    """Who waits for a lock that is never released fails, and does not hang."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        name = psycopg.sql.Identifier(conn.info.dbname)
+        conn.execute(psycopg.sql.SQL("ALTER DATABASE {} SET lock_timeout = '10s'").format(name))
+
+
 @pytest.fixture
 def garbage(store: WeightStore, sql: Sql) -> None:
     """All of `SHARED` is stored, and nothing refers to it."""
