@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from arc_halo.config import redact
 from arc_halo.errors import BodyStoreError
@@ -50,18 +50,19 @@ class Bucket:
                 f"{url}: buckets need the package obstore, which is not installed",
                 hint="pip install 'arc-halo[object]'",
             ) from exc
+        _check_environment(url)
         store = _asked(
             url, lambda: from_url(url, client_options=_client(), retry_config=_patience())
         )
         return cls(url=url, _store=store)
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: memoryview) -> None:
         import obstore
 
         # In one request: parts of an upload that was cut off would stay, unseen and paid for.
         _asked(self.url, lambda: obstore.put(self._store, key, body, use_multipart=False))
 
-    def create(self, key: str, body: bytes) -> None:
+    def create(self, key: str, body: memoryview) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
@@ -110,6 +111,47 @@ class Bucket:
                     raise
 
         _asked(self.url, remove)
+
+
+def _check_environment(url: str) -> None:
+    """Refuse what obstore would take now, and panic about with the first request."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
+        if (value := os.environ.get(name)) and not _is_endpoint(value):
+            raise BodyStoreError(
+                f"{url}: the value of {name} is not the address of a server",
+                hint="write it as https://s3.example.org; secrets have variables of their own",
+            )
+    for name in _SENT:
+        if not re.fullmatch("[ -~]*", os.environ.get(name, "")):
+            raise BodyStoreError(
+                f"{url}: the value of {name} holds a line break, or what is not ASCII",
+                hint="set it again; a file that it was read from may end in a line break",
+            )
+
+
+def _is_endpoint(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and _HOST.fullmatch(parts.hostname or "") is not None
+        and "@" not in parts.netloc
+        and not (parts.query or parts.fragment)
+        and port != 0
+    )
+
+
+_SENT = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 
 
 def _client() -> ClientConfig:
@@ -170,7 +212,7 @@ def _hint(url: str, text: str) -> str:
         return "make the bucket first, or correct `storage.bodies.url`"
     if "invalid path" in text:
         return "remove that object: its name is none of ours, and listing stops at it"
-    if re.search(r"40[13] |PermissionDenied|Unauthenticated|169\.254\.", text):
+    if _DENIED.search(text):
         names = CREDENTIALS[url.partition(":")[0]]
         return f"look at {names}, and at what they may do in that bucket"
     if "builder error" in text:
@@ -178,6 +220,9 @@ def _hint(url: str, text: str) -> str:
     return "look at the bucket, its endpoint (AWS_ENDPOINT_URL) and the network; then run it again"
 
 
+_DENIED = re.compile(
+    r"40[13] |PermissionDenied|Unauthenticated|169\.254\.|[Aa]ccount must|Access Key|service account"
+)
 _CLOUD = re.compile(r"(?:AWS|AZURE|GOOGLE)_\w*(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|SAS)\w*")
 
 

@@ -34,11 +34,11 @@ class Directory:
             )
         return cls(root=root, url=url)
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: memoryview) -> None:
         with self._told(), self._written(key, body) as (part, path):
             part.replace(path)
 
-    def create(self, key: str, body: bytes) -> None:
+    def create(self, key: str, body: memoryview) -> None:
         with self._told(), self._written(key, body) as (part, path), suppress(FileExistsError):
             path.hardlink_to(part)
 
@@ -47,32 +47,36 @@ class Directory:
             try:
                 return (self.root / key).read_bytes()
             except FileNotFoundError:
-                if self.root.is_dir():
-                    return None
-                raise
+                self._check()
+                return None
 
     def pages(self, folder: str) -> Iterator[Sequence[str]]:
         with self._told():
+            self._check()
             keys = self._keys(folder)
             while page := list(islice(keys, PAGE)):
                 yield page
 
     def remove(self, keys: Sequence[str]) -> None:
         with self._told():
+            self._check()
             for key in keys:
                 (self.root / key).unlink(missing_ok=True)
 
+    def _check(self) -> None:
+        """Raise `FileNotFoundError` where the whole directory is gone, and not a file of it."""
+        self.root.stat()
+
     @contextmanager
-    def _written(self, key: str, body: bytes | memoryview) -> Iterator[tuple[Path, Path]]:
+    def _written(self, key: str, body: memoryview) -> Iterator[tuple[Path, Path]]:
         """The flushed file and the name it is to get; what that leads to is flushed afterwards."""
         path = self.root / key
         self._keep(path.parent)
         part = path.with_name(f".{uuid4().hex}.part")
         try:
             with part.open("xb", buffering=0) as file:
-                rest = memoryview(body).cast("B")
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while body:
+                    body = body[file.write(body) :]
                 os.fsync(file.fileno())
             yield part, path
         finally:

@@ -53,11 +53,11 @@ def open_url(url: str) -> Iterator[ChunkBodies]:
 class Objects(Protocol):
     """Named objects, each read and written whole. What cannot be done raises `BodyStoreError`."""
 
-    def write(self, key: str, body: Body) -> None:
+    def write(self, key: str, body: memoryview) -> None:
         """Durable when it returns, and never seen in part."""
         ...
 
-    def create(self, key: str, body: bytes) -> None:
+    def create(self, key: str, body: memoryview) -> None:
         """The same, but what is there already stays."""
         ...
 
@@ -79,7 +79,10 @@ class ObjectBodies:
     url: str
 
     def put(self, bodies: Mapping[bytes, Body]) -> None:
-        self._each(lambda item: self.objects.write(_key(item[0]), item[1]), bodies.items())
+        self._each(
+            lambda item: self.objects.write(_key(item[0]), memoryview(item[1]).cast("B")),
+            bodies.items(),
+        )
 
     def get(self, digests: Sequence[bytes]) -> Mapping[bytes, Body]:
         found = self._each(lambda digest: self.objects.read(_key(digest)), digests)
@@ -100,7 +103,7 @@ class ObjectBodies:
         there = self.marker()
         if there is None:
             mine = json.dumps({"format": FORMAT, "marker": marker})
-            self.objects.create(MARKER, mine.encode() + b"\n")
+            self.objects.create(MARKER, memoryview(mine.encode() + b"\n"))
             there = self.marker()
         if there is None:
             raise BodyStoreError(
