@@ -221,7 +221,8 @@ def _hint(url: str, text: str) -> str:
 
 
 _DENIED = re.compile(
-    r"40[13] |PermissionDenied|Unauthenticated|169\.254\.|[Aa]ccount must|Access Key|service account"
+    r"40[13] |PermissionDenied|Unauthenticated|169\.254\."
+    r"|[Aa]ccount must|Access Key|service account"
 )
 _CLOUD = re.compile(r"(?:AWS|AZURE|GOOGLE)_\w*(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|SAS)\w*")
 

@@ -13,23 +13,16 @@ USUAL = "safetensors"
 
 
 def find_format(path: Path, formats: Mapping[str, WeightFormat]) -> WeightFormat:
-    """The format whose suffix, the longest of those that fit, the path ends with.
+    """The format of a file by its name, or of a directory by the names in it.
 
-    A directory is of the format that a file in it has, safetensors before others. Raises
-    `FormatError` where no format fits.
+    Raises `FormatError` where no format fits.
     """
-    ordered = sorted(formats.values(), key=lambda known: (known.name != USUAL, known.name))
-    if path.is_dir():
-        names = _names(path)
-        fitting = [known for known in ordered if any(n.endswith(known.suffixes) for n in names)]
-    else:
-        fitting = sorted(
-            (known for known in ordered if path.name.endswith(known.suffixes)),
-            key=lambda known: -max(len(s) for s in known.suffixes if path.name.endswith(s)),
-        )
-    if fitting:
-        return fitting[0]
-    suffixes = ", ".join(suffix for known in ordered for suffix in known.suffixes)
+    found = (
+        format_of_directory(path, formats) if path.is_dir() else format_of_name(path.name, formats)
+    )
+    if found is not None:
+        return formats[found]
+    suffixes = ", ".join(suffix for known in formats.values() for suffix in known.suffixes)
     raise FormatError(
         f"no loaded plugin reads {path.name or str(path)!r}",
         hint=f"readable are {suffixes}; `--format NAME` says what another name is",
@@ -37,8 +30,25 @@ def find_format(path: Path, formats: Mapping[str, WeightFormat]) -> WeightFormat
     )
 
 
-def _names(directory: Path) -> list[str]:
+def format_of_name(name: str, formats: Mapping[str, WeightFormat]) -> str | None:
+    """The format with the longest suffix that the file's name ends with."""
+    fitting = {
+        suffix: known
+        for known, item in formats.items()
+        for suffix in item.suffixes
+        if name.endswith(suffix)
+    }
+    return fitting[max(fitting, key=len)] if fitting else None
+
+
+def format_of_directory(directory: Path, formats: Mapping[str, WeightFormat]) -> str | None:
+    """The format that a file in the directory has, the usual one before others.
+
+    Raises `FormatError` for a directory that cannot be read.
+    """
     try:
-        return [path.name for path in directory.iterdir()]
+        names = [path.name for path in directory.iterdir()]
     except OSError as exc:
         raise unreadable(directory, exc) from exc
+    found = {known for name in names if (known := format_of_name(name, formats)) is not None}
+    return USUAL if USUAL in found else min(found, default=None)

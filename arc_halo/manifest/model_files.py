@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from arc_halo.errors import InvalidInputError, ManifestError
+from arc_halo.formats.finding import USUAL, format_of_directory, format_of_name
 from arc_halo.manifest import load
 from arc_halo.manifest.documents import WeightsSource, canonical
 from arc_halo.manifest.parse import MAX_DEPTH
@@ -52,7 +53,7 @@ class ModelFiles:
             self.refused.add(found.name)
             return
         try:
-            self.architectures[label] = _read_architecture(path, label)
+            self.architectures[label] = read_architecture(path, label)
         except ManifestError as exc:
             self.architectures[label] = None
             self.problems.listed.extend(exc.problems)
@@ -87,15 +88,17 @@ class ModelFiles:
                 message = f"no loaded plugin provides the weight format {named!r}"
                 self.problems.add(found, ("weights", "format"), "AH032", message, hint)
             return str(named)
-        for name, provided in self.plugins.formats.items():
-            if source.endswith(provided.item.suffixes):
-                return name
-        if not Path(source).suffix:
-            return "safetensors"
+        formats = {name: provided.item for name, provided in self.plugins.formats.items()}
+        path = self.directory / source
+        # A directory may be absent where its weights are recorded: then it is of the usual format.
+        if path.is_dir() or not path.suffix:
+            return (format_of_directory(path, formats) if path.is_dir() else None) or USUAL
+        if (found_name := format_of_name(path.name, formats)) is not None:
+            return found_name
         known = ", ".join(s for p in self.plugins.formats.values() for s in p.item.suffixes)
         message = f"no loaded plugin reads {Path(source).name!r}"
         self.problems.add(found, pointer, "AH032", message, f"readable are {known}")
-        return "safetensors"
+        return USUAL
 
     def _path(self, found: Found, pointer: Pointer, text: str) -> Path | None:
         try:
@@ -105,7 +108,7 @@ class ModelFiles:
             return None
 
 
-def _read_architecture(path: Path, label: str) -> JsonObject:
+def read_architecture(path: Path, label: str) -> JsonObject:
     """The mapping in a JSON or YAML file. Raises `InvalidInputError`, or a YAML file's own."""
     try:
         raw = path.read_bytes()

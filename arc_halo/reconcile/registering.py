@@ -8,7 +8,7 @@ from typing import Literal
 
 from arc_halo.errors import InvalidInputError, RefusedError, WeightsError
 from arc_halo.manifest.documents import MODEL, MODEL_TYPES
-from arc_halo.manifest.model_files import _read_architecture as read_config
+from arc_halo.manifest.model_files import read_architecture
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.reconcile import kinds
 from arc_halo.reconcile.progress import Progress
@@ -139,12 +139,12 @@ def _check(store: WeightStore, wanted: Registration) -> None:
 def _architecture(wanted: Registration) -> JsonObject | None:
     """That of the config that is named, if one is."""
     path = wanted.config
-    return None if path is None else read_config(path, str(path))
+    return None if path is None else read_architecture(path, str(path))
 
 
 def _beside(path: Path) -> JsonObject:
     config = (path if path.is_dir() else path.parent) / "config.json"
-    return read_config(config, str(config)) if config.is_file() else {}
+    return read_architecture(config, str(config)) if config.is_file() else {}
 
 
 def _live_spec(conn: Connection, wanted: Registration) -> JsonObject | None:

@@ -129,7 +129,11 @@ DROP = """
 DELETE FROM weight_builds WHERE id = %(build_id)s
 """
 
-ASYNCHRONOUS_COMMIT = "SET LOCAL synchronous_commit = off"
+# A client that is lost without a word would else keep its locks until TCP gives up, for hours.
+STEP = """
+SET LOCAL synchronous_commit = off;
+SET LOCAL idle_in_transaction_session_timeout = '5min'
+"""
 
 
 _ADD_TENSORS = Prepared(ADD_TENSORS)
@@ -278,10 +282,11 @@ def drop(conn: Connection, build_id: UUID) -> None:
     conn.execute(DROP, {"build_id": build_id})
 
 
-def commit_asynchronously(conn: Connection) -> None:
-    """Let this transaction's commit not wait for the disk.
+def as_step(conn: Connection) -> None:
+    """Make this transaction a step of a build: it need not be on disk when it commits.
 
-    For steps of a build only: completing the build is a later, synchronous commit, and WAL
-    order makes everything before it durable with it. A crash costs steps, never truth.
+    Completing the build is a later, synchronous commit, and WAL order makes everything before it
+    durable with it. A crash costs steps, never truth. The server ends a step that its client has
+    left alone for five minutes.
     """
-    conn.execute(ASYNCHRONOUS_COMMIT)
+    conn.execute(STEP)

@@ -13,9 +13,11 @@ What a caller may rely on, whatever the address says nothing about:
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import random
 import re
+import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +35,9 @@ from arc_halo.store.failures import translate as translate
 from arc_halo.store.locks import try_xact_lock as try_xact_lock
 
 CONNECT_SECONDS = 30.0
+
+# What the pool has to warn of, our errors say. Who configures logging gets its warnings still.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 Connection = psycopg.Connection[TupleRow]
 Waiting = Callable[[str], None]
@@ -73,7 +78,10 @@ def connect(
 
 
 class Pool(ConnectionPool[Connection]):
-    """A pool whose connections raise our errors, not the driver's."""
+    """A pool whose connections raise our errors, not the driver's.
+
+    One that rested while the server went away is replaced, and not handed out.
+    """
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[Connection]:
@@ -87,6 +95,7 @@ def pool(url: str, size: int, *, direct: bool = False, application_name: str = "
     return Pool(
         make_conninfo("", **settings),
         kwargs=dict(_SESSION),
+        check=_check_resting,
         min_size=min(1, size),
         max_size=size,
         timeout=CONNECT_SECONDS,
@@ -150,6 +159,8 @@ _DEFAULTS = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
+    # Keepalives do not probe while something sent is unanswered: this is their minute for that.
+    "tcp_user_timeout": "60000",
 }
 
 _POOLER = re.compile(r"^(ep-[a-z0-9-]+)-pooler(?=\.)", re.IGNORECASE)
@@ -160,6 +171,18 @@ _CERTIFICATES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
+
+
+def _check_resting(connection: Connection) -> None:
+    """Raise for a resting connection on which the server has said something, or hung up.
+
+    No question is asked: with nothing listened for, all that a server says unasked is goodbye.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        if selector.select(timeout=0):
+            connection.close()  # or the pool would keep it
+            raise psycopg.OperationalError("the server ended the connection")
 
 
 def _attempt(settings: Mapping[str, str]) -> tuple[Connection | None, str]:

@@ -164,12 +164,12 @@ def _groups(
 ) -> Iterator[list[tuple[int, TensorInfo]]]:
     """Tensors alone, but neighbours below a chunk together: those are entered at once."""
     group: list[tuple[int, TensorInfo]] = []
-    size_bytes = 0
+    size_bytes, limit = 0, store.batch_bytes
     for ordinal, info in tensors:
         if info.size_bytes >= store.chunk_bytes:
             yield [(ordinal, info)]
             continue
-        if len(group) == GROUP_TENSORS or size_bytes + info.size_bytes > store.batch_bytes:
+        if len(group) == GROUP_TENSORS or size_bytes + info.size_bytes > limit:
             yield group
             group, size_bytes = [], 0
         group.append((ordinal, info))
@@ -227,6 +227,7 @@ class _GroupMaker:
         self._produce = produce
         self._advance = advance
         self._cancellation = cancellation
+        self._batch_bytes = store.batch_bytes
         self._batch: list[Cut] = []
         self._batched_bytes = 0
 
@@ -237,7 +238,7 @@ class _GroupMaker:
         made = [(ordinal, self._make(info)) for ordinal, info in group]
         self._flush()
         with conn.transaction():
-            builds.commit_asynchronously(conn)
+            builds.as_step(conn)
             ids = insert_tensors(conn, [tensor for _, (_, tensor) in made])
             named = [(name, ordinal, ids[new.digest]) for ordinal, (name, new) in made]
             builds.add_tensors(conn, session.build_id, named)
@@ -279,11 +280,11 @@ class _GroupMaker:
             if raw := b"".join(self._produce(info)):
                 yield raw
             return
-        with closing(iter_pieces(self._produce(info))) as pieces:
+        with closing(_closable(self._produce(info))) as pieces:
             rest = b""
             for piece in pieces:
                 view = memoryview(piece)
-                is_borrowed = view.nbytes >= self._store.batch_bytes // 2 and not rest
+                is_borrowed = view.nbytes >= self._batch_bytes // 2 and not rest
                 while len(rest) + len(view) >= size:
                     take = size - len(rest)
                     part = view[:take] if is_borrowed else b"".join((rest, view[:take]))
@@ -299,7 +300,7 @@ class _GroupMaker:
         self._cancellation.check()
         self._batch.append(item)
         self._batched_bytes += len(item.raw)
-        if self._batched_bytes >= self._store.batch_bytes:
+        if self._batched_bytes >= self._batch_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -309,6 +310,6 @@ class _GroupMaker:
             self._batch, self._batched_bytes = [], 0
 
 
-def iter_pieces(pieces: Iterable[bytes | memoryview]) -> Generator[bytes | memoryview]:
+def _closable(pieces: Iterable[bytes | memoryview]) -> Generator[bytes | memoryview]:
     """A generator of what may be a list, so that it can be closed."""
     yield from pieces

@@ -10,6 +10,9 @@ from arc_halo.tensors import dtypes
 from arc_halo.types import TensorCodec
 from arc_halo.weights.store import AUTO, DELTA, WeightStore
 
+RAW = "raw"
+"""What is left when nothing pays: the raw bytes themselves, without a copy."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
@@ -45,7 +48,7 @@ def encode_chunk(
     for body in _bodies(store, view, dtype, codec or store.codec or AUTO, base):
         if len(body.body) < min(len(view), len(best.body) if best else len(view)):
             best = body
-    chosen = best.codec if best else store.find_codec("raw")
+    chosen = best.codec if best else store.find_codec(RAW)
     return NewChunk(
         digest=digest,
         raw_bytes=len(view),
@@ -67,7 +70,7 @@ def _bodies(
             yield _Body(delta, body, base.digest)
     if named is None or named.needs_base:
         yield from _usual(store, raw, dtype)
-    elif (body := named.encode(raw, dtype=dtype)) is not None:
+    elif named.name != RAW and (body := named.encode(raw, dtype=dtype)) is not None:
         yield _Body(named, body)
 
 

@@ -19,7 +19,7 @@ from arc_halo.store.embeddings import MAX_EF_SEARCH, EmbeddingMatrix
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
 from arc_halo.weights.reading import read_pieces
-from arc_halo.weights.scattered import read_scattered_rows
+from arc_halo.weights.rows import read_rows
 from arc_halo.weights.scoring import METRICS, Neighbour, Ranking, unit_rows
 from arc_halo.weights.store import WeightStore
 
@@ -135,6 +135,8 @@ def _by_index(
     without: int | None,
 ) -> list[Neighbour] | None:
     """The neighbours among what the index proposes; None where it cannot answer."""
+    import numpy as np
+
     candidates = 2 * k + 10
     if candidates >= MAX_EF_SEARCH or matrix.indexed_rows is None:
         return None
@@ -153,8 +155,7 @@ def _by_index(
         return None
     ranking = Ranking(vector, k=k, metric="cosine")
     rows.sort()
-    for number, row in read_scattered_rows(store, matrix, matrix.name, rows):
-        ranking.add(_numbers(number, 1), row)
+    ranking.add(np.array(rows, np.int64), read_rows(store, matrix, matrix.name, rows))
     return ranking.neighbours()
 
 
@@ -189,7 +190,7 @@ def _as_row(matrix: EmbeddingMatrix, query: SupportsIndex | Iterable[float]) -> 
 def _row(store: WeightStore, matrix: EmbeddingMatrix, row: int) -> NDArray[np.float64]:
     import numpy as np
 
-    ((_, found),) = read_scattered_rows(store, matrix, matrix.name, [row])
+    found = read_rows(store, matrix, matrix.name, [row])
     vector: NDArray[np.float64] = found[0].astype(np.float64)
     return vector
 

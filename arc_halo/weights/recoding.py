@@ -156,7 +156,7 @@ def _write(store: WeightStore, conn: Connection, changed: Sequence[NewChunk]) ->
     so whenever this stops, the row and the body it names belong together.
     """
     with conn.transaction():
-        builds.commit_asynchronously(conn)
+        builds.as_step(conn)
         chunks.lock_chunks(conn, changed)
         there = [chunk for chunk in changed if chunks.replace_chunk(conn, chunk)]
     if store.bodies is None or not there:

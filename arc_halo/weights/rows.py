@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def read_rows(store: WeightStore, tensor: TensorRow, name: str, rows: range) -> NDArray[Any]:
-    """The rows `rows` of the first axis, in their order, as a new array.
+def read_rows(
+    store: WeightStore, tensor: TensorRow, name: str, rows: Sequence[int]
+) -> NDArray[Any]:
+    """The rows `rows` of the first axis as a new array of shape [len(rows), *tensor.shape[1:]].
 
-    The digest of every chunk read is verified, and, where the tensor is cut as its digest is,
-    that the chunks are the tensor's. `rows` must lie within the axis. Raises what `read_array`
-    raises, and `InvalidInputError` for a tensor without rows.
+    `rows` must lie within the axis, and ascend or descend. The digest of every chunk read is
+    verified, and, where the tensor is cut as its digest is, that the chunks are the tensor's.
+    Raises what `read_array` raises, and `InvalidInputError` for a tensor without rows.
     """
     import numpy as np
 
-    row_bytes = _row_bytes(tensor, name)
-    out = np.empty((len(rows), row_bytes), np.uint8)
-    ascending = rows if rows.step > 0 else rows[::-1]
+    out = np.empty((len(rows), _row_bytes(tensor, name)), np.uint8)
     if out.size:
-        _read(store, tensor, name, ascending, out)
-    if rows.step < 0:
-        out = np.ascontiguousarray(out[::-1])
+        does_descend = rows[0] > rows[-1]
+        _read(store, tensor, name, rows[::-1] if does_descend else rows, out)
+        out = np.ascontiguousarray(out[::-1]) if does_descend else out
     return dtypes.view(out.reshape(-1), tensor.dtype, [len(rows), *tensor.shape[1:]])
 
 
@@ -51,58 +52,64 @@ def _row_bytes(tensor: TensorRow, name: str) -> int:
     return bits // 8
 
 
-def _read(store: WeightStore, tensor: TensorRow, name: str, rows: range, out: NDArray[Any]) -> None:
-    wanted = list(_chunks_of(tensor, rows, out.shape[1]))
+def _read(
+    store: WeightStore, tensor: TensorRow, name: str, rows: Sequence[int], out: NDArray[Any]
+) -> None:
+    needed = list(_chunks_of(tensor, rows, out.shape[1]))
+    wanted = frozenset(needed)
     by_leaf = tensor.chunk_bytes == digests.LEAF_BYTES
     hasher = digests.TensorHasher(tensor.dtype, tensor.shape)
     count = 0
     with (
         store.pool.connection() as conn,
-        closing(chunks.read_chunks(conn, tensor.id, wanted)) as stream,
+        closing(chunks.read_chunks(conn, tensor.id, needed)) as stream,
     ):
-        needed = set(wanted)
         scratch = memoryview(bytearray(min(tensor.chunk_bytes, tensor.size_bytes)))
         for chunk in with_bodies(store, stream):
-            if by_leaf and chunk.index == count:
-                hasher.update_leaf(chunk.digest)
+            if chunk.index != count:
+                break
             count += 1
-            if chunk.index in needed:
-                needed.discard(chunk.index)
+            if by_leaf:
+                hasher.update_leaf(chunk.digest)
+            if chunk.index in wanted:
                 start = chunk.index * tensor.chunk_bytes
                 piece = scratch[: min(tensor.chunk_bytes, tensor.size_bytes - start)]
                 with naming(name):
                     decode_chunk(store, chunk, piece)
                 _copy(piece, start, rows, out)
-    if by_leaf or count != tensor.chunk_count:
-        check_whole(tensor, name, count, hasher)
+    check_whole(tensor, name, count, hasher if by_leaf else None)
 
 
-def _chunks_of(tensor: TensorRow, rows: range, row_bytes: int) -> Iterator[int]:
+def _chunks_of(tensor: TensorRow, rows: Sequence[int], row_bytes: int) -> Iterator[int]:
     """The chunks that hold any byte of the ascending `rows`, each once, in order."""
     next_chunk = 0
-    for row in (rows[0],) if rows.step == 1 else rows:
-        first = row * row_bytes // tensor.chunk_bytes
-        end = (rows[-1] if rows.step == 1 else row) + 1
-        last = (end * row_bytes - 1) // tensor.chunk_bytes
+    spans = ((rows[0], rows[-1]),) if _are_a_run(rows) else ((row, row) for row in rows)
+    for low, high in spans:
+        first = low * row_bytes // tensor.chunk_bytes
+        last = ((high + 1) * row_bytes - 1) // tensor.chunk_bytes
         yield from range(max(first, next_chunk), last + 1)
         next_chunk = max(next_chunk, last + 1)
 
 
-def _copy(piece: memoryview, start: int, rows: range, out: NDArray[Any]) -> None:
+def _copy(piece: memoryview, start: int, rows: Sequence[int], out: NDArray[Any]) -> None:
     """Copy what `piece`, which begins at byte `start` of the tensor, has of `rows`."""
     import numpy as np
 
-    raw = np.frombuffer(piece, np.uint8)
-    row_bytes = out.shape[1]
-    if rows.step == 1:
-        flat, begin = out.reshape(-1), rows[0] * row_bytes
-        low, high = max(start, begin), min(start + raw.size, begin + flat.size)
-        flat[low - begin : high - begin] = raw[low - start : high - start]
+    raw, row_bytes = np.frombuffer(piece, np.uint8), out.shape[1]
+    if _are_a_run(rows):
+        _overlap(raw, start, out.reshape(-1), rows[0] * row_bytes)
         return
-    first = max(0, -(-(start - row_bytes + 1) // row_bytes) - rows.start)
-    for index in range(-(-first // rows.step), len(rows)):
-        begin = rows[index] * row_bytes
-        if begin >= start + raw.size:
+    for index in range(bisect_left(rows, start // row_bytes), len(rows)):
+        if rows[index] * row_bytes >= start + raw.size:
             return
-        low, high = max(start, begin), min(start + raw.size, begin + row_bytes)
-        out[index, low - begin : high - begin] = raw[low - start : high - start]
+        _overlap(raw, start, out[index], rows[index] * row_bytes)
+
+
+def _overlap(raw: NDArray[Any], start: int, out: NDArray[Any], begin: int) -> None:
+    """Copy what two spans of bytes have in common, each given with where it begins."""
+    low, high = max(start, begin), min(start + raw.size, begin + out.size)
+    out[low - begin : high - begin] = raw[low - start : high - start]
+
+
+def _are_a_run(rows: Sequence[int]) -> bool:
+    return isinstance(rows, range) and rows.step == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -77,13 +79,17 @@ class Cancellation:
         self.cause: BaseException | None = None
 
     def cancel(self) -> None:
-        """Have every thread stop at its next step, and what it waits for in the server end."""
+        """Have every thread stop at its next step, and what it waits for in the server end.
+
+        A server that does not answer is left: the threads then find their connections closed.
+        """
         self._event.set()
+        is_there = True
         with self._lock:  # a connection given back meanwhile may be somebody else's
             for conn in self._watched:
-                # A server that does not answer is not waited for: its connection's limits are.
-                with suppress(psycopg.Error):
-                    conn.cancel_safe(timeout=CANCEL_SECONDS)
+                is_there = is_there and _asked_to_stop(conn)
+                if not is_there:
+                    _hang_up(conn)
 
     def check(self) -> None:
         """Raise `WeightsError` once it is cancelled."""
@@ -112,6 +118,20 @@ class Cancellation:
         finally:
             with self._lock:
                 self._watched.discard(conn)
+
+
+def _asked_to_stop(conn: Connection) -> bool:
+    try:
+        conn.cancel_safe(timeout=CANCEL_SECONDS)
+    except psycopg.Error:
+        return False
+    return True
+
+
+def _hang_up(conn: Connection) -> None:
+    """End the connection under a thread that waits for it in libpq."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def no_progress(size_bytes: int) -> None:

@@ -106,7 +106,7 @@ class ChunkWriter:
         there = {digest for digest, is_stale in found.items() if not is_stale}
         if stale := [digest for digest, is_stale in found.items() if is_stale]:
             with self._conn.transaction():
-                builds.commit_asynchronously(self._conn)
+                builds.as_step(self._conn)
                 there |= chunks.touch(self._conn, stale, since)
         return there
 
@@ -145,7 +145,7 @@ class ChunkWriter:
         if not encoded:
             return []
         with self._conn.transaction():
-            builds.commit_asynchronously(self._conn)
+            builds.as_step(self._conn)
             new = store_chunks(self._store, self._conn, encoded)
         self.totals.new_bytes += sum(chunk.raw_bytes for chunk in new)
         self.totals.stored_bytes += sum(len(chunk.body) for chunk in new)

@@ -189,9 +189,10 @@ def ours(path: Path) -> tuple[dict[str, Any] | None, str]:
                 found[info.name] = (info.dtype, list(info.shape), bytes(out))
             return found, ""
     except FormatError as exc:
-        assert exc.hint
-        assert path.name in exc.message
-        return None, exc.message
+        refused = exc
+    assert refused.hint
+    assert path.name in refused.message
+    return None, refused.message
 
 
 def theirs(data: bytes) -> tuple[dict[str, Any] | None, str]:
