@@ -11,7 +11,8 @@ from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.errors import WeightsError
-from arc_halo.store.prepared import Prepared, int4_array, int8_array, text_array
+from arc_halo.store.binary import int4_array, int8_array, text_array
+from arc_halo.store.prepared import Prepared
 from arc_halo.store.rows import Connection, as_bytes
 from arc_halo.types import JsonObject
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from arc_halo.store.prepared import (
-    Prepared,
+from arc_halo.store.binary import (
+    COPY_HEADER,
+    COPY_TRAILER,
     bytea_array,
+    copied_fields,
     int2,
     int4,
     int4_array,
+    read_int,
     text_array,
     timestamptz,
 )
+from arc_halo.store.prepared import Prepared
 from arc_halo.store.rows import Connection, as_bytes
 
 SMALL_BYTES = 8192
@@ -271,27 +275,36 @@ def _parameters(chunk: NewChunk, store_id: int | None) -> list[bytes | memoryvie
 
 
 def _stream(conn: Connection, sql: str, parameters: dict[str, object]) -> Generator[StoredChunk]:
-    with conn.cursor(binary=True) as cursor:
-        yield from map(_stored_chunk, cursor.stream(sql.encode(), parameters))
+    """The rows by COPY: a body lies in the message it came in, and is copied by its codec only."""
+    statement = f"COPY ({sql}) TO STDOUT (FORMAT BINARY)".encode()
+    with conn.cursor() as cursor, cursor.copy(statement, parameters) as copy:
+        start = len(COPY_HEADER)
+        for message in copy:
+            row = memoryview(message)[start:]
+            start = 0
+            if row != COPY_TRAILER:
+                yield _stored_chunk(copied_fields(row))
 
 
-def _stored_chunk(row: Iterable[object]) -> StoredChunk:
-    owner, index, digest, *fields = row
-    assert isinstance(owner, int)
-    assert isinstance(index, int)
-    digest = as_bytes(digest)
-    return StoredChunk(
-        owner, index, digest, _encoded(digest, fields[:5]), _encoded(fields[5], fields[6:])
-    )
+def _stored_chunk(fields: Sequence[memoryview | None]) -> StoredChunk:
+    owner, index, digest = fields[:3]
+    assert owner is not None
+    assert index is not None
+    assert digest is not None
+    own = _encoded(bytes(digest), fields[3:8])
+    base = None if fields[8] is None else _encoded(bytes(fields[8]), fields[9:])
+    return StoredChunk(read_int(owner), read_int(index), bytes(digest), own, base)
 
 
-def _encoded(digest: object, fields: Sequence[object]) -> Encoded | None:
+def _encoded(digest: bytes, fields: Sequence[memoryview | None]) -> Encoded | None:
     raw_bytes, codec, codec_version, store_id, body = fields
-    if codec is None:
+    if raw_bytes is None or codec is None or codec_version is None:
         return None
-    assert isinstance(raw_bytes, int)
-    assert isinstance(codec, str)
-    assert isinstance(codec_version, int)
-    assert store_id is None or isinstance(store_id, int)
-    assert body is None or isinstance(body, (bytes, memoryview))
-    return Encoded(as_bytes(digest), raw_bytes, codec, codec_version, store_id, body)
+    return Encoded(
+        digest,
+        read_int(raw_bytes),
+        str(codec, "utf-8"),
+        read_int(codec_version),
+        None if store_id is None else read_int(store_id),
+        body,
+    )

@@ -16,6 +16,7 @@ from psycopg import errors, sql
 from psycopg.rows import class_row, scalar_row
 
 from arc_halo.errors import DatabaseError
+from arc_halo.store.binary import COPY_HEADER, COPY_TRAILER
 from arc_halo.store.rows import Connection
 
 MAX_EF_SEARCH = 1000
@@ -169,11 +170,11 @@ def create_index(
         conn.execute(statement.format(**names))
     row_count = 0
     with conn.cursor() as cursor, cursor.copy(_COPY.format(**names)) as copy:
-        copy.write(_COPY_HEADER)
+        copy.write(COPY_HEADER)
         for count, batch in rows:
             row_count += count
             copy.write(batch)
-        copy.write(_COPY_TRAILER)
+        copy.write(COPY_TRAILER)
     conn.execute(_CREATE_INDEX.format(**names))
     conn.execute(SET_INDEXED_ROWS, {"tensor_id": tensor_id, "row_count": row_count})
     return True
@@ -238,8 +239,6 @@ _COMMENT = sql.SQL("COMMENT ON TABLE {table} IS {comment}")
 
 _COPY = sql.SQL("COPY {table} (row_index, vector) FROM STDIN (FORMAT BINARY)")
 
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
 
 _CREATE_INDEX = sql.SQL("CREATE INDEX {index} ON {table} USING hnsw (vector {cosine})")
 

@@ -2,17 +2,13 @@
 
 It is the unnamed statement of the protocol: nothing of it outlives the transaction, so it works
 behind a pooler in transaction mode, and large parameters go to the server without being copied
-into a query. One at a time on a connection. Arrays are put together here, because the driver
-does that element by element in Python.
+into a query. One at a time on a connection.
 """
 
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import chain, repeat
+from collections.abc import Sequence
 from typing import Any, cast
 
 import psycopg
@@ -54,57 +50,6 @@ class Prepared:
         _check(conn, result)
         columns = range(result.nfields)
         return [tuple(result.get_value(row, c) for c in columns) for row in range(result.ntuples)]
-
-
-def int2(value: int) -> bytes:
-    return _INT2.pack(value)
-
-
-def int4(value: int) -> bytes:
-    return _INT4.pack(value)
-
-
-def timestamptz(value: datetime) -> bytes:
-    """Microseconds since 2000-01-01, as PostgreSQL counts."""
-    return _INT8.pack((value - _EPOCH) // timedelta(microseconds=1))
-
-
-def read_int8(value: bytes | None) -> int:
-    number: int = _INT8.unpack(value or b"")[0]
-    return number
-
-
-def int4_array(values: Sequence[int]) -> bytes:
-    pairs = chain.from_iterable(zip(repeat(4), values, strict=False))
-    return _array(_INT4_OID, len(values), struct.pack(f"!{2 * len(values)}i", *pairs))
-
-
-def int8_array(values: Sequence[int]) -> bytes:
-    return _array(_INT8_OID, len(values), b"".join(map(_INT8_ITEM.pack, repeat(8), values)))
-
-
-def bytea_array(values: Sequence[bytes | memoryview]) -> bytes:
-    lengths = map(_INT4.pack, map(len, values))
-    items = chain.from_iterable(zip(lengths, values, strict=True))
-    return _array(_BYTEA_OID, len(values), b"".join(items))
-
-
-def text_array(values: Iterable[str]) -> bytes:
-    encoded = [value.encode() for value in values]
-    items = chain.from_iterable(zip(map(_INT4.pack, map(len, encoded)), encoded, strict=True))
-    return _array(_TEXT_OID, len(encoded), b"".join(items))
-
-
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_INT2, _INT4, _INT8 = struct.Struct("!h"), struct.Struct("!i"), struct.Struct("!q")
-_INT8_ITEM = struct.Struct("!iq")
-_BYTEA_OID, _INT8_OID, _INT4_OID, _TEXT_OID = 17, 20, 23, 25
-
-
-def _array(oid: int, count: int, items: bytes) -> bytes:
-    """One dimension that counts from 1, without NULLs; each item has its length before it."""
-    dimensions = struct.pack("!ii", count, 1) if count else b""
-    return struct.pack("!iii", 1 if count else 0, 0, oid) + dimensions + items
 
 
 def _check(conn: Connection, result: pq.abc.PGresult) -> None:

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arc_halo.store.prepared import (
-    Prepared,
-    bytea_array,
-    int4_array,
-    int8_array,
-    read_int8,
-    text_array,
-)
+from arc_halo.store.binary import bytea_array, int4_array, int8_array, read_int, text_array
+from arc_halo.store.prepared import Prepared
 from arc_halo.store.rows import Connection, as_bytes
 
 INSERT_TENSORS = """
@@ -87,7 +81,7 @@ def _insert(conn: Connection, tensors: Sequence[NewTensor]) -> dict[bytes, int]:
             int4_array([len(tensor.chunks) for tensor in tensors]),
         ],
     )
-    return {digest or b"": read_int8(id_) for id_, digest in rows}
+    return {digest or b"": read_int(id_) for id_, digest in rows}
 
 
 def _insert_data(conn: Connection, tensors: Sequence[tuple[int, Sequence[bytes]]]) -> None:
