@@ -17,7 +17,7 @@ from arc_halo.types import TensorInfo
 from arc_halo.weights.bases import Bases
 from arc_halo.weights.decoding import decode_chunk, with_bodies
 from arc_halo.weights.encoding import Base, encode_chunk
-from arc_halo.weights.store import Advance, WeightStore, no_progress
+from arc_halo.weights.store import Advance, OpenBodies, WeightStore, no_progress
 
 KEEP = "keep"
 """Stands for the codec that a chunk has: only where its body is changes."""
@@ -50,15 +50,18 @@ def recode(
     codec: str,
     weight_set_id: int | None = None,
     delta_from: bytes | None = None,
+    into_database: bool = False,
     dry_run: bool = False,
     advance: Advance = no_progress,
 ) -> Recoded:
     """Write anew what `codec` (a name, `auto` or `keep`) would store otherwise.
 
     All chunks, or those of one weight set; for a set, deltas may be taken against the weights of
-    root `delta_from`. Raises `CorruptChunkError` and `MissingChunkError` for what cannot be read.
+    root `delta_from`. Bodies go to the body store of `store`, if it has one, or `into_database`.
+    Raises `CorruptChunkError` and `MissingChunkError` for what cannot be read.
     """
     done = Recoded()
+    place = None if into_database else store.bodies
     with store.pool.connection() as conn:
         batches = (
             _all_batches(store, conn)
@@ -66,9 +69,9 @@ def recode(
             else _set_batches(store, conn, weight_set_id, Bases.of_root(store, delta_from))
         )
         for batch in batches:
-            changed = _changed(store, conn, batch, codec, done)
+            changed = _changed(store, conn, batch, codec, place, done)
             if changed and not dry_run:
-                _write(store, conn, changed)
+                _write(conn, changed, place)
             advance(sum(c.encoded.raw_bytes for c in batch.stored if c.encoded))
     return done
 
@@ -100,7 +103,12 @@ def _set_batches(
 
 
 def _changed(
-    store: WeightStore, conn: Connection, batch: _Batch, codec: str, done: Recoded
+    store: WeightStore,
+    conn: Connection,
+    batch: _Batch,
+    codec: str,
+    place: OpenBodies | None,
+    done: Recoded,
 ) -> list[NewChunk]:
     needed = recoding.used_as_base(conn, [chunk.digest for chunk in batch.stored])
     changed: dict[bytes, NewChunk] = {}
@@ -110,7 +118,7 @@ def _changed(
             base = None
         now = _recoded(store, chunk, batch.dtype, codec, base)
         done.chunks += 1
-        if chunk.digest not in changed and _differs(store, chunk, now):
+        if chunk.digest not in changed and _differs(chunk, now, place):
             changed[chunk.digest] = now
             done.changed += 1
             done.before_bytes += _stored_bytes(chunk)
@@ -137,19 +145,19 @@ def _recoded(
     )
 
 
-def _differs(store: WeightStore, chunk: StoredChunk, now: NewChunk) -> bool:
+def _differs(chunk: StoredChunk, now: NewChunk, place: OpenBodies | None) -> bool:
     assert chunk.encoded is not None
     base = chunk.base.digest if chunk.base else None
     here = (chunk.encoded.codec, chunk.encoded.codec_version, base, chunk.encoded.store_id)
-    place = store.bodies.store_id if store.bodies else None
-    return here != (now.codec, now.codec_version, now.base_digest, place)
+    there = place.store_id if place else None
+    return here != (now.codec, now.codec_version, now.base_digest, there)
 
 
 def _stored_bytes(chunk: StoredChunk) -> int:
     return len(chunk.encoded.body) if chunk.encoded and chunk.encoded.body else 0
 
 
-def _write(store: WeightStore, conn: Connection, changed: Sequence[NewChunk]) -> None:
+def _write(conn: Connection, changed: Sequence[NewChunk], place: OpenBodies | None) -> None:
     """Into the database first, and from there to the body store where there is one.
 
     A body store has one body of a digest. While it is written over, the row has the body itself:
@@ -159,11 +167,11 @@ def _write(store: WeightStore, conn: Connection, changed: Sequence[NewChunk]) ->
         builds.as_step(conn)
         chunks.lock_chunks(conn, changed)
         there = [chunk for chunk in changed if chunks.replace_chunk(conn, chunk)]
-    if store.bodies is None or not there:
+    if place is None or not there:
         return
     with conn.transaction():
         chunks.lock_bodies_shared(conn)
         chunks.lock_chunks(conn, there)
         for chunk in there:
-            chunks.replace_chunk(conn, chunk, store_id=store.bodies.store_id)
-        store.bodies.bodies.put({chunk.digest: chunk.body for chunk in there})
+            chunks.replace_chunk(conn, chunk, store_id=place.store_id)
+        place.bodies.put({chunk.digest: chunk.body for chunk in there})

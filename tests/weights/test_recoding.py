@@ -240,9 +240,11 @@ def test_bodies_move_out_and_in_again(
     assert recode(outside, codec="zstd").changed > 0
     check(outside, built, BASE)
     assert recode(outside, codec=KEEP).changed == 0
-    inside = replace(outside, bodies=None)
     with pytest.raises(BodyStoreError):
-        recode(inside, codec=KEEP)
+        recode(store, codec=KEEP)
+    assert recode(outside, codec=KEEP, into_database=True).changed == count
+    assert sql(here) == [(count, count)]
+    check(store, built, BASE)
 
 
 def test_a_body_that_is_gone_from_the_store_is_missed_by_name(

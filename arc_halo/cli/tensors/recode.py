@@ -21,10 +21,16 @@ from arc_halo.errors import UsageError
     help="The codec; `auto` for the smallest of a dtype's usual ones, `keep` to move bodies only.",
 )
 @click.option("--delta-from", metavar="MODEL", help="Keep deltas against that model's tensors.")
+@click.option("--into-database", is_flag=True, help="Bodies go there, out of the body store.")
 @click.option("--dry-run", is_flag=True, help="Say what it would come to, and write nothing.")
 @click.pass_obj
 def recode(
-    invocation: Invocation, model: str | None, codec: str, delta_from: str | None, dry_run: bool
+    invocation: Invocation,
+    model: str | None,
+    codec: str,
+    delta_from: str | None,
+    into_database: bool,
+    dry_run: bool,
 ) -> None:
     """Store the chunks of MODEL, or all, with another codec.
 
@@ -63,6 +69,7 @@ def recode(
                 codec=codec,
                 weight_set_id=set_id,
                 delta_from=root,
+                into_database=into_database,
                 dry_run=dry_run,
                 advance=advance,
             )
