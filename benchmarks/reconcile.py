@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 from corpus import FILES, MODELS, REACTORS, write_corpus
+from rows import Row, show
 
 from arc_halo import embedded
 
@@ -46,16 +47,6 @@ class Usage:
     @property
     def cpu(self) -> float:
         return self.client + self.server
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A line of the result. `is_met` is None for what is told for information."""
-
-    what: str
-    figure: str
-    bar: str = ""
-    is_met: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,11 +205,6 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in others}
 
 
-def _print(row: Row) -> None:
-    verdict = {True: "ok", False: "MISSED", None: ""}[row.is_met]
-    print(f"{row.what:<50}  {row.figure:<36}  {row.bar:<6}  {verdict}".rstrip(), flush=True)
-
-
 def main() -> int:
     """Print the rows as they come; 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description="The cost of planning and applying the corpus.")
@@ -226,11 +212,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=5, metavar="N")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="arc-halo-bench-") as root:
-        rows = []
-        for row in measure(Path(root), 10 if asked.quick else 1, asked.repetitions):
-            _print(row)
-            rows.append(row)
-    return int(any(row.is_met is False for row in rows))
+        return show(measure(Path(root), 10 if asked.quick else 1, asked.repetitions))
 
 
 if __name__ == "__main__":

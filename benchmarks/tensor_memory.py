@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rows import Row
 from tensor_files import layers, weights, write_bf16
-from tensor_site import Row, Site, anonymous_mib, children
+from tensor_site import Site, anonymous_mib, children
 
 CLIENT_MIB, BACKEND_MIB = 200, 96
 SAMPLE_SECONDS = 0.05

@@ -21,6 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from rows import Row
 
 from arc_halo import embedded
 from arc_halo.store import migrate
@@ -28,16 +29,6 @@ from arc_halo.store.connection import connect
 
 SETTLED_SECONDS = 0.3
 """The WAL writer has written what was committed asynchronously this soon after."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A line of the result. `is_met` is None for what is told for information."""
-
-    what: str
-    figure: str
-    bar: str = ""
-    is_met: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

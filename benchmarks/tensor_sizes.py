@@ -11,8 +11,9 @@ from typing import Any
 import finetune
 import numpy as np
 import psycopg
+from rows import Row
 from tensor_files import bf16, cast_to_bf16, fp32, read_header, read_tensors, write
-from tensor_site import Row, Site, empty
+from tensor_site import Site, empty
 
 BF16_WITHIN, FP32_WITHIN = 0.002, 0.01
 FINE_TUNED, SMALL_STEPS = 0.97, 0.9

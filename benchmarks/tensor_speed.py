@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+from rows import Row
 from tensor_bare import export_rows
 from tensor_files import layers, noise, weights, write_bf16
-from tensor_site import Cost, Row, Site, empty, interleaved, ratio_row
+from tensor_site import Cost, Site, empty, interleaved, ratio_row
 
 RAW_INGEST, PLANES_INGEST, RAW_LOAD, PLANES_LOAD = 0.85, 0.85, 0.85, 0.5
 SECOND_IMPORT, SMALL_TENSORS = 0.35, 0.4

@@ -20,7 +20,8 @@ from pathlib import Path
 import tensor_memory
 import tensor_sizes
 import tensor_speed
-from tensor_site import Row, Site, site
+from rows import Row, show
+from tensor_site import Site, site
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,6 @@ def measure(scale: Scale, names: list[str]) -> Iterator[Row]:
             yield from PARTS[name](at, scale)
 
 
-def show(row: Row) -> None:
-    verdict = {True: "ok", False: "MISSED", None: ""}[row.is_met]
-    print(f"{row.what:<52}  {row.figure:<44}  {row.bar:<8}  {verdict}".rstrip(), flush=True)
-
-
 def main() -> int:
     """Print the rows as they come; 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description="The tensor store against its bars.")
@@ -73,11 +69,7 @@ def main() -> int:
     scale = QUICK if asked.quick else FULL
     if asked.repetitions:
         scale = dataclasses.replace(scale, repetitions=asked.repetitions)
-    rows = []
-    for row in measure(scale, asked.only or list(PARTS)):
-        show(row)
-        rows.append(row)
-    return int(any(row.is_met is False for row in rows))
+    return show(measure(scale, asked.only or list(PARTS)))
 
 
 if __name__ == "__main__":

@@ -6,23 +6,22 @@ import hashlib
 import re
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import psycopg
 import pytest
 
 from arc_halo.store import builds, collection, simulation
 from arc_halo.store.connection import Connection
-from arc_halo.types import TensorCodec, TensorInfo
+from arc_halo.types import TensorInfo
 from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.collecting import Collected, collect, simulate
 from arc_halo.weights.reading import read_array
 from arc_halo.weights.store import OpenBodies, WeightStore
+from tests.weights.sets import made, noise, stored
 
 NOW = timedelta(0)
 Sql = Callable[..., list[tuple[Any, ...]]]
@@ -48,23 +47,6 @@ PARTS = {
     ("tensor_metadata", "tensor_data", "tensor_id"),
 }
 """What goes with what it refers to, and keeps nothing."""
-
-
-def noise(seed: str, size: int) -> bytes:
-    return hashlib.shake_256(seed.encode()).digest(size)
-
-
-def made(store: WeightStore, tensors: Tensors, key: str | None = None, **fields: Any) -> bytes:
-    """The root of a weight set with these tensors."""
-    infos = [
-        TensorInfo(name=name, dtype="U8", shape=(len(raw),), size_bytes=len(raw))
-        for name, raw in tensors.items()
-    ]
-    text = key or repr(sorted(tensors.items()))
-    recipe = Recipe(
-        purpose="write", key=hashlib.sha256(text.encode()).digest(), recipe={}, **fields
-    )
-    return build(store, recipe, infos, lambda info: [tensors[info.name]]).root
 
 
 def point(sql: Sql, model: str, root: bytes | None) -> None:
@@ -96,12 +78,6 @@ def delete_model(sql: Sql, model: str) -> None:
 def counts(sql: Sql) -> dict[str, int]:
     tables = ("weight_builds", "weight_sets", "tensor_metadata", "tensor_data", "chunk_bodies")
     return {table: sql(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
-
-
-def is_whole(store: WeightStore, root: bytes, tensors: Tensors) -> bool:
-    with store.pool.connection() as conn:
-        rows = builds.set_tensors(conn, builds.sets_by_root(conn, [root])[root].id)
-    return {row.name: read_array(store, row, row.name).tobytes() for row in rows} == dict(tensors)
 
 
 FIRST = {"own": noise("a", 700_000), "both": noise("b", 600_000), "small": b"a"}
@@ -191,7 +167,7 @@ def test_what_a_deleted_model_alone_had_goes_and_what_it_shared_stays(
         "bodies": 0,
         "freed_bytes": freed,
     }
-    assert is_whole(store, second, SECOND)
+    assert stored(store, second) == SECOND
     delete_model(sql, "second")
     collected(store, grace=NOW)
     assert set(counts(sql).values()) == {0}
@@ -254,7 +230,7 @@ def test_what_is_made_again_of_old_parts_is_young(
     root = made(store, FIRST, "another recipe")
     done = collected(store)
     assert (done.weight_sets, done.tensors, done.chunks) == (0, 0, 0)
-    assert is_whole(store, root, FIRST)
+    assert stored(store, root) == FIRST
 
 
 class Killed(Exception):
@@ -337,7 +313,7 @@ def test_history_keeps_what_any_model_has_now(store: WeightStore, sql: Sql) -> N
     point(sql, "n", roots[0])
     done = collected(store, grace=NOW, retain_revisions=1)
     assert (done.history_entries, done.weight_sets) == (1, 1)
-    assert is_whole(store, roots[0], {"t": noise("v0", 50)})
+    assert stored(store, roots[0]) == {"t": noise("v0", 50)}
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -371,41 +347,19 @@ def test_a_checkpoint_keeps_its_weights_and_its_state(store: WeightStore, sql: S
     )
     done = collected(store, grace=NOW)
     assert (done.weight_sets, done.tensors, done.chunks) == (1, 1, 1)
-    assert is_whole(store, root, FIRST)
+    assert stored(store, root) == FIRST
     sql("DELETE FROM training_sessions RETURNING id")
     collected(store, grace=NOW)
     assert set(counts(sql).values()) == {0}
 
 
-def xored(raw: bytes | memoryview, base: bytes | memoryview) -> bytes:
-    return (np.frombuffer(raw, np.uint8) ^ np.frombuffer(base, np.uint8)).tobytes()
-
-
-def xor_encode(raw: memoryview, *, dtype: str, base: memoryview) -> bytes:
-    return zlib.compress(xored(raw, base))
-
-
-def xor_decode(body: memoryview, out: memoryview, *, base: memoryview) -> None:
-    out[:] = xored(zlib.decompress(body), base)
-
-
-XOR = TensorCodec(
-    name="delta", version=1, summary="", encode=xor_encode, decode=xor_decode, needs_base=True
-)
-
-
 @pytest.fixture
-def delta_store(store: WeightStore) -> WeightStore:
-    return replace(store, codecs={**store.codecs, "delta": XOR})
-
-
-@pytest.fixture
-def delta(delta_store: WeightStore, sql: Sql) -> tuple[bytes, bytes]:
+def delta(store: WeightStore, sql: Sql) -> tuple[bytes, bytes]:
     """The roots of a base and of a set of deltas against it, pointed to by models."""
     base = noise("base", 600_000)
     tuned = bytes(byte ^ (place % 97 == 0) for place, byte in enumerate(base))
-    first = made(delta_store, {"t": base})
-    second = made(delta_store, {"t": tuned}, delta_from=first)
+    first = made(store, {"t": base})
+    second = made(store, {"t": tuned}, delta_from=first)
     point(sql, "base", first)
     point(sql, "tuned", second)
     assert sql("SELECT count(*) FROM chunk_bodies WHERE base_digest IS NOT NULL") == [(3,)]
@@ -413,26 +367,26 @@ def delta(delta_store: WeightStore, sql: Sql) -> tuple[bytes, bytes]:
 
 
 def test_a_base_stays_as_long_as_its_deltas(
-    delta_store: WeightStore, sql: Sql, delta: tuple[bytes, bytes]
+    store: WeightStore, sql: Sql, delta: tuple[bytes, bytes]
 ) -> None:
     delete_model(sql, "base")
-    done = collected(delta_store, grace=NOW)
+    done = collected(store, grace=NOW)
     assert (done.weight_sets, done.tensors, done.chunks) == (1, 1, 0)
-    with delta_store.pool.connection() as conn:
+    with store.pool.connection() as conn:
         (row,) = builds.set_tensors(conn, builds.sets_by_root(conn, [delta[1]])[delta[1]].id)
-    assert read_array(delta_store, row, "t").size == 600_000
+    assert read_array(store, row, "t").size == 600_000
     delete_model(sql, "tuned")
-    assert collected(delta_store, grace=NOW).chunks == 6
+    assert collected(store, grace=NOW).chunks == 6
     assert set(counts(sql).values()) == {0}
 
 
 @pytest.mark.parametrize("batch", [1, 1000])
 def test_deltas_go_before_what_they_were_taken_against(
-    delta_store: WeightStore, sql: Sql, delta: tuple[bytes, bytes], batch: int
+    store: WeightStore, sql: Sql, delta: tuple[bytes, bytes], batch: int
 ) -> None:
     delete_model(sql, "tuned")
-    assert collected(delta_store, grace=NOW, batch=batch).chunks == 3
-    assert is_whole(delta_store, delta[0], {"t": noise("base", 600_000)})
+    assert collected(store, grace=NOW, batch=batch).chunks == 3
+    assert stored(store, delta[0]) == {"t": noise("base", 600_000)}
 
 
 class Bodies:
@@ -486,7 +440,7 @@ def test_bodies_elsewhere_go_with_their_chunks_and_so_do_orphans(
     done = collected(store, grace=NOW)
     assert (done.chunks, done.bodies) == (4, 9)
     assert bodies.kept.keys() == {bytes(d) for (d,) in sql("SELECT digest FROM chunk_bodies")}
-    assert is_whole(store, second, SECOND)
+    assert stored(store, second) == SECOND
 
 
 def test_bodies_that_another_store_has_now_are_orphans(
@@ -499,7 +453,7 @@ def test_bodies_that_another_store_has_now_are_orphans(
     bodies.put(dict.fromkeys(digests, b"moved into the database since"))
     assert collected(store, grace=NOW).bodies == len(digests)
     assert bodies.kept == {}
-    assert is_whole(store, root, FIRST)
+    assert stored(store, root) == FIRST
 
 
 LOOKED_UP = ("chunk_bodies", "tensor_data", "weight_set_tensors", "tensor_metadata")

@@ -10,10 +10,9 @@ import hashlib
 import random
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,13 +20,11 @@ import psycopg
 import pytest
 
 from arc_halo.store import builds, chunks, collection, tensors
-from arc_halo.types import TensorCodec, TensorInfo
 from arc_halo.weights.bases import Bases
-from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.collecting import Collected, collect
-from arc_halo.weights.reading import read_array
 from arc_halo.weights.store import WeightStore
 from arc_halo.weights.verifying import verify
+from tests.weights.sets import made, stored
 
 NOW = timedelta(0)
 Sql = Callable[..., list[tuple[Any, ...]]]
@@ -38,26 +35,8 @@ SHARED = {f"t{i}": hashlib.shake_256(b"%d" % i).digest(size) for i, size in enum
     [300_000, 262_144, 40_000, 9_000, 10, 1])}  # fmt: skip
 
 
-def made(
-    store: WeightStore, raw: dict[str, bytes], key: str = "k", delta_from: bytes | None = None
-) -> bytes:
-    infos = [
-        TensorInfo(name=name, dtype="U8", shape=(len(data),), size_bytes=len(data))
-        for name, data in raw.items()
-    ]
-    recipe = Recipe(
-        purpose="write",
-        key=hashlib.sha256(key.encode()).digest(),
-        recipe={},
-        delta_from=delta_from,
-    )
-    return build(store, recipe, infos, lambda info: [raw[info.name]]).root
-
-
 def check(store: WeightStore, root: bytes, raw: dict[str, bytes]) -> None:
-    with store.pool.connection() as conn:
-        rows = builds.set_tensors(conn, builds.sets_by_root(conn, [root])[root].id)
-    assert {row.name: read_array(store, row, row.name).tobytes() for row in rows} == raw
+    assert stored(store, root) == raw
 
 
 @pytest.fixture(autouse=True)
@@ -275,32 +254,14 @@ def test_a_set_deleted_while_another_build_completes_it_is_made_again(
         check(store, importing[0].result(30), SHARED)
 
 
-def xored(raw: bytes | memoryview, base: bytes | memoryview) -> bytes:
-    return bytes(x ^ y for x, y in zip(raw, base, strict=True))
-
-
-def xor_encode(raw: memoryview, *, dtype: str, base: memoryview) -> bytes:
-    return zlib.compress(xored(raw, base))
-
-
-def xor_decode(body: memoryview, out: memoryview, *, base: memoryview) -> None:
-    out[:] = xored(zlib.decompress(body), base)
-
-
-XOR = TensorCodec(
-    name="delta", version=1, summary="", encode=xor_encode, decode=xor_decode, needs_base=True
-)
-
-
 def test_a_base_that_is_gone_after_it_was_read_is_done_without(
     store: WeightStore, garbage: None, sql: Sql, between: Hook
 ) -> None:
-    store = replace(store, codecs={**store.codecs, "delta": XOR})
     ((root,),) = sql("SELECT root FROM weight_sets")
     near = {"t0": bytes([1]) + SHARED["t0"][1:]}
     taken: list[Collected] = []
     between(Bases, "read", after=lambda: taken.append(collect(store, grace=NOW)))
-    check(store, made(store, near, "tuned", bytes(root)), near)
+    check(store, made(store, near, delta_from=bytes(root)), near)
     assert taken[0].chunks > 0
     assert sql("SELECT count(*) FROM chunk_bodies WHERE base_digest IS NOT NULL") == [(0,)]
 
@@ -308,11 +269,10 @@ def test_a_base_that_is_gone_after_it_was_read_is_done_without(
 def test_a_base_stays_once_a_build_counts_on_it(
     store: WeightStore, garbage: None, sql: Sql, between: Hook
 ) -> None:
-    store = replace(store, codecs={**store.codecs, "delta": XOR})
     ((root,),) = sql("SELECT root FROM weight_sets")
     near = {"t0": bytes([1]) + SHARED["t0"][1:]}
     between(chunks, "insert_chunks", before=lambda: collect(store, grace=NOW))
-    check(store, made(store, near, "tuned", bytes(root)), near)
+    check(store, made(store, near, delta_from=bytes(root)), near)
     assert sql("SELECT count(*) FROM chunk_bodies WHERE base_digest IS NOT NULL") == [(1,)]
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from arc_halo.cli.tensors.gc import gc, parse_grace
 from arc_halo.cli.tensors.verify import parse_share
 from arc_halo.cli.tensors.verify import verify as command
 from arc_halo.errors import CorruptChunkError, FormatError, UsageError
-from arc_halo.store import builds
 from arc_halo.tensors.digests import LEAF_BYTES
-from arc_halo.types import TensorCodec, TensorInfo
-from arc_halo.weights.building import Recipe, build
-from arc_halo.weights.reading import read_array
+from arc_halo.types import TensorInfo
 from arc_halo.weights.repairing import repair
 from arc_halo.weights.store import OpenBodies, WeightStore
 from arc_halo.weights.verifying import verify, verify_again
+from tests.weights.sets import infos, made, noise, stored
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 Tamper = Callable[..., int]
@@ -37,30 +33,7 @@ DELETE_ALL = "DELETE FROM chunk_bodies"
 SPOIL_ALL = "UPDATE chunk_bodies SET raw_bytes = 9, codec = 'lost'"
 
 
-def noise(name: str, size: int) -> bytes:
-    return hashlib.shake_256(name.encode()).digest(size)
-
-
 RAW = {"layer": noise("layer", 600_000), "head": noise("head", 262_144), "scale": b"\0\0\x80\x3f"}
-
-
-def infos(raw: Raw) -> list[TensorInfo]:
-    return [
-        TensorInfo(name=name, dtype="U8", shape=(len(data),), size_bytes=len(data))
-        for name, data in raw.items()
-    ]
-
-
-def made(store: WeightStore, raw: Raw, **fields: Any) -> bytes:
-    key = hashlib.sha256(repr(raw).encode()).digest()
-    recipe = Recipe(purpose="write", key=key, recipe={}, **fields)
-    return build(store, recipe, infos(raw), lambda info: [raw[info.name]]).root
-
-
-def stored(store: WeightStore, root: bytes) -> Raw:
-    with store.pool.connection() as conn:
-        rows = builds.set_tensors(conn, builds.sets_by_root(conn, [root])[root].id)
-    return {row.name: read_array(store, row, row.name).tobytes() for row in rows}
 
 
 def healed(store: WeightStore, raw: Raw, piece: int = 100_000) -> tuple[int, int]:
@@ -120,29 +93,11 @@ def test_what_is_whole_is_not_written_again(store: WeightStore, sql: Sql, tamper
     assert {d for d in after if before[d] != after[d]} == {digest}
 
 
-def xored(raw: bytes | memoryview, base: bytes | memoryview) -> bytes:
-    return bytes(x ^ y for x, y in zip(raw, base, strict=True))
-
-
-def xor_encode(raw: memoryview, *, dtype: str, base: memoryview) -> bytes:
-    return zlib.compress(xored(raw, base))
-
-
-def xor_decode(body: memoryview, out: memoryview, *, base: memoryview) -> None:
-    out[:] = xored(zlib.decompress(body), base)
-
-
-XOR = TensorCodec(
-    name="delta", version=1, summary="", encode=xor_encode, decode=xor_decode, needs_base=True
-)
-
-
 @pytest.mark.parametrize("damage", [FLIP_ALL, DELETE_ALL])
 @pytest.mark.parametrize("source", ["base", "tuned"])
 def test_a_damaged_base_is_healed_or_its_deltas_are_made_free_of_it(
     store: WeightStore, sql: Sql, tamper: Tamper, source: str, damage: str
 ) -> None:
-    store = replace(store, codecs={**store.codecs, "delta": XOR})
     base = {"t": RAW["layer"]}
     tuned = {"t": bytes(b ^ (place % 997 == 0) for place, b in enumerate(RAW["layer"]))}
     of_base = made(store, base)

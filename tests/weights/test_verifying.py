@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from arc_halo.tensors.digests import LEAF_BYTES
-from arc_halo.types import TensorCodec, TensorInfo
-from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.findings import Finding
 from arc_halo.weights.store import OpenBodies, WeightStore
 from arc_halo.weights.verifying import Verified, part_of_digests, verify
+from tests.weights.sets import made, noise
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 Tamper = Callable[..., int]
@@ -25,20 +21,6 @@ MODELS = {
     "story": {"layer": 600_000, "head": 1_000, "scale": 4, "shared": 400_000},
     "poem": {"verse": 300_000, "shared": 400_000},
 }
-
-
-def noise(name: str, size: int) -> bytes:
-    return hashlib.shake_256(name.encode()).digest(size)
-
-
-def made(store: WeightStore, raw: dict[str, bytes], **fields: Any) -> bytes:
-    infos = [
-        TensorInfo(name=name, dtype="U8", shape=(len(data),), size_bytes=len(data))
-        for name, data in raw.items()
-    ]
-    key = hashlib.sha256(repr(raw).encode()).digest()
-    recipe = Recipe(purpose="write", key=key, recipe={}, **fields)
-    return build(store, recipe, infos, lambda info: [raw[info.name]]).root
 
 
 def model(sql: Sql, name: str, root: bytes) -> int:
@@ -236,35 +218,13 @@ def test_a_set_that_does_not_fit_its_root_is_found(
     assert verify(store, models["poem"]).findings == []
 
 
-def xored(raw: bytes | memoryview, base: bytes | memoryview) -> bytes:
-    return bytes(x ^ y for x, y in zip(raw, base, strict=True))
-
-
-def xor_encode(raw: memoryview, *, dtype: str, base: memoryview) -> bytes:
-    return zlib.compress(xored(raw, base))
-
-
-def xor_decode(body: memoryview, out: memoryview, *, base: memoryview) -> None:
-    out[:] = xored(zlib.decompress(body), base)
-
-
-XOR = TensorCodec(
-    name="delta", version=1, summary="", encode=xor_encode, decode=xor_decode, needs_base=True
-)
-
-
 @pytest.fixture
-def delta_store(store: WeightStore) -> WeightStore:
-    return replace(store, codecs={**store.codecs, "delta": XOR})
-
-
-@pytest.fixture
-def deltas(delta_store: WeightStore, sql: Sql) -> dict[str, int]:
+def deltas(store: WeightStore, sql: Sql) -> dict[str, int]:
     """`base` of three chunks and `tuned` of three deltas."""
     base = noise("base", 600_000)
-    root = made(delta_store, {"t": base})
+    root = made(store, {"t": base})
     tuned = bytes(byte ^ (place % 997 == 0) for place, byte in enumerate(base))
-    made_of = made(delta_store, {"t": tuned}, delta_from=root)
+    made_of = made(store, {"t": tuned}, delta_from=root)
     assert sql("SELECT count(*) FROM chunk_bodies WHERE base_digest IS NOT NULL") == [(3,)]
     return {"base": model(sql, "base", root), "tuned": model(sql, "tuned", made_of)}
 
@@ -280,7 +240,7 @@ def base_and_delta(sql: Sql) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("scope", ["all", "tuned"])
 @pytest.mark.parametrize("damage", ["flipped", "gone", "version", "not here"])
 def test_a_damaged_base_damages_its_deltas(
-    delta_store: WeightStore,
+    store: WeightStore,
     deltas: dict[str, int],
     sql: Sql,
     tamper: Tamper,
@@ -289,7 +249,7 @@ def test_a_damaged_base_damages_its_deltas(
 ) -> None:
     base, delta = base_and_delta(sql)
     assert tamper(DAMAGES[damage], base) == 1
-    found = {f.digest: f for f in verify(delta_store, deltas.get(scope)).findings}
+    found = {f.digest: f for f in verify(store, deltas.get(scope)).findings}
     if damage == "not here":
         assert delta in found
         return
@@ -298,15 +258,15 @@ def test_a_damaged_base_damages_its_deltas(
     assert (found[base].delta_count, found[delta].delta_count) == (1, 0)
     assert touched(found[base]) == {("t", "model", "base@1"), ("t", "model", "tuned@1")}
     assert touched(found[delta]) == {("t", "model", "tuned@1")}
-    assert len(verify(delta_store, deltas["base"]).findings) == 1
+    assert len(verify(store, deltas["base"]).findings) == 1
 
 
 def test_a_delta_without_a_base_is_found(
-    delta_store: WeightStore, deltas: dict[str, int], sql: Sql, tamper: Tamper
+    store: WeightStore, deltas: dict[str, int], sql: Sql, tamper: Tamper
 ) -> None:
     base, delta = base_and_delta(sql)
     assert tamper("UPDATE chunk_bodies SET base_digest = NULL WHERE digest = %s", delta) == 1
-    (finding,) = verify(delta_store).findings
+    (finding,) = verify(store).findings
     assert (finding.digest, finding.problem) == (
         delta,
         "cannot be decoded: it is a delta without a base",
