@@ -50,5 +50,5 @@ class Frames(threading.local):
 def damaged(codec: str, what: str) -> CodecError:
     """The error for a body that cannot be decoded."""
     return CodecError(
-        f"{codec}: {what}", hint="the stored chunk is damaged: import the model again"
+        f"{codec}: {what}", hint="the stored chunk is damaged: `arc-halo tensors verify` says more"
     )
