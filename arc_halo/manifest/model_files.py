@@ -13,9 +13,9 @@ from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.formats.finding import USUAL, format_of_directory, format_of_name
 from arc_halo.manifest import load
 from arc_halo.manifest.documents import WeightsSource, canonical
-from arc_halo.manifest.parse import MAX_DEPTH
 from arc_halo.manifest.paths import PathRefusedError, contained
 from arc_halo.manifest.problems import Found, Pointer, Problems
+from arc_halo.manifest.report import MAX_DEPTH
 from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager
 from arc_halo.types import JsonObject

@@ -29,13 +29,20 @@ from yaml import (
 
 from arc_halo.errors import Problem
 from arc_halo.manifest.positions import span
-from arc_halo.manifest.report import CORE_TAG, Report, StopReading, shown, with_notice
+from arc_halo.manifest.report import (
+    CORE_TAG,
+    MAX_DEPTH,
+    NEST_LESS,
+    TOO_DEEP,
+    Report,
+    StopReading,
+    shown,
+    with_notice,
+)
 from arc_halo.manifest.scalars import ScalarReader
 
 MAX_NODES: Final = 1_000_000
 """Events of one file; the copies that its aliases ask for may be as many again."""
-
-MAX_DEPTH: Final = 64
 
 _CHARACTERS_A_NODE = 64
 """A copied text counts as one node for this many characters, so that it cannot multiply."""
@@ -114,8 +121,7 @@ class _Reader:
 
     def _collection(self, event: CollectionStartEvent, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            message = f"values are nested more than {MAX_DEPTH} deep"
-            self._report.stop(event, "AH009", message, "nest less")
+            self._report.stop(event, "AH009", TOO_DEEP, NEST_LESS)
         is_mapping = isinstance(event, MappingStartEvent)
         if event.tag is not None and event.tag != CORE_TAG + ("map" if is_mapping else "seq"):
             self._report.refuse_tag(event, event.tag)

@@ -12,6 +12,14 @@ from yaml import Event, MarkedYAMLError
 from arc_halo.errors import Problem
 from arc_halo.manifest.positions import Lines, Position, problem_at, span
 
+MAX_DEPTH: Final = 64
+
+TOO_DEEP: Final = f"values are nested more than {MAX_DEPTH} deep"
+NEST_LESS: Final = "nest less"
+
+# libyaml from 0.2.6 on has a limit of its own, and may look ahead that far before we see ours.
+_LIBYAML_TOO_DEEP: Final = "exceeded maximum nesting depth"
+
 MAX_PROBLEMS: Final = 100
 """Problems reported of one file; reading stops at the last of them."""
 
@@ -73,6 +81,9 @@ class Report:
         """Report what the YAML parser found."""
         place = self._where(error)
         problem = error.problem or "it cannot be read"
+        if problem == _LIBYAML_TOO_DEEP:
+            self.add_at(place, "AH009", TOO_DEEP, NEST_LESS)
+            return
         line = self.lines.line(place.line)
         hint = _syntax_hint(problem, line[place.column - 1 :], line)
         context = f"{error.context}, " if error.context else ""

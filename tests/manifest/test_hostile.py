@@ -9,7 +9,8 @@ import pytest
 from arc_halo.errors import CODES, ManifestError
 from arc_halo.manifest import load
 from arc_halo.manifest.load import load_project, load_text
-from arc_halo.manifest.parse import MAX_DEPTH, MAX_NODES
+from arc_halo.manifest.parse import MAX_NODES
+from arc_halo.manifest.report import MAX_DEPTH
 from arc_halo.manifest.scalars import MAX_SCALAR
 from arc_halo.manifest.schema import compose_schema, validate
 
@@ -60,7 +61,6 @@ HOSTILE: dict[str, tuple[str | bytes, str, int, int]] = {
     "an alias inside itself": ("a: &a\n  b: [*a]\n", "AH009", 2, 7),
     "an alias of nothing": ("a: 1\nb: *gone\n", "AH001", 2, 4),
     "an alias as a key": ("a: &a x\n*a : 1\n", "AH010", 2, 1),
-    "deep lists": ("a: " + "[" * 100_000, "AH009", 1, 3 + MAX_DEPTH),
     "deep mappings": ("{a: " * 100_000, "AH009", 1, 4 * MAX_DEPTH + 1),
     "deep blocks": (
         "".join(" " * depth + "a:\n" for depth in range(2000)),
@@ -118,6 +118,13 @@ HOSTILE: dict[str, tuple[str | bytes, str, int, int]] = {
     "an unknown tag handle": ("a: !x!y z\n", "AH001", 1, 4),
     "an image": (b"\x89PNG\r\n\x1a\n\x00\x00", "AH001", 1, 1),
 }
+
+
+def test_deep_lists_are_refused_by_us_or_by_libyaml_in_the_same_words():
+    first = problems_of("a: " + "[" * 100_000)[0]
+    # libyaml 0.2.6 reads ahead and stops at 1000; before, our own limit comes first.
+    assert (first.code, first.column) in [("AH009", 3 + MAX_DEPTH), ("AH009", 1003)]
+    assert first.message == f"values are nested more than {MAX_DEPTH} deep"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
