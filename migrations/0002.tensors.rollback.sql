@@ -1,7 +1,7 @@
-DROP TABLE weight_build_tensors;
 DROP TABLE weight_builds;
 DROP TABLE weight_set_tensors;
 DROP TABLE weight_sets;
+DROP FUNCTION arc_halo_refuse_unfinished_weights();
 DROP TABLE tensor_data;
 DROP TABLE tensor_metadata;
 DROP TABLE chunk_bodies;

@@ -113,24 +113,39 @@ CREATE INDEX tensor_data_chunk_digest_idx ON tensor_data (chunk_digest);
 
 CREATE TABLE weight_sets (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    root bytea NOT NULL UNIQUE CHECK (octet_length(root) = 32),
-    tensor_count integer NOT NULL CHECK (tensor_count >= 0),
-    parameter_count bigint NOT NULL CHECK (parameter_count >= 0),
-    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
-    completed_at timestamptz NOT NULL DEFAULT now()
+    root bytea UNIQUE CHECK (octet_length(root) = 32),
+    tensor_count integer CHECK (tensor_count >= 0),
+    parameter_count bigint CHECK (parameter_count >= 0),
+    size_bytes bigint CHECK (size_bytes >= 0),
+    completed_at timestamptz DEFAULT now(),
+    CONSTRAINT weight_sets_complete_or_in_the_making CHECK
+        (num_nulls(root, tensor_count, parameter_count, size_bytes, completed_at) IN (0, 5))
 );
 COMMENT ON TABLE weight_sets IS
-    'Complete, immutable sets of named tensors: what a model''s or a checkpoint''s weights are.';
+    'Sets of named tensors: what a model''s or a checkpoint''s weights are. A build fills one; complete, it never changes.';
 COMMENT ON COLUMN weight_sets.root IS
-    'Merkle root over the names and digests of the tensors: same weights, same root.';
+    'Merkle root over the names and digests of the tensors: same weights, same root. NULL while a build fills the set.';
 COMMENT ON COLUMN weight_sets.parameter_count IS
     'Elements of all tensors; a tensor that stands under two names counts twice.';
 COMMENT ON COLUMN weight_sets.size_bytes IS
     'Raw bytes of all tensors, before encoding and sharing.';
 
 CREATE TRIGGER weight_sets_immutable BEFORE UPDATE ON weight_sets
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    FOR EACH ROW WHEN (OLD.root IS NOT NULL AND OLD.* IS DISTINCT FROM NEW.*)
     EXECUTE FUNCTION arc_halo_refuse_update();
+
+CREATE FUNCTION arc_halo_refuse_unfinished_weights() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- A root, once there, stays: what is found complete cannot become incomplete.
+    IF EXISTS (SELECT FROM weight_sets WHERE id = NEW.weight_set_id AND root IS NULL) THEN
+        RAISE EXCEPTION 'the weight set % is still being built', NEW.weight_set_id
+            USING ERRCODE = 'foreign_key_violation', TABLE = TG_TABLE_NAME;
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION arc_halo_refuse_unfinished_weights() IS
+    'Trigger: lets nothing but its build point to a weight set that is still being filled.';
 
 CREATE TABLE weight_set_tensors (
     weight_set_id bigint NOT NULL REFERENCES weight_sets ON DELETE CASCADE,
@@ -158,14 +173,12 @@ CREATE TABLE weight_builds (
     recipe_key bytea NOT NULL UNIQUE CHECK (octet_length(recipe_key) = 32),
     recipe jsonb NOT NULL CHECK (jsonb_typeof(recipe) = 'object'),
     status text NOT NULL DEFAULT 'building' CHECK (status IN ('building', 'complete', 'failed')),
-    weight_set_id bigint REFERENCES weight_sets ON DELETE CASCADE,
+    weight_set_id bigint NOT NULL REFERENCES weight_sets ON DELETE CASCADE,
     error text,
     cpu_seconds double precision CHECK (cpu_seconds >= 0),
     started_at timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz,
-    CONSTRAINT weight_builds_complete_has_weights
-        CHECK ((status = 'complete') = (weight_set_id IS NOT NULL)),
     CONSTRAINT weight_builds_finished_has_time
         CHECK ((status = 'building') = (finished_at IS NULL))
 );
@@ -174,21 +187,11 @@ COMMENT ON TABLE weight_builds IS
 COMMENT ON COLUMN weight_builds.recipe_key IS
     'SHA-256 of all that decides the result (source digest, or strategy, version, params and input roots).';
 COMMENT ON COLUMN weight_builds.weight_set_id IS
-    'The result. A complete build remembers it but does not keep it: it goes when the set is collected.';
+    'The set it fills, its own until it is complete. A complete build remembers its set but does not keep it: it goes when the set is collected.';
 COMMENT ON COLUMN weight_builds.heartbeat_at IS
     'A build is alive, and its tensors safe from collection, while this is recent.';
 
 CREATE INDEX weight_builds_project_idx ON weight_builds (project);
 CREATE INDEX weight_builds_weight_set_id_idx ON weight_builds (weight_set_id);
-
-CREATE TABLE weight_build_tensors (
-    build_id uuid NOT NULL REFERENCES weight_builds ON DELETE CASCADE,
-    tensor_name text NOT NULL,
-    ordinal integer NOT NULL CHECK (ordinal >= 0),
-    tensor_id bigint NOT NULL REFERENCES tensor_metadata,
-    PRIMARY KEY (build_id, tensor_name)
-);
-COMMENT ON TABLE weight_build_tensors IS
-    'The tensors that a build has finished.';
-
-CREATE INDEX weight_build_tensors_tensor_id_idx ON weight_build_tensors (tensor_id);
+CREATE UNIQUE INDEX weight_builds_fill_sets_of_their_own ON weight_builds (weight_set_id)
+    WHERE status <> 'complete';

@@ -47,6 +47,10 @@ CREATE TRIGGER models_touch BEFORE UPDATE ON models
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
     EXECUTE FUNCTION arc_halo_touch_updated_at();
 
+CREATE TRIGGER models_weights_are_complete BEFORE INSERT OR UPDATE OF weight_set_id ON models
+    FOR EACH ROW WHEN (NEW.weight_set_id IS NOT NULL)
+    EXECUTE FUNCTION arc_halo_refuse_unfinished_weights();
+
 CREATE TABLE model_aliases (
     model_name text NOT NULL,
     alias text NOT NULL CHECK (alias ~ '^[a-z0-9][a-z0-9._-]{0,127}$'),
@@ -95,6 +99,11 @@ COMMENT ON COLUMN model_weight_history.weight_set_id IS
     'Keeps the set from collection; set to NULL when retention lets it go, and the root still names it.';
 COMMENT ON COLUMN model_weight_history.revision IS
     'The revision of the project that moved the pointer; NULL when it was no apply.';
+
+CREATE TRIGGER model_weight_history_weights_are_complete
+    BEFORE INSERT OR UPDATE OF weight_set_id ON model_weight_history
+    FOR EACH ROW WHEN (NEW.weight_set_id IS NOT NULL)
+    EXECUTE FUNCTION arc_halo_refuse_unfinished_weights();
 
 CREATE INDEX model_weight_history_model_id_idx ON model_weight_history (model_id, id);
 CREATE INDEX model_weight_history_weight_set_id_idx ON model_weight_history (weight_set_id);

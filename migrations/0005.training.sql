@@ -120,6 +120,11 @@ COMMENT ON COLUMN model_checkpoints.size_bytes IS
     'Raw bytes of weights and state, before encoding and sharing.';
 
 CREATE UNIQUE INDEX model_checkpoints_one_best ON model_checkpoints (session_id) WHERE is_best;
+CREATE TRIGGER model_checkpoints_weights_are_complete
+    BEFORE INSERT OR UPDATE OF weight_set_id ON model_checkpoints
+    FOR EACH ROW WHEN (NEW.weight_set_id IS NOT NULL)
+    EXECUTE FUNCTION arc_halo_refuse_unfinished_weights();
+
 CREATE INDEX model_checkpoints_weight_set_id_idx
     ON model_checkpoints (weight_set_id) WHERE weight_set_id IS NOT NULL;
 

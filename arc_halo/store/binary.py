@@ -23,9 +23,13 @@ def int4(value: int) -> bytes:
     return _INT4.pack(value)
 
 
+def int8(value: int) -> bytes:
+    return _INT8.pack(value)
+
+
 def timestamptz(value: datetime) -> bytes:
     """Microseconds since 2000-01-01, as PostgreSQL counts."""
-    return _INT8.pack((value - _EPOCH) // timedelta(microseconds=1))
+    return int8((value - _EPOCH) // timedelta(microseconds=1))
 
 
 def read_int(value: bytes | memoryview | None) -> int:
@@ -35,23 +39,23 @@ def read_int(value: bytes | memoryview | None) -> int:
 
 def int4_array(values: Sequence[int]) -> bytes:
     pairs = chain.from_iterable(zip(repeat(4), values, strict=False))
-    return _array(_INT4_OID, len(values), struct.pack(f"!{2 * len(values)}i", *pairs))
+    return _array(_INT4_OID, len(values), [struct.pack(f"!{2 * len(values)}i", *pairs)])
 
 
 def int8_array(values: Sequence[int]) -> bytes:
-    return _array(_INT8_OID, len(values), b"".join(map(_INT8_ITEM.pack, repeat(8), values)))
+    return _array(_INT8_OID, len(values), map(_INT8_ITEM.pack, repeat(8), values))
 
 
 def bytea_array(values: Sequence[bytes | memoryview]) -> bytes:
     lengths = map(_INT4.pack, map(len, values))
     items = chain.from_iterable(zip(lengths, values, strict=True))
-    return _array(_BYTEA_OID, len(values), b"".join(items))
+    return _array(_BYTEA_OID, len(values), items)
 
 
 def text_array(values: Iterable[str]) -> bytes:
     encoded = [value.encode() for value in values]
     items = chain.from_iterable(zip(map(_INT4.pack, map(len, encoded)), encoded, strict=True))
-    return _array(_TEXT_OID, len(encoded), b"".join(items))
+    return _array(_TEXT_OID, len(encoded), items)
 
 
 def copied_fields(row: memoryview) -> list[memoryview | None]:
@@ -73,7 +77,8 @@ _INT8_ITEM = struct.Struct("!iq")
 _BYTEA_OID, _INT8_OID, _INT4_OID, _TEXT_OID = 17, 20, 23, 25
 
 
-def _array(oid: int, count: int, items: bytes) -> bytes:
+def _array(oid: int, count: int, items: Iterable[bytes | memoryview]) -> bytes:
     """One dimension that counts from 1, without NULLs; each item has its length before it."""
     dimensions = struct.pack("!ii", count, 1) if count else b""
-    return struct.pack("!iii", 1 if count else 0, 0, oid) + dimensions + items
+    header = struct.pack("!iii", 1 if count else 0, 0, oid) + dimensions
+    return b"".join(chain((header,), items))

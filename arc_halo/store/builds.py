@@ -11,9 +11,9 @@ from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.errors import WeightsError
-from arc_halo.store.binary import int4_array, int8_array, text_array
+from arc_halo.store.binary import int4_array, int8, int8_array, text_array
 from arc_halo.store.prepared import Prepared
-from arc_halo.store.rows import Connection, as_bytes
+from arc_halo.store.rows import Connection, as_bytes, as_uuid
 from arc_halo.types import JsonObject
 
 SETS_BY_ROOT = """
@@ -51,21 +51,35 @@ JOIN weight_sets AS sets ON sets.id = build.weight_set_id
 WHERE build.recipe_key = ANY(%(keys)s) AND build.status = 'complete'
 """
 
-OPEN_BUILD = """
-INSERT INTO weight_builds (project, purpose, recipe_key, recipe, status)
-VALUES (%(project)s, %(purpose)s, %(recipe_key)s, %(recipe)s, 'building')
-ON CONFLICT (recipe_key) DO UPDATE SET heartbeat_at = clock_timestamp()
+REOPEN_BUILD = """
+UPDATE weight_builds SET heartbeat_at = clock_timestamp()
+WHERE recipe_key = %(recipe_key)s
 RETURNING id
 """
 
+OPEN_BUILD = """
+WITH sets AS (
+    INSERT INTO weight_sets (completed_at) VALUES (NULL) RETURNING id
+), opened AS (
+    INSERT INTO weight_builds (project, purpose, recipe_key, recipe, status, weight_set_id)
+    SELECT %(project)s, %(purpose)s, %(recipe_key)s, %(recipe)s, 'building', id FROM sets
+    ON CONFLICT (recipe_key) DO NOTHING
+    RETURNING id
+)
+SELECT opened.id, sets.id FROM sets LEFT JOIN opened ON true
+"""
+
+DELETE_UNFINISHED_SET = """
+DELETE FROM weight_sets WHERE id = %(weight_set_id)s AND root IS NULL
+"""
+
 ADD_TENSORS = """
-INSERT INTO weight_build_tensors (build_id, tensor_name, ordinal, tensor_id)
-SELECT %(build_id)s::uuid, name, ordinal, tensor_id
+INSERT INTO weight_set_tensors (weight_set_id, ordinal, tensor_name, tensor_id)
+SELECT %(weight_set_id)s::int8, ordinal, name, tensor_id
 FROM unnest(%(names)s::text[], %(ordinals)s::int4[], %(tensor_ids)s::int8[])
      AS tensor (name, ordinal, tensor_id)
 ORDER BY name
-ON CONFLICT (build_id, tensor_name) DO UPDATE
-SET tensor_id = excluded.tensor_id, ordinal = excluded.ordinal
+ON CONFLICT DO NOTHING
 """
 
 BEAT = """
@@ -78,41 +92,46 @@ SELECT clock_timestamp()
 """
 
 KEEP_OPEN = """
-SELECT status FROM weight_builds WHERE id = %(build_id)s AND status = 'building' FOR SHARE
+SELECT weight_set_id FROM weight_builds
+WHERE id = %(build_id)s AND status = 'building' FOR SHARE
 """
 
 LOCK_BUILD = """
-SELECT status FROM weight_builds WHERE id = %(build_id)s FOR UPDATE
+SELECT status, weight_set_id FROM weight_builds WHERE id = %(build_id)s FOR UPDATE
 """
 
-SET_OF_BUILD = """
-SELECT sets.id, sets.root, sets.tensor_count, sets.parameter_count, sets.size_bytes
-FROM weight_builds AS build JOIN weight_sets AS sets ON sets.id = build.weight_set_id
+FILLED = """
+SELECT weight_set_id FROM weight_builds WHERE id = %(build_id)s
+"""
+
+SET_BY_ID = """
+SELECT id, root, tensor_count, parameter_count, size_bytes
+FROM weight_sets WHERE id = %(weight_set_id)s
+"""
+
+BUILT_TENSORS = """
+SELECT member.tensor_name, tensor.digest, member.ordinal
+FROM weight_builds AS build
+JOIN weight_set_tensors AS member USING (weight_set_id)
+JOIN tensor_metadata AS tensor ON tensor.id = member.tensor_id
 WHERE build.id = %(build_id)s
 """
 
-BUILT_DIGESTS = """
-SELECT built.tensor_name, tensor.digest
-FROM weight_build_tensors AS built
-JOIN tensor_metadata AS tensor ON tensor.id = built.tensor_id
-WHERE built.build_id = %(build_id)s
+LOCK_ROOT = """
+SELECT pg_advisory_xact_lock(hashtextextended('arc-halo/root/' || encode(%(root)s, 'hex'), 0))
 """
 
-INSERT_SET = """
-INSERT INTO weight_sets (root, tensor_count, parameter_count, size_bytes)
-SELECT %(root)s, count(*), coalesce(sum(tensor.element_count), 0),
-       coalesce(sum(tensor.size_bytes), 0)
-FROM weight_build_tensors AS built
-JOIN tensor_metadata AS tensor ON tensor.id = built.tensor_id
-WHERE built.build_id = %(build_id)s
-ON CONFLICT (root) DO NOTHING
-RETURNING id
-"""
-
-INSERT_SET_TENSORS = """
-INSERT INTO weight_set_tensors (weight_set_id, ordinal, tensor_name, tensor_id)
-SELECT %(weight_set_id)s, ordinal, tensor_name, tensor_id
-FROM weight_build_tensors WHERE build_id = %(build_id)s
+COMPLETE_SET = """
+UPDATE weight_sets AS sets
+SET root = %(root)s, tensor_count = made.tensors, parameter_count = made.elements,
+    size_bytes = made.bytes, completed_at = now()
+FROM (SELECT count(*) AS tensors, coalesce(sum(tensor.element_count), 0) AS elements,
+             coalesce(sum(tensor.size_bytes), 0) AS bytes
+      FROM weight_set_tensors AS member
+      JOIN tensor_metadata AS tensor ON tensor.id = member.tensor_id
+      WHERE member.weight_set_id = %(weight_set_id)s) AS made
+WHERE sets.id = %(weight_set_id)s
+RETURNING sets.id, sets.root, sets.tensor_count, sets.parameter_count, sets.size_bytes
 """
 
 CLOSE_BUILD = """
@@ -120,14 +139,6 @@ UPDATE weight_builds
 SET status = 'complete', weight_set_id = %(weight_set_id)s, finished_at = now(),
     heartbeat_at = now()
 WHERE id = %(build_id)s
-"""
-
-DROP_BUILD_TENSORS = """
-DELETE FROM weight_build_tensors WHERE build_id = %(build_id)s
-"""
-
-DROP = """
-DELETE FROM weight_builds WHERE id = %(build_id)s
 """
 
 # A client that is lost without a word would else keep its locks until TCP gives up, for hours.
@@ -183,10 +194,10 @@ def set_tensors(conn: Connection, weight_set_id: int) -> list[NamedTensor]:
         return cursor.execute(SET_TENSORS, {"weight_set_id": weight_set_id}).fetchall()
 
 
-def built_digests(conn: Connection, build_id: UUID) -> list[tuple[str, bytes]]:
-    """(name, digest) of the tensors that a build has finished, in any order."""
-    rows = conn.execute(BUILT_DIGESTS, {"build_id": build_id}, binary=True).fetchall()
-    return [(str(name), as_bytes(digest)) for name, digest in rows]
+def built_tensors(conn: Connection, build_id: UUID) -> list[tuple[str, bytes, int]]:
+    """(name, digest, ordinal) of the tensors that a build has finished, in any order."""
+    rows = conn.execute(BUILT_TENSORS, {"build_id": build_id}, binary=True).fetchall()
+    return [(str(name), as_bytes(digest), int(str(place))) for name, digest, place in rows]
 
 
 def reuse(conn: Connection, recipe_key: bytes) -> WeightSet | None:
@@ -204,32 +215,37 @@ def roots_by_key(conn: Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
 def open_build(
     conn: Connection, *, project: str | None, purpose: str, recipe_key: bytes, recipe: JsonObject
 ) -> UUID:
-    """The build of this recipe: a new one, or the one that was left unfinished."""
-    with conn.cursor(row_factory=scalar_row) as cursor:
-        found = cursor.execute(
-            OPEN_BUILD,
-            {
-                "project": project,
-                "purpose": purpose,
-                "recipe_key": recipe_key,
-                "recipe": Jsonb(recipe),
-            },
-        ).fetchone()
-    assert isinstance(found, UUID)
-    return found
+    """The build of this recipe: a new one with a set to fill, or the one left unfinished."""
+    parameters = {
+        "project": project,
+        "purpose": purpose,
+        "recipe_key": recipe_key,
+        "recipe": Jsonb(recipe),
+    }
+    while True:
+        if (known := conn.execute(REOPEN_BUILD, {"recipe_key": recipe_key}).fetchone()) is not None:
+            return as_uuid(known[0])
+        new = conn.execute(OPEN_BUILD, parameters).fetchone()
+        assert new is not None
+        if new[0] is not None:
+            return as_uuid(new[0])
+        # Another program has opened it in between.
+        conn.execute(DELETE_UNFINISHED_SET, {"weight_set_id": new[1]})
 
 
 def add_tensors(conn: Connection, build_id: UUID, tensors: Sequence[tuple[str, int, int]]) -> None:
-    """Enter finished tensors, each a name, an ordinal and an id, in their build.
+    """Enter finished tensors, each a name, an ordinal and an id, in the set that a build fills.
 
     The build's row is locked before its tensors' rows, here as everywhere, so that two programs
     at one build wait for one another instead of deadlocking. A build that another program has
-    finished meanwhile takes no more.
+    finished meanwhile takes no more, and of two tensors with one name or one place in the order
+    the first stays.
     """
-    if conn.execute(KEEP_OPEN, {"build_id": build_id}).fetchone() is not None:
+    is_open = conn.execute(KEEP_OPEN, {"build_id": build_id}).fetchone()
+    if is_open is not None:
         names, ordinals, ids = zip(*tensors, strict=True)
         arrays = [text_array(names), int4_array(ordinals), int8_array(ids)]
-        _ADD_TENSORS.once(conn, [build_id.bytes, *arrays])
+        _ADD_TENSORS.once(conn, [int8(int(str(is_open[0]))), *arrays])
 
 
 def beat(conn: Connection, build_id: UUID) -> None:
@@ -256,31 +272,31 @@ def lock(conn: Connection, build_id: UUID) -> WeightSet | None:
     if locked[0] != "complete":
         return None
     with conn.cursor(row_factory=class_row(WeightSet)) as cursor:
-        return cursor.execute(SET_OF_BUILD, {"build_id": build_id}).fetchone()
+        return cursor.execute(SET_BY_ID, {"weight_set_id": locked[1]}).fetchone()
 
 
 def complete(conn: Connection, build_id: UUID, root: bytes) -> WeightSet:
-    """Turn a locked build whose tensors are all there into the set named `root`.
+    """Name the set of a locked build, whose tensors are all there, by its `root`.
 
-    The set may exist already, from other sources with the same weights; it is then shared.
+    A set of that root may exist already, from other sources with the same weights: the build
+    then comes to that one, and its own goes.
     """
-    found = None
-    while found is None:
-        with conn.cursor(row_factory=scalar_row) as cursor:
-            set_id = cursor.execute(INSERT_SET, {"root": root, "build_id": build_id}).fetchone()
-        if set_id is not None:
-            conn.execute(INSERT_SET_TENSORS, {"weight_set_id": set_id, "build_id": build_id})
-        # One that was there may be collected between the two statements: then once more.
-        with conn.cursor(row_factory=class_row(WeightSet)) as rows:
-            found = rows.execute(KEEP_SET, {"root": root}).fetchone()
-    conn.execute(CLOSE_BUILD, {"weight_set_id": found.id, "build_id": build_id})
-    conn.execute(DROP_BUILD_TENSORS, {"build_id": build_id})
-    return found
+    conn.execute(LOCK_ROOT, {"root": root})
+    filled = {"weight_set_id": _filled(conn, build_id)}
+    with conn.cursor(row_factory=class_row(WeightSet)) as cursor:
+        known = cursor.execute(KEEP_SET, {"root": root}).fetchone()
+        made = known or cursor.execute(COMPLETE_SET, {"root": root, **filled}).fetchone()
+    assert made is not None
+    conn.execute(CLOSE_BUILD, {"weight_set_id": made.id, "build_id": build_id})
+    if known is not None:
+        conn.execute(DELETE_UNFINISHED_SET, filled)
+    return made
 
 
 def drop(conn: Connection, build_id: UUID) -> None:
-    """Forget a build; the tensors it made stay until they are collected."""
-    conn.execute(DROP, {"build_id": build_id})
+    """Forget a locked build; the tensors it made stay until they are collected."""
+    # The build goes with the set that it fills.
+    conn.execute(DELETE_UNFINISHED_SET, {"weight_set_id": _filled(conn, build_id)})
 
 
 def as_step(conn: Connection) -> None:
@@ -291,3 +307,8 @@ def as_step(conn: Connection) -> None:
     left alone for five minutes.
     """
     conn.execute(STEP)
+
+
+def _filled(conn: Connection, build_id: UUID) -> int:
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return int(str(cursor.execute(FILLED, {"build_id": build_id}).fetchone()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -23,6 +23,10 @@ from arc_halo.store.rows import Connection, as_bytes
 
 SMALL_BYTES = 8192
 """Bodies up to this size stand in the row itself, and many of them go in by one statement."""
+
+STATEMENT_BYTES = 512 * 1024
+"""Small bodies of one statement: what it holds of them several times over, the server's
+allocator keeps at this size, and gives back to the system when it is larger."""
 
 EXISTING = """
 SELECT digest, seen_at < %(since)s FROM chunk_bodies WHERE digest = ANY(%(digests)s)
@@ -186,7 +190,7 @@ def insert_chunks(
         gone = bases - {as_bytes(row[0]) for row in rows}
         ordered = [chunk for chunk in ordered if chunk.base_digest not in gone]
     if store_id is None and all(chunk.is_small for chunk in ordered):
-        return _insert_small(conn, ordered)
+        return [new for part in _statements(ordered) for new in _insert_small(conn, part)]
     _INSERT_CHUNK.parse(conn)
     return [c for c in ordered if _INSERT_CHUNK.run(conn, _parameters(c, store_id))]
 
@@ -244,6 +248,19 @@ def read_chunks_by_digest(conn: Connection, digests: Sequence[bytes]) -> Generat
 _EXISTING = Prepared(EXISTING)
 _INSERT_CHUNK = Prepared(INSERT_CHUNK)
 _INSERT_SMALL_CHUNKS = Prepared(INSERT_SMALL_CHUNKS)
+
+
+def _statements(chunks: Sequence[NewChunk]) -> Iterator[list[NewChunk]]:
+    part: list[NewChunk] = []
+    size_bytes = 0
+    for chunk in chunks:
+        if size_bytes + len(chunk.body) > STATEMENT_BYTES:
+            yield part
+            part, size_bytes = [], 0
+        part.append(chunk)
+        size_bytes += len(chunk.body)
+    if part:
+        yield part
 
 
 def _insert_small(conn: Connection, chunks: Sequence[NewChunk]) -> list[NewChunk]:

@@ -29,11 +29,11 @@ ORDER BY id LIMIT %(batch)s
 """
 
 # The lock is taken before the condition is looked at anew: a build that somebody went on with
-# in between stays.
+# in between stays. It goes with the set that it fills.
 DROP_BUILDS = """
-DELETE FROM weight_builds
-WHERE id IN (
-    SELECT id FROM weight_builds
+DELETE FROM weight_sets
+WHERE root IS NULL AND id IN (
+    SELECT weight_set_id FROM weight_builds
     WHERE id = ANY(%(ids)s)
       AND (status = 'building'
            AND heartbeat_at < now() - greatest(%(grace)s::interval, interval '1 hour')
@@ -81,11 +81,13 @@ SELECT max(id) FROM (
 # OFFSET 0, here and below: the planner must look each row of a page up by its index, and not
 # join the page to a whole table.
 FREE_SETS = """
-SELECT sets.id, sets.tensor_count AS rows
+SELECT sets.id, coalesce(sets.tensor_count, 0) AS rows
 FROM weight_sets AS sets
 WHERE sets.id > %(after)s AND sets.id <= %(last)s
   AND (%(ids)s::bigint[] IS NULL OR sets.id = ANY(%(ids)s))
-  AND sets.completed_at < %(cutoff)s
+  AND (sets.completed_at < %(cutoff)s
+    OR sets.root IS NULL
+       AND NOT EXISTS (SELECT FROM weight_builds AS r WHERE r.weight_set_id = sets.id OFFSET 0))
   AND NOT EXISTS (SELECT FROM models AS r WHERE r.weight_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM model_weight_history AS r WHERE r.weight_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM model_checkpoints AS r WHERE r.weight_set_id = sets.id OFFSET 0)
@@ -121,7 +123,6 @@ WHERE tensor.id > %(after)s AND tensor.id <= %(last)s
   AND (%(ids)s::bigint[] IS NULL OR tensor.id = ANY(%(ids)s))
   AND tensor.created_at < %(cutoff)s
   AND NOT EXISTS (SELECT FROM weight_set_tensors AS r WHERE r.tensor_id = tensor.id OFFSET 0)
-  AND NOT EXISTS (SELECT FROM weight_build_tensors AS r WHERE r.tensor_id = tensor.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM model_weights AS r WHERE r.tensor_id = tensor.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM model_weights AS r WHERE r.gradient_tensor_id = tensor.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM embeddings AS r WHERE r.tensor_id = tensor.id OFFSET 0)

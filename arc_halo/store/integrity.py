@@ -53,7 +53,8 @@ ORDER BY data.chunk_digest
 """
 
 SET_ID_PAGE = """
-SELECT id FROM weight_sets WHERE id > %(after)s ORDER BY id LIMIT %(batch)s
+SELECT id FROM weight_sets
+WHERE id > %(after)s AND root IS NOT NULL ORDER BY id LIMIT %(batch)s
 """
 
 SET_MEMBERS = """
@@ -124,8 +125,8 @@ SELECT part.gradient_tensor_id, part.tensor_name, 'gradient',
 FROM model_weights AS part JOIN models AS model ON model.id = part.model_id
 WHERE part.gradient_tensor_id = ANY(%(ids)s)
 UNION
-SELECT built.tensor_id, built.tensor_name, 'build', built.build_id::text
-FROM weight_build_tensors AS built WHERE built.tensor_id = ANY(%(ids)s)
+SELECT place.tensor_id, place.tensor_name, 'build', build.id::text
+FROM place JOIN weight_builds AS build USING (weight_set_id) WHERE build.status <> 'complete'
 UNION
 SELECT kept.tensor_id, kept.layer_name, 'activations', encode(kept.weights_root, 'hex')
 FROM activation_cache AS kept WHERE kept.tensor_id = ANY(%(ids)s)

@@ -12,7 +12,7 @@ from arc_halo.store.rows import Connection
 # Each step sees what the steps before it would leave.
 SIMULATION = """
 WITH gone_builds AS MATERIALIZED (
-    SELECT id FROM weight_builds
+    SELECT id, weight_set_id FROM weight_builds
     WHERE status = 'building'
           AND heartbeat_at < now() - greatest(%(grace)s::interval, interval '1 hour')
        OR status = 'failed' AND heartbeat_at < now() - %(grace)s::interval
@@ -41,13 +41,14 @@ WITH gone_builds AS MATERIALIZED (
     UNION ALL SELECT weight_set_id FROM weight_builds, cutoff WHERE heartbeat_at >= cutoff.at
 ), gone_sets AS MATERIALIZED (
     SELECT sets.id FROM weight_sets AS sets, cutoff
-    WHERE sets.completed_at < cutoff.at
-      AND NOT EXISTS (SELECT FROM kept_sets AS r WHERE r.id = sets.id)
+    WHERE NOT EXISTS (SELECT FROM kept_sets AS r WHERE r.id = sets.id)
+      AND (sets.completed_at < cutoff.at
+        OR sets.root IS NULL
+           AND NOT EXISTS (SELECT FROM weight_builds AS r WHERE r.weight_set_id = sets.id))
 ), kept_tensors AS (
     SELECT tensor_id AS id FROM weight_set_tensors AS r
     WHERE NOT EXISTS (SELECT FROM gone_sets WHERE gone_sets.id = r.weight_set_id)
-    UNION ALL SELECT tensor_id FROM weight_build_tensors AS r
-              WHERE NOT EXISTS (SELECT FROM gone_builds WHERE gone_builds.id = r.build_id)
+      AND NOT EXISTS (SELECT FROM gone_builds WHERE gone_builds.weight_set_id = r.weight_set_id)
     UNION ALL SELECT tensor_id FROM model_weights
     UNION ALL SELECT gradient_tensor_id FROM model_weights
     UNION ALL SELECT tensor_id FROM embeddings

@@ -94,11 +94,10 @@ def _build(
         build_id = _open(conn, recipe)
         # After the build can be seen: what is touched from now on, no collection takes.
         since = builds.clock(conn)
-        done = {name for name, _ in builds.built_digests(conn, build_id)}
-    for info in tensors:
-        if info.name in done:
-            advance(info.size_bytes)
-    missing = [(i, info) for i, info in enumerate(tensors) if info.name not in done]
+        built = builds.built_tensors(conn, build_id)
+    missing = _missing(tensors, built)
+    if built:
+        advance(sum(t.size_bytes for t in tensors) - sum(t.size_bytes for _, t in missing))
     session = Session(
         build_id=build_id,
         since=since,
@@ -107,7 +106,21 @@ def _build(
         heart=Heart(),
     )
     totals = _make_all(store, session, missing, produce, advance)
-    return _complete(store, recipe, build_id, len(missing), totals)
+    made = _complete(store, recipe, build_id, len(tensors))
+    return _found(made, built=len(missing), totals=totals)
+
+
+def _missing(
+    tensors: Sequence[TensorInfo], built: Sequence[tuple[str, bytes, int]]
+) -> list[tuple[int, TensorInfo]]:
+    """What is still to be made, and the places left for it.
+
+    The places are those of the file, unless what is built came from one in another order.
+    """
+    done = {name for name, _, _ in built}
+    taken = {ordinal for _, _, ordinal in built}
+    free = (ordinal for ordinal in range(len(tensors)) if ordinal not in taken)
+    return list(zip(free, (info for info in tensors if info.name not in done), strict=False))
 
 
 def _open(conn: Connection, recipe: Recipe) -> UUID:
@@ -179,18 +192,23 @@ def _groups(
 
 
 def _complete(
-    store: WeightStore, recipe: Recipe, build_id: UUID, built: int, totals: Totals
-) -> Built:
-    """Close the build. What another program has finished meanwhile counts: equal keys, one set."""
+    store: WeightStore, recipe: Recipe, build_id: UUID, tensor_count: int
+) -> builds.WeightSet:
+    """Close the build. What another program has finished meanwhile counts: equal keys, one set.
+
+    Raises `BuildGoneError` where one that makes the same tensors in another order was in the way.
+    """
     with store.pool.connection() as conn, conn.transaction():
         made = builds.lock(conn, build_id)
         if made is not None:
-            return _found(made, built=built, totals=totals)
+            return made
         # From the rows, not from what this program made: the two must never disagree.
-        root = digests.weights_root(builds.built_digests(conn, build_id))
+        built = builds.built_tensors(conn, build_id)
+        if len(built) < tensor_count:
+            raise BuildGoneError("another program builds the same weights in another order")
+        root = digests.weights_root((name, digest) for name, digest, _ in built)
         if recipe.expected in (None, root):
-            made = builds.complete(conn, build_id, root)
-            return _found(made, built=built, totals=totals)
+            return builds.complete(conn, build_id, root)
         builds.drop(conn, build_id)
     raise WeightsError(
         f"the weights came out as {digests.format_digest(root)}, "

@@ -124,7 +124,6 @@ FACTS = {
                   FROM weight_set_tensors AS m JOIN weight_sets AS s ON s.id = m.weight_set_id
                   JOIN tensor_metadata AS t ON t.id = m.tensor_id ORDER BY 1, 2""",
     "builds": "SELECT recipe_key, status FROM weight_builds ORDER BY recipe_key",
-    "built": "SELECT tensor_name, ordinal FROM weight_build_tensors ORDER BY 1",
 }
 
 WAITING = """
@@ -136,19 +135,20 @@ WHERE wait_event_type = 'Lock' AND wait_event = 'advisory' AND datname = current
 class Gate:
     """Stops a server process in the midst of a statement, or of its commit.
 
-    Where a row for which `when` holds is inserted in `table`, the process waits until the gate
-    is opened or the process is killed.
+    Where a row for which `when` holds is inserted in `table`, or a weight set gets its root, the
+    process waits until the gate is opened or the process is killed.
     """
 
     def __init__(self, scene: Scene, table: str, when: str = "true", *, commit: bool = False):
         self._scene = scene
         self._table = table
         kind = "CONSTRAINT TRIGGER" if commit else "TRIGGER"
+        event = "UPDATE OF root" if table == "weight_sets" else "INSERT"
         deferred = "DEFERRABLE INITIALLY DEFERRED" if commit else ""
         scene.execute(
             f"""CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS
                 $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NULL; END $$;
-                CREATE {kind} gate AFTER INSERT ON {table} {deferred}
+                CREATE {kind} gate AFTER {event} ON {table} {deferred}
                 FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION gate()"""
         )
         self._holder = psycopg.connect(scene.url, autocommit=True)

@@ -47,7 +47,7 @@ def test_a_killed_server_may_lose_steps_but_nothing_that_was_done(
         assert len(early.rows(store)) == 6  # reported as done before the server was killed
         for name, row in early.rows(store).items():
             assert read_array(store, row, name).nbytes == row.size_bytes
-        assert scene.query("SELECT count(*) FROM weight_sets") == [(1,)]
+        assert scene.query("SELECT count(*) FROM weight_sets WHERE root IS NOT NULL") == [(1,)]
         assert scene.bring_in(store).root == scene.root
         scene.check_reads(store)
     assert scene.query("SELECT DISTINCT status FROM weight_builds") == [("complete",)]
@@ -115,7 +115,7 @@ def test_an_import_that_the_server_cannot_write_down_goes_on_when_there_is_space
             scene.bring_in(store)
         check_full(caught.value)
     assert scene.query("SELECT status FROM weight_builds") == [("building",)]
-    assert scene.query("SELECT count(*) FROM weight_sets") == [(0,)]
+    assert scene.query("SELECT count(*) FROM weight_sets WHERE root IS NOT NULL") == [(0,)]
     own_server.stop("fast")
     own_server.start()
     scene.check_finished(undisturbed)

@@ -388,6 +388,45 @@ def test_tensors_and_weight_sets_never_change(conn: Connection) -> None:
         refuses(conn, errors.RestrictViolation, f"UPDATE {table} SET {column}")
 
 
+def test_a_weight_set_is_complete_or_in_the_making(conn: Connection) -> None:
+    query = "INSERT INTO weight_sets (root, tensor_count) VALUES (%s, 1)"
+    refuses(conn, errors.CheckViolation, query, digest("set"))
+    conn.execute("INSERT INTO weight_sets (completed_at) VALUES (NULL)")
+    conn.execute(
+        "UPDATE weight_sets SET root = %s, tensor_count = 0, parameter_count = 0, size_bytes = 0,"
+        " completed_at = now()",
+        [digest("set")],
+    )
+    refuses(conn, errors.RestrictViolation, "UPDATE weight_sets SET root = sha256('x')")
+
+
+def test_nothing_points_to_weights_in_the_making(conn: Connection) -> None:
+    model = new_model(conn)
+    unfinished = one(conn, "INSERT INTO weight_sets (completed_at) VALUES (NULL) RETURNING id")
+    error = errors.ForeignKeyViolation
+    refuses(conn, error, "UPDATE models SET weight_set_id = %s", unfinished)
+    query = "INSERT INTO model_weight_history (model_id, weight_set_id, root) VALUES (%s, %s, %s)"
+    refuses(conn, error, query, model, unfinished, digest("set"))
+    session = new_session(conn)
+    query = """
+        INSERT INTO model_checkpoints
+            (session_id, step, checkpoint_type, weight_set_id, root, size_bytes)
+        VALUES (%s, 1, 'full', %s, %s, 0)
+    """
+    refuses(conn, error, query, session, unfinished, digest("set"))
+    conn.execute("UPDATE models SET weight_set_id = %s", [new_weight_set(conn)])
+
+
+def test_a_build_fills_a_set_of_its_own(conn: Connection) -> None:
+    unfinished = one(conn, "INSERT INTO weight_sets (completed_at) VALUES (NULL) RETURNING id")
+    query = """
+        INSERT INTO weight_builds (purpose, recipe_key, recipe, weight_set_id)
+        VALUES ('import', %s, '{}', %s)
+    """
+    conn.execute(query.encode(), [digest("one"), unfinished])
+    refuses(conn, errors.UniqueViolation, query, digest("two"), unfinished)
+
+
 def test_what_is_in_use_cannot_be_collected(conn: Connection) -> None:
     tensor, weights, model = new_tensor(conn), new_weight_set(conn), new_model(conn)
     conn.execute("INSERT INTO weight_set_tensors VALUES (%s, 0, 'w', %s)", [weights, tensor])
@@ -408,7 +447,7 @@ def test_a_complete_build_goes_with_its_weight_set(conn: Connection) -> None:
         INSERT INTO weight_builds (purpose, recipe_key, recipe, status, weight_set_id, finished_at)
         VALUES ('import', %s, '{}', %s, %s, %s)
     """
-    refuses(conn, errors.CheckViolation, query, digest("r"), "complete", None, "now")
+    refuses(conn, errors.NotNullViolation, query, digest("r"), "complete", None, "now")
     refuses(conn, errors.CheckViolation, query, digest("r"), "complete", weights, None)
     conn.execute(query.encode(), [digest("r"), "complete", weights, "now"])
     conn.execute("DELETE FROM weight_sets")
