@@ -13,18 +13,21 @@ from uuid import UUID
 
 from arc_halo.config import find_project
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.formats.finding import find_format
 from arc_halo.manifest.documents import MODEL, MODEL_TYPES, REACTOR, REACTOR_TYPES, ROLES
 from arc_halo.manifest.params import params_problems, with_defaults
 from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_version
 from arc_halo.project import Project
 from arc_halo.reconcile import kinds, showing
+from arc_halo.reconcile.progress import Progress, Silent
+from arc_halo.reconcile.registering import Registered, Registration, register
 from arc_halo.store import builds, embeddings, models, projects, reactors
 from arc_halo.store.embeddings import EmbeddingMatrix
 from arc_halo.store.models import ModelRecord
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.digests import format_digest
-from arc_halo.transfer.sources import MAX_NAME_BYTES
+from arc_halo.transfer.sources import MAX_NAME_BYTES, DigestCache
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.handles import Tensor
@@ -124,6 +127,54 @@ class Models:
             return kinds.write_models(conn, [kinds.Written(name=full_name, spec=spec)], None)[
                 full_name
             ]
+
+    def import_weights(
+        self,
+        name: str,
+        path: Path | str,
+        *,
+        model_type: str | None = None,
+        config: Path | str | None = None,
+        codec: str | None = None,
+        delta_from: str | UUID | None = None,
+        format: str | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Registered:
+        """Make the weights at `path` those of the model `name@version`, as `arc-halo import` does.
+
+        `path` is a file, the index of a sharded model, or a directory that holds one. The model is
+        registered if it is not there, with the architecture of `config` or of the `config.json`
+        beside `path`. What it has is replaced only with `force`. Raises `FormatError` for a broken
+        file, `RefusedError` for a model that would lose something or that a project manages.
+        """
+        formats = {each: given.item for each, given in self._project.plugins.formats.items()}
+        weight_format = (
+            self._project.plugins.format(format) if format else find_format(Path(path), formats)
+        )
+        root = None
+        if delta_from is not None:
+            with self._project.connection() as conn:
+                base = _find_model(conn, delta_from)
+            if (root := base.root) is None:
+                raise NotFoundError(
+                    f"{base.full_name} has no weights to take deltas against",
+                    hint="import or declare them first",
+                    code="AH064",
+                )
+        wanted = Registration(
+            name=name,
+            path=Path(path),
+            weight_format=weight_format,
+            model_type=model_type,
+            config=None if config is None else Path(config),
+            codec=codec,
+            delta_from=None if root is None else bytes(root),
+            is_forced=force,
+        )
+        is_kept = (self._project.directory / ".arc-halo").is_dir()
+        cache = self._project.digests if is_kept else DigestCache(None)
+        return register(self._project.weights, wanted, cache, progress or Silent())
 
     def get(self, model: str | UUID) -> ModelRecord:
         """A model by `name`, `name@version`, `name:alias` or id. Raises `NotFoundError`."""

@@ -195,6 +195,13 @@ class Project:
         limit = self.manifest.head.get("settings", {}).get("max_deletes")
         return None if limit is None else int(limit)
 
+    @property
+    def retain_revisions(self) -> int:
+        """`settings.retain_revisions`: how many weight sets of a model's history are kept."""
+        from arc_halo.manifest.resolve import read_settings
+
+        return read_settings(self.manifest.head if self.has_manifest else {}).retain_revisions
+
     def plan(self, *, prune: bool | None = None, advance: Advance | None = None) -> Plan:
         """What apply would do. Nothing is written, in the database or anywhere but the cache."""
         from arc_halo.reconcile.planning import make_plan

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import arc_halo
 from arc_halo.errors import (
@@ -150,6 +151,36 @@ def test_what_no_model_may_be_is_refused(halo: Halo, fields: dict[str, str]) -> 
     assert caught.value.exit_code == 4
     assert caught.value.hint
     assert halo.models.list() == []
+
+
+def test_a_file_of_weights_becomes_a_model(halo: Halo, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+    done = halo.models.import_weights("poet@1", path)
+    assert (done.model, done.action, done.tensor_count, done.size_bytes) == (
+        "poet@1", "created", 1, 24)  # fmt: skip
+    assert halo.models.get("poet").root == done.root
+    assert halo.models.get("poet").family == "llama"
+    assert halo.tensors.read("poet", "w").tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert halo.models.import_weights("poet@1", str(path)).action == "unchanged"
+    tuned = halo.models.import_weights("poet@2", path, delta_from="poet@1", model_type="other")
+    assert (tuned.root, tuned.new_bytes) == (done.root, 0)
+
+
+def test_what_a_model_has_is_replaced_by_force_only(halo: Halo, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for value, action in ((1, "created"), (2, "updated")):
+        save_file({"w": np.full(3, value, np.float32)}, path)
+        if action == "updated":
+            with pytest.raises(RefusedError):
+                halo.models.import_weights("poet@1", path)
+        assert halo.models.import_weights("poet@1", path, force=True).action == action
+    assert halo.tensors.read("poet", "w").tolist() == [2, 2, 2]
+    create(halo, "bare")
+    with pytest.raises(NotFoundError) as caught:
+        halo.models.import_weights("poet@2", path, delta_from="bare")
+    assert caught.value.error_code == "AH064"
 
 
 def test_a_config_that_json_cannot_hold_is_our_error(halo: Halo) -> None:

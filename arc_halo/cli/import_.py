@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.cli.tensors.models import weights_of
 
 if TYPE_CHECKING:
     from arc_halo.reconcile.registering import Registered
@@ -51,38 +50,23 @@ def import_(
       arc-halo import checkpoint.pt --as story@1.1.0 --config config.json --delta-from story@1.0.0
       arc-halo import out/ --as copy@1 --database-url embedded --output json
     """
-    from arc_halo.formats.finding import find_format
-    from arc_halo.reconcile.registering import Registration, register
+    from arc_halo.api import Models
     from arc_halo.reconcile.report import as_json
     from arc_halo.tensors.digests import format_digest
-    from arc_halo.transfer.sources import DigestCache
 
     with invocation.open(needs_database=True) as project:
-        formats = {each: provided.item for each, provided in project.plugins.formats.items()}
-        weight_format = (
-            project.plugins.format(format_name) if format_name else find_format(file, formats)
-        )
         if applied := project.migrate():
             invocation.console.note(f"migrated the database: {len(applied)} applied")
-        root = None
-        if delta_from is not None:
-            with project.connection() as conn:
-                root = weights_of(conn, delta_from)[0].root
-        is_kept = (project.directory / ".arc-halo").is_dir()
-        done = register(
-            project.weights,
-            Registration(
-                name=name,
-                path=file,
-                weight_format=weight_format,
-                model_type=model_type,
-                config=config,
-                codec=codec,
-                delta_from=None if root is None else bytes(root),
-                is_forced=force,
-            ),
-            project.digests if is_kept else DigestCache(None),
-            invocation.console,
+        done = Models(project).import_weights(
+            name,
+            file,
+            model_type=model_type,
+            config=config,
+            codec=codec,
+            delta_from=delta_from,
+            format=format_name,
+            force=force,
+            progress=invocation.console,
         )
     facts = {
         "model": done.model,

@@ -207,6 +207,7 @@ class Settings:
     threads: int = 2
     prune: bool = False
     max_deletes: int | None = None
+    retain_revisions: int = 20
     bodies: BodiesSetting | None = None
 
 

@@ -125,6 +125,7 @@ def read_settings(head: JsonObject) -> Settings:
         threads=settings.get("threads", defaults.threads),
         prune=settings.get("prune", defaults.prune),
         max_deletes=settings.get("max_deletes"),
+        retain_revisions=settings.get("retain_revisions", defaults.retain_revisions),
         bodies=BodiesSetting(**storage["bodies"]) if "bodies" in storage else None,
     )
 

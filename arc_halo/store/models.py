@@ -85,6 +85,11 @@ JOIN models AS model ON model.model_name = item.name AND model.version = item.ve
 LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
 """
 
+# Whoever collects them has deleted them or leaves them alone until the transaction ends.
+KEEP_WEIGHTS = """
+SELECT FROM weight_sets WHERE root = ANY(%(roots)s) ORDER BY root FOR KEY SHARE
+"""
+
 UPSERT = """
 INSERT INTO models (model_name, version, model_type, architecture_config, architecture_family,
                     description, tags, weight_set_id, weights_metadata,
@@ -318,6 +323,8 @@ def upsert(conn: Connection, items: Sequence[JsonObject]) -> dict[str, UUID]:
 
     Raises `WeightsError` when the weights of one are not stored.
     """
+    roots = [bytes.fromhex(item["root"]) for item in items if item.get("root")]
+    conn.execute(KEEP_WEIGHTS, {"roots": roots})
     rows = conn.execute(UPSERT, {"items": Jsonb(items)}).fetchall()
     without = {f"{name}@{version}" for _, name, version, weights in rows if weights is None}
     for item in items:

@@ -58,7 +58,7 @@ database: {url: 'postgresql://ada@db.example.org/halo', password: {env: PW}}
 include: [reactors/*.yaml]
 plugins: [plugins/median.py]
 storage: {codec: zstd, chunk_bytes: 256KiB}
-settings: {memory: 64MiB, threads: 4, prune: true, max_deletes: 5}
+settings: {memory: 64MiB, threads: 4, prune: true, max_deletes: 5, retain_revisions: 3}
 models:
   base:
     version: 1.0.0

@@ -19,7 +19,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from arc_halo.store import builds, chunks, collection, tensors
+from arc_halo.errors import WeightsError
+from arc_halo.store import builds, chunks, collection, models, tensors
 from arc_halo.weights.bases import Bases
 from arc_halo.weights.collecting import Collected, collect
 from arc_halo.weights.store import WeightStore
@@ -341,6 +342,29 @@ def test_many_at_once(make_store: Callable[..., WeightStore], sql: Sql) -> None:
     collect(store, grace=NOW)
     for table in ("weight_builds", "weight_sets", "tensor_metadata", "tensor_data", "chunk_bodies"):
         assert sql(f"SELECT count(*) FROM {table}") == [(0,)], table
+
+
+def test_a_model_written_while_its_weights_are_collected_is_refused_by_name(
+    store: WeightStore, database: str
+) -> None:
+    root = made(store, SHARED, "k")
+    item = {"name": "m", "version": "1", "type": "other", "architecture": {}, "tags": {},
+            "root": root.hex()}  # fmt: skip
+
+    def write() -> None:
+        with store.pool.connection() as conn, conn.transaction():
+            models.upsert(conn, [item])
+
+    with psycopg.connect(database) as collector, ThreadPoolExecutor(1) as pool:
+        collector.execute("SELECT FROM weight_sets FOR UPDATE")
+        writing = pool.submit(write)
+        with pytest.raises(TimeoutError):
+            writing.result(0.5)
+        collector.execute("DELETE FROM weight_sets")
+        collector.commit()
+        with pytest.raises(WeightsError) as caught:
+            writing.result(30)
+    assert caught.value.error_code == "AH064"
 
 
 def point(sql: Sql, model: str, root: bytes) -> bool:

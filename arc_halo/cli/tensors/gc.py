@@ -39,9 +39,10 @@ MAX_DAYS = 36_500
 def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
     """Delete tensors and chunks that no model, history, checkpoint or live build refers to.
 
-    A model's history keeps its last 20 weight sets. It works in short transactions, imports may
-    go on meanwhile, and an interrupted run is simply run again. PostgreSQL uses the freed space
-    again once autovacuum has been there; `VACUUM FULL chunk_bodies` would return it to the disk.
+    A model's history keeps its last weight sets, 20 or what `settings.retain_revisions` says. It
+    works in short transactions, imports may go on meanwhile, and an interrupted run is simply run
+    again. PostgreSQL uses the freed space again once autovacuum has been there; `VACUUM FULL
+    chunk_bodies` would return it to the disk.
 
     \b
     Examples:
@@ -56,13 +57,14 @@ def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         if dry_run:
-            done = simulate(project.weights, grace=wait)
+            done = simulate(project.weights, grace=wait, retain_revisions=project.retain_revisions)
         else:
             with invocation.console.task("freed", 0) as advance:
                 done = collect(
                     project.weights,
                     grace=wait,
                     batch=batch,
+                    retain_revisions=project.retain_revisions,
                     tell=lambda what: invocation.console.note(f"looking at {what}"),
                     advance=advance,
                 )
