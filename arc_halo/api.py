@@ -16,13 +16,14 @@ from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.formats.finding import find_format
 from arc_halo.manifest.documents import MODEL, MODEL_TYPES, REACTOR, REACTOR_TYPES, ROLES
 from arc_halo.manifest.params import params_problems, with_defaults
-from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_version
+from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_storable, is_version
 from arc_halo.project import Project
 from arc_halo.reconcile import kinds, showing
 from arc_halo.reconcile.progress import Progress, Silent
 from arc_halo.reconcile.registering import Registered, Registration, register
 from arc_halo.store import builds, embeddings, models, projects, reactors
 from arc_halo.store.embeddings import EmbeddingMatrix
+from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.models import ModelRecord
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
@@ -35,6 +36,11 @@ from arc_halo.weights.indexing import index_matrix
 from arc_halo.weights.nearest import find_matrix, nearest
 from arc_halo.weights.reading import read_arrays
 from arc_halo.weights.scoring import Neighbour
+
+METADATA_KEY = "__metadata__"
+"""No tensor's name: files of weights keep their metadata under it."""
+
+LOCK_SECONDS = 30.0
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,6 +189,8 @@ class Models:
 
     def list(self, name: str | None = None) -> list[ModelRecord]:
         """All versions of all models, or of one."""
+        if name is not None and not is_name(name):
+            return []
         with self._project.connection() as conn:
             return models.find(conn, name=name)
 
@@ -245,6 +253,8 @@ class Tensors:
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
         for name in arrays:
             _check_tensor_name(name)
+        metadata = dict(metadata or {})
+        _check_metadata(metadata)
         raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
         infos = [
             TensorInfo(
@@ -257,7 +267,7 @@ class Tensors:
         ]
         recipe = Recipe(purpose="write", key=_fresh_key(), recipe={"model": record.full_name})
         built = build(self._project.weights, recipe, infos, lambda info: [raw[info.name]])
-        self._point(record, format_digest(built.root), dict(metadata or {}))
+        self._point(record, format_digest(built.root), metadata)
         return format_digest(built.root)
 
     def _handle(self, row: builds.NamedTensor) -> Tensor:
@@ -272,7 +282,13 @@ class Tensors:
 
     def _point(self, record: ModelRecord, root: str, metadata: dict[str, str]) -> None:
         with self._project.connection() as conn, conn.transaction():
-            spec = models.live_specs(conn, [record.full_name])[record.full_name]
+            try_xact_lock(conn, f"arc-halo/{MODEL}/{record.full_name}", LOCK_SECONDS)
+            spec = models.live_specs(conn, [record.full_name]).get(record.full_name)
+            if spec is None:
+                raise NotFoundError(
+                    f"{record.full_name} was deleted meanwhile", hint="create it, and write again"
+                )
+            _refuse_managed(conn, MODEL, record.full_name)
             spec["weights"] = {"root": root, "metadata": metadata, "source": None}
             kinds.write_models(conn, [kinds.Written(name=record.full_name, spec=spec)], None)
 
@@ -424,7 +440,7 @@ class Reactors:
 
 def _find_model(conn: Connection, model: str | UUID) -> ModelRecord:
     record = showing.find_model(conn, model) if isinstance(model, str) else None
-    if record is None:
+    if record is None and isinstance(model, (str, UUID)):
         with suppress(ValueError):
             found = models.find(conn, id=model if isinstance(model, UUID) else UUID(model))
             record = found[0] if found else None
@@ -457,13 +473,25 @@ def _check_name(text: str, is_valid: bool, what: str, pattern: str) -> None:
 
 
 def _check_tensor_name(name: str) -> None:
-    raw = name.encode(errors="replace")
-    if "\0" in name or raw.decode() != name or len(raw) > MAX_NAME_BYTES:
+    is_text = isinstance(name, str) and is_storable(name)
+    if not is_text or len(name.encode()) > MAX_NAME_BYTES or name == METADATA_KEY:
         raise InvalidInputError(
-            f"the tensor name {name[:40]!r} cannot be stored",
-            hint=f"a name is text without NUL, of at most {MAX_NAME_BYTES} bytes",
+            f"the tensor name {str(name)[:40]!r} cannot be stored",
+            hint=f"a name is text without NUL, of at most {MAX_NAME_BYTES} bytes, "
+            f"and not {METADATA_KEY}",
             code="AH006",
         )
+
+
+def _check_metadata(metadata: Mapping[Any, Any]) -> None:
+    """As every file of weights holds them: texts by text."""
+    for key, value in metadata.items():
+        if not all(isinstance(text, str) and is_storable(text) for text in (key, value)):
+            raise InvalidInputError(
+                f"the metadata {str(key)[:40]!r} cannot be stored",
+                hint="keys and values are text without NUL",
+                code="AH006",
+            )
 
 
 def _check_choice(text: str, choices: Iterable[str], what: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 NAME = r"[a-z0-9][a-z0-9._-]{0,127}"
 VERSION = r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _VERSION = re.compile(VERSION)
 _NAME = re.compile(NAME)
 _REFERENCE = re.compile(rf"(?P<name>{NAME})(?:@(?P<version>{VERSION})|:(?P<alias>{NAME}))?")
@@ -35,6 +36,11 @@ def is_name(text: str) -> bool:
 
 def is_version(text: str) -> bool:
     return _VERSION.fullmatch(text) is not None
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can store it: it has no NUL and no half of a character."""
+    return _UNSTORABLE.search(text) is None
 
 
 def parse_reference(text: str) -> ModelReference | None:

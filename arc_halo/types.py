@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -120,8 +121,8 @@ class ChunkBodies(Protocol):
         """The bodies that are there; what is missing is left out."""
         ...
 
-    def pages(self) -> Iterator[Sequence[bytes]]:
-        """The digests of all bodies, some hundreds at a time."""
+    def pages(self, *, older_than: timedelta) -> Iterator[Sequence[bytes]]:
+        """The digests of bodies written longer ago than that, some hundreds at a time."""
         ...
 
     def delete(self, digests: Sequence[bytes]) -> None:

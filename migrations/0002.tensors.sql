@@ -5,7 +5,8 @@ CREATE TABLE body_stores (
     id smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind text NOT NULL CHECK (kind <> ''),
     url text NOT NULL UNIQUE CHECK (url <> ''),
-    marker uuid NOT NULL DEFAULT gen_random_uuid(),
+    marker uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    holder text,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE body_stores IS
@@ -16,6 +17,9 @@ COMMENT ON COLUMN body_stores.url IS
     'Where it is; never a secret. A program opens it only if its own project names it.';
 COMMENT ON COLUMN body_stores.marker IS
     'Stands in the store too, so that no two databases collect from one another''s.';
+
+COMMENT ON COLUMN body_stores.holder IS
+    'Which database it is that uses the store: a copy of that one is refused, and so deletes nothing there.';
 
 CREATE TABLE chunk_bodies (
     digest bytea PRIMARY KEY CHECK (octet_length(digest) = 32),

@@ -183,6 +183,71 @@ def test_what_a_model_has_is_replaced_by_force_only(halo: Halo, tmp_path: Path) 
     assert caught.value.error_code == "AH064"
 
 
+@pytest.mark.parametrize(
+    ("name", "metadata"),
+    [
+        ("__metadata__", {}),
+        ("w", {"a": 1}),
+        ("w", {"a": "\0"}),
+        ("w", {"\ud800": "a"}),
+        ("w", {1: "a"}),
+        ("\ud800", {}),
+        (7, {}),
+    ],
+)
+def test_what_no_file_could_hold_is_refused_before_it_is_stored(
+    halo: Halo, name: Any, metadata: Any
+) -> None:
+    made = create(halo)
+    with pytest.raises(InvalidInputError) as caught:
+        halo.tensors.write(made, {name: np.ones(3)}, metadata=metadata)
+    assert caught.value.error_code == "AH006"
+    assert halo.models.get(made).root is None
+
+
+def test_a_model_deleted_while_it_is_written_is_told(
+    halo: Halo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = create(halo)
+    build = arc_halo.api.build
+
+    def overtaken(*arguments: Any, **fields: Any) -> Any:
+        with halo.project.connection() as conn:
+            conn.execute("DELETE FROM models")
+        return build(*arguments, **fields)
+
+    monkeypatch.setattr(arc_halo.api, "build", overtaken)
+    with pytest.raises(NotFoundError, match="deleted meanwhile"):
+        halo.tensors.write(made, {"w": np.ones(3)})
+
+
+def test_a_handle_behaves_as_an_array_does(halo: Halo) -> None:
+    made = create(halo)
+    halo.tensors.write(made, {"w": np.arange(6).reshape(3, 2), "one": np.array(1.0)})
+    handle = halo.tensors.open(made, "w")
+    assert [row.tolist() for row in handle] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(TypeError):
+        list(halo.tensors.open(made, "one"))
+    with pytest.raises(ValueError, match="always a copy"):
+        np.asarray(handle, copy=False)
+
+
+def test_loading_what_no_array_can_hold_names_the_tensor(halo: Halo, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    header = json.dumps({"f4": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"ab")
+    halo.models.import_weights("m@1", path)
+    with pytest.raises(ArcHaloError, match="tensor 'f4'"):
+        halo.tensors.load("m")
+
+
+@pytest.mark.parametrize("what", [5, None, b"poet"])
+def test_what_names_no_model_is_not_found(halo: Halo, what: Any) -> None:
+    with pytest.raises(NotFoundError):
+        halo.models.get(what)
+    assert halo.models.list("a\0") == []
+
+
 def test_a_config_that_json_cannot_hold_is_our_error(halo: Halo) -> None:
     for value in (float("nan"), "\0", "\ud800"):
         with pytest.raises(ArcHaloError):

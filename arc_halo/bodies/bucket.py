@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -85,12 +85,12 @@ class Bucket:
 
         return _asked(self.url, read)
 
-    def pages(self, folder: str) -> Iterator[Sequence[str]]:
+    def pages(self, folder: str, *, before: datetime) -> Iterator[Sequence[str]]:
         import obstore
 
         stream = _asked(self.url, lambda: obstore.list(self._store, folder, chunk_size=PAGE))
         while page := _asked(self.url, lambda: next(stream, None)):
-            yield [item["path"] for item in page]
+            yield [item["path"] for item in page if item["last_modified"] <= before]
 
     def remove(self, keys: Sequence[str]) -> None:
         import obstore

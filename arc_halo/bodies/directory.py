@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +16,9 @@ from uuid import uuid4
 from arc_halo.errors import BodyStoreError
 
 PAGE = 1000
+
+PART_SECONDS = 3600.0
+"""What has not been renamed for this long beyond the age asked for, no writer waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +54,10 @@ class Directory:
                 self._check()
                 return None
 
-    def pages(self, folder: str) -> Iterator[Sequence[str]]:
+    def pages(self, folder: str, *, before: datetime) -> Iterator[Sequence[str]]:
         with self._told():
             self._check()
-            keys = self._keys(folder)
+            keys = self._keys(folder, before.timestamp())
             while page := list(islice(keys, PAGE)):
                 yield page
 
@@ -92,12 +96,20 @@ class Directory:
         _flush(directory.parent)
         self._kept.add(directory)
 
-    def _keys(self, folder: str) -> Iterator[str]:
-        """Two levels below `folder` and no more, so that a link in a circle is not followed."""
+    def _keys(self, folder: str, before: float) -> Iterator[str]:
+        """Two levels below `folder` and no more, so that a link in a circle is not followed.
+
+        What a killed program has left unfinished there is removed on the way.
+        """
         for one in _names(self.root / folder, _FANOUT):
             for two in _names(self.root / folder / one, _FANOUT):
-                for name in _names(self.root / folder / one / two, _NAME):
-                    yield f"{folder}/{one}/{two}/{name}"
+                place = self.root / folder / one / two
+                for name in _names(place, _PART):
+                    if _written_at(place / name) < before - PART_SECONDS:
+                        (place / name).unlink(missing_ok=True)
+                for name in _names(place, _NAME):
+                    if _written_at(place / name) <= before:
+                        yield f"{folder}/{one}/{two}/{name}"
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -112,6 +124,7 @@ class Directory:
 
 _FANOUT = re.compile(r"[0-9a-f]{2}")
 _NAME = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"\.[0-9a-f]{32}\.part")
 _OWNER = "the directory must belong to the user who runs Arc-Halo"
 _HINTS = {
     errno.ENOENT: "mount the directory again, and run it again",
@@ -129,6 +142,14 @@ def _names(directory: Path, pattern: re.Pattern[str]) -> list[str]:
         return sorted(entry.name for entry in directory.iterdir() if pattern.fullmatch(entry.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _written_at(path: Path) -> float:
+    """Seconds since 1970; never, where somebody has removed it meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _flush(directory: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -63,8 +64,8 @@ class Objects(Protocol):
 
     def read(self, key: str) -> Body | None: ...
 
-    def pages(self, folder: str) -> Iterator[Sequence[str]]:
-        """The keys that begin with `folder/`, a thousand at most at a time."""
+    def pages(self, folder: str, *, before: datetime) -> Iterator[Sequence[str]]:
+        """The keys that begin with `folder/` and were written before then, some at a time."""
         ...
 
     def remove(self, keys: Sequence[str]) -> None: ...
@@ -90,8 +91,8 @@ class ObjectBodies:
             digest: body for digest, body in zip(digests, found, strict=True) if body is not None
         }
 
-    def pages(self) -> Iterator[Sequence[bytes]]:
-        for keys in self.objects.pages(CHUNKS):
+    def pages(self, *, older_than: timedelta) -> Iterator[Sequence[bytes]]:
+        for keys in self.objects.pages(CHUNKS, before=datetime.now(UTC) - older_than):
             if digests := [digest for key in keys if (digest := _digest(key)) is not None]:
                 yield digests
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,20 @@ _LOOKS = {
 }
 SHOWN_PROBLEMS = 50
 PLAIN_PROGRESS_SECONDS = 5.0
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """`text` with its control characters written out: names in files come from anywhere."""
+    return (_CONTROLS_AND_BREAKS if one_line else _CONTROLS).sub(_escaped, text)
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROLS_AND_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 class Console:
@@ -121,6 +136,7 @@ class Console:
         click.echo(self._paint(text, style, sys.stderr), err=True, color=True)
 
     def _paint(self, text: str, style: str, stream: TextIO) -> str:
+        text = printable(text)
         if style == "plain" or not self._is_coloured(stream):
             return text
         look = _LOOKS[style]

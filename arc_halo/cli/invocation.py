@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from arc_halo.cli.console import Console
+from arc_halo.cli.console import Console, printable
 from arc_halo.config import PROJECT_FILE, find_project
 from arc_halo.errors import UsageError
 
@@ -138,13 +138,18 @@ def render(
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be."""
-    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+    shown = [[printable(str(cell), one_line=True) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
     return "\n".join(
-        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
     )
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in r) + " |" for r in lines)
+    return "\n".join("| " + " | ".join(map(_markdown_cell, row)) + " |" for row in lines)
+
+
+def _markdown_cell(cell: object) -> str:
+    return printable(str(cell), one_line=True).replace("|", "\\|")

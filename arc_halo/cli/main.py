@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 
@@ -74,6 +75,8 @@ add_shared_options(arc_halo)
 def main(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and exits with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # What it has to say of lines cut by Ctrl-C, our own errors say better.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     sys.exit(run(arguments))
 
 

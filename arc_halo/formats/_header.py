@@ -7,13 +7,13 @@ the tensor.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from arc_halo.errors import FormatError
+from arc_halo.names import is_storable
 from arc_halo.tensors.dtypes import MAX_SIZE_BYTES, describe, size_bytes
 from arc_halo.types import JsonObject, TensorInfo
 
@@ -81,7 +81,7 @@ def parse_index(text: bytes, file: str) -> dict[str, str]:
 def check_text(text: str, file: str, tensor: str | None = None) -> None:
     """Refuse a name or a text that cannot be stored."""
     # PostgreSQL can store neither; better said here than at the first INSERT.
-    if _UNSTORABLE.search(text):
+    if not is_storable(text):
         refuse(file, f"the text {_quote(text)} has a NUL or half a character", tensor=tensor)
 
 
@@ -92,7 +92,6 @@ def refuse(file: str, what: str, *, tensor: str | None = None) -> NoReturn:
 
 
 _HINT = "get or export the file again, or check it with the program that wrote it"
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MAX_DTYPE_LENGTH = 32
 _FIELDS = {"dtype", "shape", "data_offsets"}
 

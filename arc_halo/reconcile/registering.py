@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,7 +90,7 @@ def register(
                 wanted.path,
                 wanted.weight_format,
                 facts.root,
-                label=str(wanted.path),
+                label=_label(wanted.path),
                 codec=wanted.codec,
                 delta_from=wanted.delta_from,
                 advance=advance,
@@ -103,7 +104,7 @@ def register(
         try_xact_lock(conn, f"arc-halo/{MODEL}/{wanted.name}", LOCK_SECONDS)
         before = _live_spec(conn, wanted)
         after = _spec(wanted, architecture, facts, before)
-        source = {"source": str(wanted.path), "format": wanted.weight_format.name}
+        source = {"source": _label(wanted.path), "format": wanted.weight_format.name}
         written = kinds.Written(name=wanted.name, spec=after, weights_source=source)
         kinds.write_models(conn, [written], None)
     return Registered(
@@ -147,6 +148,11 @@ def _beside(path: Path) -> JsonObject:
     return read_architecture(config, str(config)) if config.is_file() else {}
 
 
+def _label(path: Path) -> str:
+    """The path as text that can be stored, whatever bytes its name has."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 def _live_spec(conn: Connection, wanted: Registration) -> JsonObject | None:
     if rows := projects.list_managed(conn, kind=MODEL, name=wanted.name):
         raise RefusedError(
@@ -174,7 +180,7 @@ def _spec(
     weights = {
         "root": format_digest(facts.root),
         "metadata": dict(facts.metadata),
-        "source": str(wanted.path),
+        "source": _label(wanted.path),
     }
     if before is None:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -161,7 +162,9 @@ def report_markdown(report: Report) -> str:
 
 
 def as_json(value: JsonObject) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # What JSON lets stand and a terminal would obey.
+    return re.sub("[\x7f-\x9f\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _counted(plan: Plan) -> Iterator[tuple[Action, tuple[str, str]]]:

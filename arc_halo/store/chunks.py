@@ -75,7 +75,8 @@ SELECT FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR NO 
 """
 
 LOCK_BASES = """
-SELECT digest FROM chunk_bodies WHERE digest = ANY(%(digests)s) ORDER BY digest FOR SHARE
+SELECT digest FROM chunk_bodies WHERE digest = ANY(%(digests)s) AND base_digest IS NULL
+ORDER BY digest FOR SHARE
 """
 
 LOCK_BODIES_SHARED = "SELECT pg_advisory_xact_lock_shared(hashtextextended('arc-halo/bodies', 0))"
@@ -181,7 +182,7 @@ def insert_chunks(
     """Store `chunks` in the transaction that `conn` is in; those that were new.
 
     With a `store_id` their bodies are the caller's to put there. A delta whose base was collected
-    meanwhile is left out. They go in sorted by digest, so
+    meanwhile, or made a delta itself, is left out. They go in sorted by digest, so
     that two writers of the same chunks wait for one another instead of deadlocking.
     """
     ordered = sorted(chunks, key=lambda chunk: chunk.digest)

@@ -23,6 +23,10 @@ USED_AS_BASE = """
 SELECT DISTINCT base_digest FROM chunk_bodies WHERE base_digest = ANY(%(digests)s)
 """
 
+PLAIN = """
+SELECT digest FROM chunk_bodies WHERE digest = ANY(%(digests)s) AND base_digest IS NULL
+"""
+
 RAW_BYTES = """
 SELECT coalesce(sum(raw_bytes), 0)::bigint FROM chunk_bodies
 """
@@ -45,6 +49,12 @@ def page(conn: Connection, after: bytes, limit: int) -> list[ChunkOfDtype]:
 def used_as_base(conn: Connection, digests: Sequence[bytes]) -> set[bytes]:
     """Those that deltas are taken against: they cannot become deltas themselves."""
     rows = conn.execute(USED_AS_BASE, {"digests": list(digests)}, binary=True).fetchall()
+    return {as_bytes(row[0]) for row in rows}
+
+
+def plain(conn: Connection, digests: Sequence[bytes]) -> set[bytes]:
+    """Those that are there and no deltas: others may be taken against them."""
+    rows = conn.execute(PLAIN, {"digests": list(digests)}, binary=True).fetchall()
     return {as_bytes(row[0]) for row in rows}
 
 

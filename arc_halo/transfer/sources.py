@@ -47,14 +47,20 @@ class DigestCache:
         try:
             if not entry or not entry["files"] or entry["files"] != _stats(entry["files"]):
                 return None
+            if not all(entry["files"].values()):
+                return None
             return SourceFacts(
                 root=bytes.fromhex(entry["root"]),
                 metadata=dict(entry["metadata"]),
                 tensor_count=int(entry["tensor_count"]),
                 size_bytes=int(entry["size_bytes"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
+
+    def files(self, path: Path, format_name: str) -> list[Path]:
+        """The files that the facts on record were read from."""
+        return [Path(name) for name in self._entries[_entry_key(path, format_name)]["files"]]
 
     def put(
         self, path: Path, format_name: str, files: dict[str, list[int]], facts: SourceFacts
@@ -103,6 +109,7 @@ def source_facts(
     """
     known = cache.get(path, weight_format.name)
     if known is not None:
+        _check_contained(cache.files(path, weight_format.name), roots)
         return known
     with weight_format.open(path) as reader:
         _check_contained(reader.files, roots)
@@ -185,7 +192,7 @@ def _stats(files: dict[str, list[int]]) -> dict[str, list[int]]:
 def _load(path: Path) -> dict[str, JsonObject]:
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(data, dict) or data.get("format") != CACHE_FORMAT:
         return {}

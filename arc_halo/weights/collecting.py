@@ -66,7 +66,9 @@ def collect(
         run.collect_chunks(cutoff)
     if store.bodies is not None:
         tell("bodies in the body store")
-        run.collected.bodies = collect_bodies(store, store.bodies.bodies, store.bodies.store_id)
+        run.collected.bodies = collect_bodies(
+            store, store.bodies.bodies, store.bodies.store_id, grace=grace
+        )
     return run.collected
 
 
@@ -79,7 +81,7 @@ def simulate(
         found = simulation.simulate(conn, grace=grace, retain=retain_revisions, store_id=store_id)
     bodies = 0
     if store.bodies is not None:
-        orphans = _orphans(store, store.bodies.bodies, store.bodies.store_id)
+        orphans = _orphans(store, store.bodies.bodies, store.bodies.store_id, grace)
         bodies = found.bodies + sum(len(page) for page in orphans)
     return Collected(
         builds=found.builds,
@@ -92,14 +94,18 @@ def simulate(
     )
 
 
-def collect_bodies(store: WeightStore, bodies: ChunkBodies, store_id: int) -> int:
+def collect_bodies(
+    store: WeightStore, bodies: ChunkBodies, store_id: int, *, grace: timedelta
+) -> int:
     """Delete the bodies of a body store that belong to no chunk; how many.
+
+    Those younger than `grace` stay: a database put back from yesterday's backup names fewer.
 
     Whoever writes there holds a lock from before the upload until the rows are committed, so
     that under ours a body without a row is nobody's.
     """
     count = 0
-    for page in _orphans(store, bodies, store_id):
+    for page in _orphans(store, bodies, store_id, grace):
         with store.pool.connection() as conn, conn.transaction():
             collection.lock_bodies(conn)
             found = collection.orphans(conn, page, store_id)
@@ -108,9 +114,11 @@ def collect_bodies(store: WeightStore, bodies: ChunkBodies, store_id: int) -> in
     return count
 
 
-def _orphans(store: WeightStore, bodies: ChunkBodies, store_id: int) -> Iterator[list[bytes]]:
+def _orphans(
+    store: WeightStore, bodies: ChunkBodies, store_id: int, grace: timedelta
+) -> Iterator[list[bytes]]:
     """Pages of bodies that have no chunk, or whose chunk is being written: looked at unlocked."""
-    for page in bodies.pages():
+    for page in bodies.pages(older_than=grace):
         with store.pool.connection() as conn:
             found = collection.orphans(conn, page, store_id)
         if found:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
 from arc_halo.errors import BodyStoreError, CodecError, CorruptChunkError, MissingChunkError
-from arc_halo.store.chunks import Encoded, StoredChunk
+from arc_halo.store.chunks import Encoded, StoredChunk, read_chunks_by_digest
 from arc_halo.weights.store import WeightStore
 
 DAMAGED = "`arc-halo tensors verify --repair-from FILE` heals it from the model's original file"
+
+READ_AGAIN = 3
+"""How often a body elsewhere is read again that does not fit its row."""
 
 FETCHED_AT_ONCE = 16
 """Chunks whose bodies are asked of a body store together."""
@@ -35,8 +39,30 @@ def with_bodies(store: WeightStore, chunks: Iterable[StoredChunk]) -> Iterator[S
 def decode_chunk(store: WeightStore, chunk: StoredChunk, out: memoryview) -> None:
     """Fill `out` with the chunk's raw bytes.
 
+    A body elsewhere may have been written over since the row was read: it is then read once more.
     Raises `MissingChunkError` and `CorruptChunkError`, neither of which knows the tensor.
     """
+    for _ in range(READ_AGAIN):
+        try:
+            return _decode_checked(store, chunk, out)
+        except CorruptChunkError:
+            again = _read_again(store, chunk)
+            if again is None:
+                raise
+            chunk = again
+    return _decode_checked(store, chunk, out)
+
+
+def _read_again(store: WeightStore, chunk: StoredChunk) -> StoredChunk | None:
+    """The chunk as it is now, where its body or its base's was elsewhere and it is still there."""
+    if all(e is None or e.store_id is None for e in (chunk.encoded, chunk.base)):
+        return None
+    with store.pool.connection() as conn:
+        (now,) = with_bodies(store, read_chunks_by_digest(conn, [chunk.digest]))
+    return None if now.encoded is None else replace(now, index=chunk.index)
+
+
+def _decode_checked(store: WeightStore, chunk: StoredChunk, out: memoryview) -> None:
     encoded = chunk.encoded
     if encoded is None:
         raise MissingChunkError(f"chunk {chunk.index} is missing", hint=DAMAGED)
@@ -80,6 +106,29 @@ def _decode(store: WeightStore, encoded: Encoded, base: Encoded | None, out: mem
         raise CodecError("it is a delta without a base")
     else:
         codec.decode(memoryview(encoded.body), out, base=decode_base(store, base))
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say which tensor it is that a chunk is missing or damaged of."""
+    with _prefixed(f"tensor {name!r}: "):
+        yield
+
+
+@contextmanager
+def naming_chunk(digest: bytes) -> Iterator[None]:
+    """Say which chunk it is, where it is looked at for itself."""
+    with _prefixed(f"{digest.hex()[:16]}…: "):
+        yield
+
+
+@contextmanager
+def _prefixed(text: str) -> Iterator[None]:
+    try:
+        yield
+    except (CorruptChunkError, MissingChunkError) as exc:
+        exc.message = text + exc.message
+        raise
 
 
 def _elsewhere(store: WeightStore, chunks: Iterable[StoredChunk]) -> list[bytes]:

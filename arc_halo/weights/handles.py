@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import index
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,12 @@ class Tensor:
             found = self.read()[key]
         return found
 
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[position] for position in range(len(self)))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError(f"tensor {self.name!r} is in the database: an array is always a copy")
         array = self.read()
         return array if dtype is None else array.astype(dtype, copy=False)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
-from arc_halo.errors import CorruptChunkError, MissingChunkError
+from arc_halo.errors import CorruptChunkError, FormatError, MissingChunkError
 from arc_halo.store import chunks
 from arc_halo.store.chunks import StoredChunk
 from arc_halo.tensors import digests, dtypes
-from arc_halo.weights.decoding import DAMAGED, decode_chunk, with_bodies
+from arc_halo.weights.decoding import DAMAGED, decode_chunk, naming, with_bodies
 from arc_halo.weights.store import WeightStore
 
 if TYPE_CHECKING:
@@ -66,13 +66,17 @@ def read_arrays(
 ) -> dict[str, NDArray[Any]]:
     """All tensors of a set, in one stream and one allocation; each is a view of it.
 
-    Raises what `read_array` raises.
+    Raises what `read_array` raises, and `FormatError` for a tensor that no array can hold.
     """
     import numpy as np
 
     starts = _places(tensors)
     raw = np.empty(starts[-1], dtype=np.uint8)
-    found: dict[str, NDArray[Any]] = {}
+    # First of all, that each can be an array: nothing is read in vain.
+    found = {
+        tensor.name: _view(tensor, raw[start : start + tensor.size_bytes])
+        for tensor, start in zip(tensors, starts, strict=False)
+    }
     with (
         store.pool.connection() as conn,
         closing(chunks.read_set_chunks(conn, weight_set_id)) as stream,
@@ -81,8 +85,14 @@ def read_arrays(
         for tensor, start in zip(tensors, starts, strict=False):
             part = raw[start : start + tensor.size_bytes]
             _fill(store, owners.take(tensor.ordinal), tensor, tensor.name, part.data)
-            found[tensor.name] = dtypes.view(part, tensor.dtype, tensor.shape)
     return found
+
+
+def _view(tensor: NamedRow, raw: NDArray[Any]) -> NDArray[Any]:
+    try:
+        return dtypes.view(raw, tensor.dtype, tensor.shape)
+    except FormatError as exc:
+        raise FormatError(f"tensor {tensor.name!r}: {exc.message}", hint=exc.hint) from exc
 
 
 def read_pieces(store: WeightStore, tensor: TensorRow, name: str) -> Generator[memoryview]:
@@ -145,16 +155,6 @@ def check_whole(
             f"tensor {name!r}: its chunks do not add up to the digest it is named by",
             hint=DAMAGED,
         )
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Say which tensor it is that a chunk is missing or damaged of."""
-    try:
-        yield
-    except (CorruptChunkError, MissingChunkError) as exc:
-        exc.message = f"tensor {name!r}: {exc.message}"
-        raise
 
 
 def _missing(name: str, index: int) -> MissingChunkError:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from arc_halo.errors import InvalidInputError
 from arc_halo.store import chunks
 from arc_halo.tensors import digests, dtypes
-from arc_halo.weights.decoding import decode_chunk, with_bodies
-from arc_halo.weights.reading import TensorRow, check_whole, naming
+from arc_halo.weights.decoding import decode_chunk, naming, with_bodies
+from arc_halo.weights.reading import TensorRow, check_whole
 from arc_halo.weights.store import WeightStore
 
 if TYPE_CHECKING:

@@ -120,6 +120,15 @@ def test_a_shard_outside_of_the_project_is_refused(tmp_path: Path) -> None:
     assert caught.value.error_code == "AH012"
 
 
+def test_a_shard_outside_is_refused_although_its_digest_is_known(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.safetensors", {"a": b"1"})
+    cache = DigestCache(None)
+    assert source_facts(path, SAFETENSORS, cache, roots=[tmp_path]).tensor_count
+    with pytest.raises(FormatError) as caught:
+        source_facts(path, SAFETENSORS, cache, roots=[tmp_path / "elsewhere"])
+    assert caught.value.error_code == "AH012"
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\xff" * 9])
 def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.safetensors"

@@ -404,7 +404,7 @@ class Bodies:
     def get(self, digests: Sequence[bytes]) -> Mapping[bytes, bytes | memoryview]:
         return {digest: self.kept[digest] for digest in digests if digest in self.kept}
 
-    def pages(self) -> Iterator[Sequence[bytes]]:
+    def pages(self, *, older_than: timedelta) -> Iterator[Sequence[bytes]]:
         listed = sorted(self.kept)
         for start in range(0, len(listed), 2):
             yield listed[start : start + 2]

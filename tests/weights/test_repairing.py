@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class Bodies:
     def get(self, digests: Sequence[bytes]) -> Mapping[bytes, bytes | memoryview]:
         return {digest: self.kept[digest] for digest in digests if digest in self.kept}
 
-    def pages(self) -> Iterator[Sequence[bytes]]:
+    def pages(self, *, older_than: timedelta) -> Iterator[Sequence[bytes]]:
         yield list(self.kept)
 
     def delete(self, digests: Sequence[bytes]) -> None:

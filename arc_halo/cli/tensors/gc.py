@@ -98,10 +98,10 @@ def _as_text(done: Collected, dry_run: bool) -> str:
     listed = table(("what", "would go" if dry_run else "went"), _rows(done))
     if dry_run:
         return f"{listed}\n\n{format_size(done.freed_bytes)} would be freed. Nothing was deleted."
-    return (
-        f"{listed}\n\nFreed {format_size(done.freed_bytes)}. "
-        "PostgreSQL uses the space again after its next vacuum."
-    )
+    text = f"{listed}\n\nFreed {format_size(done.freed_bytes)}"
+    if done.bodies:
+        text += ", without the bodies that no chunk named"
+    return f"{text}. PostgreSQL uses its space again after its next vacuum."
 
 
 def _rows(done: Collected) -> list[tuple[str, str]]:

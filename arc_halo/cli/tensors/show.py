@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render
 from arc_halo.cli.tensors.models import weights_of
 from arc_halo.errors import NotFoundError
@@ -29,7 +31,7 @@ def show(invocation: Invocation, model: str, tensor: str, stats: bool) -> None:
       arc-halo tensors show story model.norm.weight
       arc-halo tensors show story model.embed_tokens.weight --stats
     """
-    from arc_halo.names import did_you_mean
+    from arc_halo.names import did_you_mean, is_storable
     from arc_halo.reconcile.report import as_json
     from arc_halo.store import builds, usage
     from arc_halo.weights.reading import read_array
@@ -38,7 +40,7 @@ def show(invocation: Invocation, model: str, tensor: str, stats: bool) -> None:
         project.check_schema()
         with project.connection() as conn:
             record, set_id = weights_of(conn, model)
-            found = usage.tensors(conn, set_id, tensor)
+            found = usage.tensors(conn, set_id, tensor) if is_storable(tensor) else []
             if not found:
                 names = [t.name for t in usage.tensors(conn, set_id)]
                 raise NotFoundError(
@@ -66,7 +68,7 @@ def show(invocation: Invocation, model: str, tensor: str, stats: bool) -> None:
     render(
         invocation,
         text=lambda: invocation.console.print(
-            "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+            "\n".join(f"{n:<{width}}  {printable(value, one_line=True)}" for n, value in rows)
         ),
         json=lambda: as_json(facts),
         markdown=lambda: markdown_table(("field", "value"), rows),
@@ -79,19 +81,28 @@ def _stats(array: NDArray[Any]) -> JsonObject:
 
     values = array.astype(np.float64).reshape(-1) if array.dtype.kind != "c" else abs(array)
     finite = values[np.isfinite(values)]
+    is_whole = array.dtype.kind in "iu"
     facts: JsonObject = {
         "nan": int(np.isnan(values).sum()),
         "infinite": int(np.isinf(values).sum()),
         "zero": int((values == 0).sum()),
     }
     if finite.size:
-        facts |= {
-            "min": float(finite.min()),
-            "max": float(finite.max()),
-            "mean": float(finite.mean()),
-            "std": float(finite.std()),
-        }
+        with np.errstate(over="ignore", invalid="ignore"):
+            facts |= {
+                # Integers as they are: float64 is not exact beyond 2**53.
+                "min": int(array.min()) if is_whole else float(finite.min()),
+                "max": int(array.max()) if is_whole else float(finite.max()),
+                "mean": _number(finite.mean()),
+                "std": _number(finite.std()),
+            }
     return facts
+
+
+def _number(value: Any) -> float | None:
+    """What JSON has for it: nothing where the sum went beyond all numbers."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _text(value: object) -> str:

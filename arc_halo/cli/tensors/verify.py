@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render
 from arc_halo.cli.tensors.models import weights_of
 from arc_halo.errors import CorruptChunkError, UsageError
@@ -217,7 +218,10 @@ def _places(finding: Finding) -> list[str]:
         "build": "of unfinished build {}",
         "activations": "in cached activations of {}",
     }
-    places = [f"{h.tensor} {said[h.kind].format(h.name)}".strip() for h in finding.touches]
+    places = [
+        printable(f"{h.tensor} {said[h.kind].format(h.name)}".strip(), one_line=True)
+        for h in finding.touches
+    ]
     return places or ["of no model, history or checkpoint"]
 
 
