@@ -153,6 +153,8 @@ class Models:
         registered if it is not there, with the architecture of `config` or of the `config.json`
         beside `path`. What it has is replaced only with `force`. Raises `FormatError` for a broken
         file, `RefusedError` for a model that would lose something or that a project manages.
+        `progress` has `task(label, size_bytes)`, a context manager that gives a function told of
+        bytes as they are read and stored.
         """
         formats = {each: given.item for each, given in self._project.plugins.formats.items()}
         weight_format = (
@@ -181,6 +183,22 @@ class Models:
         is_kept = (self._project.directory / ".arc-halo").is_dir()
         cache = self._project.digests if is_kept else DigestCache(None)
         return register(self._project.weights, wanted, cache, progress or Silent())
+
+    def delete(self, model: str | UUID) -> None:
+        """Delete a model that no project manages; its weights stay until they are collected.
+
+        Raises `RefusedError` for a managed one, and for one that a reactor uses.
+        """
+        with self._project.connection() as conn, conn.transaction():
+            record = _find_model(conn, model)
+            _refuse_managed(conn, MODEL, record.full_name)
+            if users := models.dependants(conn, [record.full_name]):
+                raise RefusedError(
+                    f"{record.full_name} is used by reactor/{users[0][0]}",
+                    hint="delete or change that reactor first",
+                    code="AH053",
+                )
+            kinds.BY_NAME[MODEL].delete(conn, [record.full_name])
 
     def get(self, model: str | UUID) -> ModelRecord:
         """A model by `name`, `name@version`, `name:alias` or id. Raises `NotFoundError`."""

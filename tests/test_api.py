@@ -241,6 +241,26 @@ def test_loading_what_no_array_can_hold_names_the_tensor(halo: Halo, tmp_path: P
         halo.tensors.load("m")
 
 
+def test_a_model_is_deleted_unless_somebody_needs_it(halo: Halo) -> None:
+    create(halo, "a")
+    halo.reactors.create(name="r", reactor_type="merge", strategy="linear", members=["a"])
+    with pytest.raises(RefusedError, match="used by reactor/r"):
+        halo.models.delete("a")
+    create(halo, "b")
+    halo.models.delete("b")
+    assert [record.name for record in halo.models.list()] == ["a"]
+    with pytest.raises(NotFoundError):
+        halo.models.delete("b")
+
+
+def test_rows_are_a_slice(halo: Halo) -> None:
+    made = create(halo)
+    halo.tensors.write(made, {"w": np.ones((3, 2))})
+    for rows in (5, [1, 2]):
+        with pytest.raises(InvalidInputError, match="rows are a slice"):
+            halo.tensors.read(made, "w", rows=rows)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("what", [5, None, b"poet"])
 def test_what_names_no_model_is_not_found(halo: Halo, what: Any) -> None:
     with pytest.raises(NotFoundError):

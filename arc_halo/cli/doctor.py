@@ -217,10 +217,10 @@ def _vector(conn: Connection) -> Finding:
         return Finding(check="vector", state="ok", message=f"pgvector {facts.installed}")
     if facts.available:
         message = f"pgvector {facts.available} is there, but not in this database"
-        advice = "CREATE EXTENSION vector, if you want to search embeddings"
+        advice = "`arc-halo embeddings index` makes it; without it embeddings are searched exactly"
     else:
-        message = "pgvector is not there: everything but the search of embeddings works"
-        advice = "install pgvector on the server, if you want that search"
+        message = "pgvector is not there: embeddings are searched exactly, without an index"
+        advice = "install pgvector on the server, if you want an index"
     return Finding(check="vector", state="warn", message=message, advice=advice)
 
 

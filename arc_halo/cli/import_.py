@@ -78,6 +78,11 @@ def import_(
         "stored_bytes": done.stored_bytes,
     }
     text = _sentence(done)
+    if delta_from is not None and done.action != "unchanged" and not done.new_bytes:
+        invocation.console.note(
+            f"its chunks were stored already, and stay as they are: `arc-halo tensors recode "
+            f"{done.model} --delta-from {delta_from}` makes deltas of them"
+        )
     render(
         invocation,
         text=lambda: invocation.console.print(text),

@@ -13,7 +13,11 @@ KINDS = ("models", "strategies", "reactors", "all")
 
 @click.command("get")
 @click.argument("kind", type=click.Choice(KINDS), default="all")
-@click.option("--all-projects", is_flag=True, help="Those of every project in the database.")
+@click.option(
+    "--all-projects",
+    is_flag=True,
+    help="Those of every project in the database, and what no project manages.",
+)
 @click.pass_obj
 def get(invocation: Invocation, kind: str, all_projects: bool) -> None:
     """List what the project manages in the database.
@@ -28,17 +32,18 @@ def get(invocation: Invocation, kind: str, all_projects: bool) -> None:
     from arc_halo.store import projects
 
     singular = {"models": "model", "strategies": "strategy", "reactors": "reactor"}.get(kind)
-    with invocation.open() as project:
+    with invocation.open(needs_manifest=not all_projects, needs_database=all_projects) as project:
         project.check_schema()
         owner = None if all_projects else project.manifest.project
         with project.connection() as conn:
             found = projects.list_managed(conn, kind=singular, project=owner)
+            free = projects.list_unmanaged(conn, kind=singular) if all_projects else []
     header = ("resource", "project", "revision", "declared in")
     rows = [
         (f"{row.kind}/{row.name}", row.project, str(row.updated_revision), row.source_file or "")
         for row in found
-    ]
-    facts = [
+    ] + [(str(key), "-", "-", "") for key in free]
+    facts: list[JsonObject] = [
         {
             "address": f"{row.kind}/{row.name}",
             "kind": row.kind,
@@ -50,6 +55,9 @@ def get(invocation: Invocation, kind: str, all_projects: bool) -> None:
             "updated_at": row.updated_at.isoformat(),
         }
         for row in found
+    ]
+    facts += [
+        {"address": str(key), "kind": key.kind, "name": key.name, "project": None} for key in free
     ]
     render(
         invocation,

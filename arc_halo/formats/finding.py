@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import ENOENT
+from os import strerror
 from pathlib import Path
 
 from arc_halo.errors import FormatError
@@ -22,6 +24,14 @@ def find_format(path: Path, formats: Mapping[str, WeightFormat]) -> WeightFormat
     )
     if found is not None:
         return formats[found]
+    if not path.exists():
+        raise unreadable(path, FileNotFoundError(ENOENT, strerror(ENOENT)))
+    if path.is_dir():
+        raise FormatError(
+            f"{path}: no file of weights is in this directory",
+            hint="name a file, or the directory that holds one",
+            code="AH025",
+        )
     suffixes = ", ".join(suffix for known in formats.values() for suffix in known.suffixes)
     raise FormatError(
         f"no loaded plugin reads {path.name or str(path)!r}",

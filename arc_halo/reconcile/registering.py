@@ -20,7 +20,7 @@ from arc_halo.tensors.digests import format_digest
 from arc_halo.transfer.importing import import_weights
 from arc_halo.transfer.sources import DigestCache, SourceFacts, source_facts
 from arc_halo.types import JsonObject, WeightFormat
-from arc_halo.weights.store import AUTO, WeightStore
+from arc_halo.weights.store import AUTO, WeightStore, check_needs_base
 
 DEFAULT_TYPE = "transformer"
 LOCK_SECONDS = 30.0
@@ -134,7 +134,7 @@ def _check(store: WeightStore, wanted: Registration) -> None:
             code="AH006",
         )
     if wanted.codec not in (None, AUTO):
-        store.find_codec(wanted.codec)
+        check_needs_base(store.find_codec(wanted.codec), wanted.delta_from is not None)
 
 
 def _architecture(wanted: Registration) -> JsonObject | None:

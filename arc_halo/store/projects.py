@@ -100,6 +100,17 @@ ORDER BY managed.kind, managed.name
 """
 
 
+LIST_UNMANAGED = """
+SELECT found.kind, found.name
+FROM (SELECT 'model' AS kind, model_name || '@' || version AS name FROM models
+      UNION ALL SELECT 'reactor', reactor_name FROM cognitive_fusion_reactors) AS found
+WHERE (%(kind)s::text IS NULL OR found.kind = %(kind)s)
+  AND NOT EXISTS (SELECT FROM managed_resources AS managed
+                  WHERE managed.kind = found.kind AND managed.name = found.name)
+ORDER BY found.kind, found.name
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """Where a project stands; revision 0 before its first apply."""
@@ -233,6 +244,12 @@ def list_managed(
     with conn.cursor(row_factory=class_row(ManagedRow)) as cursor:
         params = {"kind": kind, "name": name, "project": project}
         return cursor.execute(LIST_MANAGED, params).fetchall()
+
+
+def list_unmanaged(conn: Connection, *, kind: str | None = None) -> list[Key]:
+    """Models and reactors that were made outside of every manifest."""
+    rows = conn.execute(LIST_UNMANAGED, {"kind": kind}).fetchall()
+    return [Key(kind=str(kind_), name=str(name)) for kind_, name in rows]
 
 
 def _split(keys: Iterable[Key]) -> dict[str, list[str]]:

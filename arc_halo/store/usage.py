@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from psycopg.rows import class_row
 
@@ -76,7 +77,7 @@ FROM weight_set_tensors AS member
 JOIN weight_set_tensors AS other ON other.tensor_id = member.tensor_id
 JOIN models AS model ON model.weight_set_id = other.weight_set_id
 WHERE member.weight_set_id = %(weight_set_id)s AND member.tensor_name = %(name)s
-  AND (other.weight_set_id, other.tensor_name) <> (%(weight_set_id)s, %(name)s)
+  AND (model.id, other.tensor_name) <> (%(model_id)s, %(name)s)
 ORDER BY model, other.tensor_name
 """
 
@@ -149,8 +150,10 @@ def tensors(conn: Connection, weight_set_id: int, name: str | None = None) -> li
         return cursor.execute(TENSORS, parameters).fetchall()
 
 
-def shared_by(conn: Connection, weight_set_id: int, name: str) -> list[tuple[str, str]]:
-    """(model, tensor name) of every other place where the same tensor stands."""
-    parameters = {"weight_set_id": weight_set_id, "name": name}
+def shared_by(
+    conn: Connection, model_id: UUID, weight_set_id: int, name: str
+) -> list[tuple[str, str]]:
+    """(model, tensor name) of every other place where the model's tensor stands."""
+    parameters = {"model_id": model_id, "weight_set_id": weight_set_id, "name": name}
     rows = conn.execute(SHARED_BY, parameters).fetchall()
     return [(str(model), str(tensor)) for model, tensor in rows]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from arc_halo.errors import (
     ArcHaloError,
@@ -30,11 +31,13 @@ Part = Sequence[tuple[bytes, bytes]]
 
 @dataclass(slots=True)
 class Page:
-    """How much was read, and what of it was not well."""
+    """How much was read, what of it was not well, and how much could not be read here."""
 
     chunks: int = 0
     raw_bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    elsewhere: Counter[int] = field(default_factory=Counter)
+    """Chunks in body stores that the project does not name, by the store's number."""
 
 
 def check_chunks(store: WeightStore, names: Sequence[bytes]) -> Page:
@@ -89,7 +92,7 @@ def check_sets(conn: Connection, ids: Sequence[int]) -> Iterator[Finding]:
 def _within_reach(
     store: WeightStore, stream: Iterable[StoredChunk], page: Page
 ) -> Iterator[StoredChunk]:
-    """Leave out, and report, the chunks whose bodies this project cannot read."""
+    """Leave out, and count, the chunks whose bodies this project cannot read."""
     own = {None} if store.bodies is None else {None, store.bodies.store_id}
     for chunk in stream:
         places = {encoded.store_id for encoded in (chunk.encoded, chunk.base) if encoded}
@@ -97,8 +100,7 @@ def _within_reach(
             yield chunk
             continue
         (place, *_) = places - own
-        problem = f"it is in body store {place}, which this project does not name"
-        page.findings.append(_finding(chunk, problem))
+        page.elsewhere[int(place or 0)] += 1
 
 
 def _check_chunk(store: WeightStore, chunk: StoredChunk, out: memoryview, page: Page) -> None:
@@ -106,7 +108,8 @@ def _check_chunk(store: WeightStore, chunk: StoredChunk, out: memoryview, page: 
         decode_chunk(store, chunk, out)
     except (CorruptChunkError, MissingChunkError, UnknownPluginError) as exc:
         problem = exc.message.removeprefix(f"chunk {chunk.index} ")
-        page.findings.append(_finding(chunk, problem))
+        is_unread = isinstance(exc, UnknownPluginError)
+        page.findings.append(replace(_finding(chunk, problem), is_unread=is_unread))
         if chunk.base is not None:
             _check_base(store, chunk.base, page)
 
@@ -116,7 +119,13 @@ def _check_base(store: WeightStore, base: chunks.Encoded, page: Page) -> None:
         decode_base(store, base)
     except (CodecError, UnknownPluginError) as exc:
         page.findings.append(
-            Finding(what="chunk", digest=base.digest, problem=str(exc), codec=base.codec)
+            Finding(
+                what="chunk",
+                digest=base.digest,
+                problem=str(exc),
+                codec=base.codec,
+                is_unread=isinstance(exc, UnknownPluginError),
+            )
         )
 
 
@@ -175,11 +184,11 @@ def _feed(
         for chunk in with_bodies(store, _within_reach(store, stream, page)):
             out = buffer[: chunk.encoded.raw_bytes if chunk.encoded else 0]
             _check_chunk(store, chunk, out, page)
-            if page.findings:
+            if page.findings or page.elsewhere:
                 break
             hasher.update(out)
     found.extend(page.findings)
-    return not page.findings
+    return not (page.findings or page.elsewhere)
 
 
 def _set_problem(item: Members) -> str | None:

@@ -7,9 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from arc_halo.errors import BodyStoreError, CodecError, CorruptChunkError, MissingChunkError
+from arc_halo.errors import (
+    ArcHaloError,
+    BodyStoreError,
+    CodecError,
+    CorruptChunkError,
+    MissingChunkError,
+    UnknownPluginError,
+)
 from arc_halo.store.chunks import Encoded, StoredChunk, read_chunks_by_digest
+from arc_halo.types import TensorCodec
 from arc_halo.weights.store import WeightStore
 
 DAMAGED = "`arc-halo tensors verify --repair-from FILE` heals it from the model's original file"
@@ -96,16 +105,27 @@ def _decode(store: WeightStore, encoded: Encoded, base: Encoded | None, out: mem
         raise CodecError(f"it holds {encoded.raw_bytes} bytes, not {len(out)}")
     codec = store.find_codec(encoded.codec)
     if encoded.codec_version > codec.version:
-        raise CodecError(
-            f"it was written by version {encoded.codec_version} of the codec {codec.name}, "
-            f"version {codec.version} is loaded"
+        raise UnknownPluginError(
+            f"a chunk was written by version {encoded.codec_version} of the codec {codec.name}, "
+            f"version {codec.version} is loaded",
+            hint="install the version that wrote these tensors, or a later one",
         )
     if not codec.needs_base:
-        codec.decode(memoryview(encoded.body), out)
+        decode_with(codec, encoded.body, out)
     elif base is None:
         raise CodecError("it is a delta without a base")
     else:
-        codec.decode(memoryview(encoded.body), out, base=decode_base(store, base))
+        decode_with(codec, encoded.body, out, base=decode_base(store, base))
+
+
+def decode_with(codec: TensorCodec, body: bytes | memoryview, out: memoryview, **base: Any) -> None:
+    """What the codec makes of a body. Whatever it raises is a `CodecError` that names it."""
+    try:
+        codec.decode(memoryview(body), out, **base)
+    except ArcHaloError:
+        raise
+    except Exception as exc:
+        raise CodecError(f"the codec {codec.name!r} failed: {exc!r}") from exc
 
 
 @contextmanager

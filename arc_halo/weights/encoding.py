@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from arc_halo.errors import ArcHaloError, CodecError
 from arc_halo.store.chunks import NewChunk
 from arc_halo.tensors import dtypes
 from arc_halo.types import TensorCodec
+from arc_halo.weights.decoding import decode_with
 from arc_halo.weights.store import AUTO, DELTA, WeightStore
 
 RAW = "raw"
@@ -41,7 +44,8 @@ def encode_chunk(
     """The chunk as it will be stored: the smallest body of those tried, else the raw bytes.
 
     `codec` names the one to try; without it, or as `auto`, floats are tried as `planes` and then
-    `zstd`, all else as both. With a `base` a delta is tried too.
+    `zstd`, all else as both. With a `base` a delta is tried too. What a plugin's codec has made is
+    decoded again before it counts: a mistake in it must not cost a tensor. Raises `CodecError`.
     """
     view = memoryview(raw)
     best: _Body | None = None
@@ -65,12 +69,12 @@ def _bodies(
     named = None if wanted == AUTO else store.find_codec(wanted)
     if base is not None and len(base.raw) == len(raw):
         delta = named if named and named.needs_base else store.find_codec(DELTA)
-        body = delta.encode(raw, dtype=dtype, base=base.raw)
+        body = _encode(delta, raw, dtype, base=base.raw)
         if body is not None:
             yield _Body(delta, body, base.digest)
     if named is None or named.needs_base:
         yield from _usual(store, raw, dtype)
-    elif named.name != RAW and (body := named.encode(raw, dtype=dtype)) is not None:
+    elif named.name != RAW and (body := _encode(named, raw, dtype)) is not None:
         yield _Body(named, body)
 
 
@@ -79,8 +83,39 @@ def _usual(store: WeightStore, raw: memoryview, dtype: str) -> Iterator[_Body]:
     is_float = dtypes.get_dtype(dtype).is_float
     for name in ("planes", "zstd"):
         codec = store.find_codec(name)
-        body = codec.encode(raw, dtype=dtype)
+        body = _encode(codec, raw, dtype)
         if body is not None:
             yield _Body(codec, body)
             if is_float:
                 return
+
+
+def _encode(codec: TensorCodec, raw: memoryview, dtype: str, **base: Any) -> bytes | None:
+    try:
+        body: bytes | None = codec.encode(raw, dtype=dtype, **base)
+    except ArcHaloError:
+        raise
+    except Exception as exc:
+        raise CodecError(
+            f"the codec {codec.name!r} failed to encode a chunk of {dtype}: {exc!r}",
+            hint="nothing was stored; `arc_halo.testing.CodecContract` says what a codec promises",
+        ) from exc
+    if body is not None and not _is_ours(codec):
+        _check(codec, raw, body, **base)
+    return body
+
+
+def _check(codec: TensorCodec, raw: memoryview, body: bytes, **base: Any) -> None:
+    out = memoryview(bytearray(len(raw)))
+    decode_with(codec, body, out, **base)
+    if out != raw:
+        raise CodecError(
+            f"the codec {codec.name!r} is not lossless: what it encoded does not decode to the "
+            "same bytes",
+            hint="nothing was stored; `arc_halo.testing.CodecContract` says what a codec promises",
+        )
+
+
+def _is_ours(codec: TensorCodec) -> bool:
+    """Whether our own tests hold it to its promise, so that it is not asked each time."""
+    return codec.encode.__module__.startswith("arc_halo.codecs.")

@@ -20,7 +20,8 @@ class Finding:
     """Something damaged: a chunk, the list of a tensor's chunks, or a weight set's tensors.
 
     `digest` names it. `touches` says whose tensors cannot be read for it; a damaged chunk damages
-    the `delta_count` deltas that are taken against it, and their tensors are among them.
+    the `delta_count` deltas that are taken against it, and their tensors are among them. One that
+    `is_unread` needs a codec that is not loaded: it may be well.
     """
 
     what: What
@@ -29,6 +30,7 @@ class Finding:
     codec: str | None = None
     row_id: int = 0
     is_missing: bool = False
+    is_unread: bool = False
     delta_count: int = 0
     touches: tuple[Holder, ...] = ()
 

@@ -42,6 +42,11 @@ class Tensor:
         """All of it, or the rows of a slice of the first axis."""
         if rows is None:
             return read_array(self._store, self._row, self.name)
+        if not isinstance(rows, slice):
+            raise InvalidInputError(
+                f"tensor {self.name!r}: rows are a slice, not {rows!r}",
+                hint="write slice(10, 20), or index the handle: `halo.tensors.open(…)[3]`",
+            )
         return read_rows(self._store, self._row, self.name, self._rows(rows))
 
     def __getitem__(self, key: Any) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from arc_halo.errors import UnknownPluginError, WeightsError
+from arc_halo.errors import InvalidInputError, UnknownPluginError, WeightsError
 from arc_halo.store.rows import Connection, Pool
 from arc_halo.types import ChunkBodies, TensorCodec
 
@@ -67,6 +67,16 @@ class WeightStore:
                 f"no loaded plugin provides the tensor codec {name!r}",
                 hint="install the package that wrote these tensors, or list its file in `plugins:`",
             ) from None
+
+
+def check_needs_base(codec: TensorCodec, has_base: bool) -> None:
+    """Refuse a codec that takes deltas where there is nothing to take them against."""
+    if codec.needs_base and not has_base:
+        raise InvalidInputError(
+            f"the codec {codec.name!r} keeps deltas, and no model is named to take them against",
+            hint="name one: `--delta-from MODEL`, or `weights.delta_from`",
+            code="AH023",
+        )
 
 
 class Cancellation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,13 +29,18 @@ ALL_DIGESTS = 2**256
 
 @dataclass(slots=True, kw_only=True)
 class Verified:
-    """How much was looked at, and all that is wrong with it."""
+    """How much was looked at, and all that is wrong with it.
+
+    `elsewhere` counts chunks in body stores that the project does not name, by the store's number:
+    they were not read.
+    """
 
     chunks: int = 0
     raw_bytes: int = 0
     tensors: int = 0
     weight_sets: int = 0
     findings: list[Finding] = field(default_factory=list)
+    elsewhere: Counter[int] = field(default_factory=Counter)
 
 
 def verify(
@@ -48,8 +53,7 @@ def verify(
     """Read all chunks again, or those of one weight set, and check tensors and sets against them.
 
     Of the chunks only those with a digest in `part` are read. Nothing that is damaged is an error
-    here; what cannot be read for another reason (no such codec, another body store) is a finding
-    too. `advance` is told raw bytes.
+    here; what needs a codec that is not loaded is a finding too. `advance` is told raw bytes.
     """
     spans = part or all_digests()
     done = Verified()
@@ -58,6 +62,7 @@ def verify(
         done.chunks += page.chunks
         done.raw_bytes += page.raw_bytes
         found.add(page.findings)
+        done.elsewhere += page.elsewhere
     with store.pool.connection() as conn:
         failed = None if weight_set_id is None else found.chunk_digests
         found.explain(check_deltas(conn, failed))

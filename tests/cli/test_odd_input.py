@@ -84,3 +84,42 @@ def test_statistics_are_exact_for_integers_and_never_infinite(shell, tmp_path, c
         facts.append(json.loads(capsys.readouterr().out, parse_constant=pytest.fail))
     assert (facts[0]["min"], facts[0]["max"]) == (3, large)
     assert (facts[1]["max"], facts[1]["mean"], facts[1]["std"]) == (1e308, None, None)
+
+
+def test_a_path_that_is_not_there_is_told_as_such(shell, tmp_path, capsys):
+    assert shell("import", "nope", "--as", "m@1") == 4
+    assert "error[AH025]: nope: cannot be read: No such file" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert shell("import", "empty", "--as", "m@1") == 4
+    assert "no file of weights is in this directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["tensors", "recode", "m"], ["import", "m.safetensors"]])
+def test_a_codec_of_deltas_wants_a_base(shell, tmp_path, capsys, command):
+    write(tmp_path / "m.safetensors", ["w"])
+    assert shell("import", "m.safetensors", "--as", "m@1") == 0
+    name = ["--as", "n@1"] if command[0] == "import" else []
+    assert shell(*command, *name, "--codec", "delta") == 4
+    assert "no model is named to take them against" in capsys.readouterr().err
+
+
+def test_what_nobody_manages_is_listed_and_shared_tensors_of_one_set_too(shell, tmp_path, capsys):
+    path = write(tmp_path / "m.safetensors", ["w"])
+    for name in ("m@1", "n@1"):
+        assert shell("import", path, "--as", name) == 0
+    capsys.readouterr()
+    assert shell("get", "--all-projects", "--output", "json") == 0
+    listed = json.loads(capsys.readouterr().out)["resources"]
+    assert [(each["address"], each["project"]) for each in listed] == [
+        ("model/m@1", None),
+        ("model/n@1", None),
+    ]
+    assert shell("tensors", "show", "m", "w", "--output", "json") == 0
+    assert json.loads(capsys.readouterr().out)["shared_by"] == ["n@1: w"]
+
+
+def test_deltas_of_what_is_stored_already_are_pointed_at(shell, tmp_path, capsys):
+    path = write(tmp_path / "m.safetensors", ["w"])
+    assert shell("import", path, "--as", "m@1") == 0
+    assert shell("import", path, "--as", "n@1", "--delta-from", "m") == 0
+    assert "arc-halo tensors recode n@1 --delta-from m" in capsys.readouterr().err

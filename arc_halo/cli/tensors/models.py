@@ -17,7 +17,9 @@ def weights_of(conn: Connection, model: str) -> tuple[ModelRecord, int]:
 
     record = find_model(conn, model)
     if record is None:
-        raise NotFoundError(f"there is no model {model!r}", hint="see `arc-halo get models`")
+        raise NotFoundError(
+            f"there is no model {model!r}", hint="see `arc-halo get models --all-projects`"
+        )
     if record.weight_set_id is None:
         raise NotFoundError(
             f"{record.full_name} has no weights",

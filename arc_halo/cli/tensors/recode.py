@@ -48,13 +48,14 @@ def recode(
     from arc_halo.sizes import format_count, format_size
     from arc_halo.store import recoding as sql
     from arc_halo.weights import recoding
+    from arc_halo.weights.store import check_needs_base
 
     if delta_from is not None and model is None:
         raise UsageError("`--delta-from` needs a model", hint="arc-halo tensors recode MODEL …")
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         if codec not in (recoding.KEEP, "auto"):
-            project.weights.find_codec(codec)
+            check_needs_base(project.weights.find_codec(codec), delta_from is not None)
         set_id = root = None
         with project.connection() as conn:
             size_bytes = sql.raw_bytes(conn)

@@ -47,7 +47,7 @@ def show(invocation: Invocation, model: str, tensor: str, stats: bool) -> None:
                     f"{record.full_name} has no tensor {tensor!r}",
                     hint=did_you_mean(tensor, names) or f"`arc-halo tensors ls {model}`",
                 )
-            shared = usage.shared_by(conn, set_id, tensor)
+            shared = usage.shared_by(conn, record.id, set_id, tensor)
             row = next(r for r in builds.set_tensors(conn, set_id) if r.name == tensor)
         facts: JsonObject = {
             "model": record.full_name,

@@ -15,7 +15,7 @@ import click
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render
 from arc_halo.cli.tensors.models import weights_of
-from arc_halo.errors import CorruptChunkError, UsageError
+from arc_halo.errors import BodyStoreError, CorruptChunkError, UnknownPluginError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.project import Project
@@ -157,10 +157,16 @@ class _Outcome:
         if len(self.left) > SHOWN_FINDINGS:
             lines.append(f"… and {len(self.left) - SHOWN_FINDINGS} more; `--output json` has all")
         lines += [f"healed {f.what} {f.digest.hex()}" for f in self.healed[:SHOWN_FINDINGS]]
+        lines += [
+            f"{format_count(count, 'chunk')} not read: in body store {place}, "
+            "which this project does not name"
+            for place, count in self.done.elsewhere.items()
+        ]
         if self.sources and self.done.findings:
-            lines.append(f"{len(self.healed)} healed, {len(self.left)} still damaged.")
+            lines.append(f"{len(self.healed)} healed, {len(self.left)} left.")
         if not self.left:
-            lines.append("Nothing is damaged.")
+            rest = " of what was read" if self.done.elsewhere else ""
+            lines.append(f"Nothing{rest} is damaged.")
         return "\n".join(lines)
 
     def facts(self) -> JsonObject:
@@ -171,12 +177,20 @@ class _Outcome:
             "weight_sets": self.done.weight_sets,
             "damaged": [_facts(finding) for finding in self.left],
             "healed": [_facts(finding) for finding in self.healed],
+            "elsewhere": [
+                {"body_store": place, "chunks": count}
+                for place, count in self.done.elsewhere.items()
+            ],
         }
 
     def markdown(self) -> str:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (f.what, f"`{f.digest.hex()[:16]}`", f.codec or "", f.problem, "; ".join(_places(f)))
             for f in self.left
+        ]
+        rows += [
+            (f"{count:,} chunks", "", "", f"not read: in body store {place}", "")
+            for place, count in self.done.elsewhere.items()
         ]
         if not rows:
             return "Nothing is damaged."
@@ -185,8 +199,21 @@ class _Outcome:
     def raise_if_damaged(self) -> None:
         from arc_halo.sizes import format_count
 
+        for place, count in self.done.elsewhere.items() if not self.left else ():
+            raise BodyStoreError(
+                f"{format_count(count, 'chunk')} could not be read: in body store {place}, "
+                "which this project does not name",
+                hint="`SELECT url FROM body_stores` says where it is: name it in `storage.bodies`",
+            )
         if not self.left:
             return
+        if all(finding.is_unread for finding in self.left):
+            problems = sorted({finding.problem for finding in self.left})
+            raise UnknownPluginError(
+                f"{format_count(len(self.left), 'chunk')} could not be read: {problems[0]}",
+                hint="install the package that wrote them, or list its file in `plugins:`; "
+                "`--repair-from FILE` writes them again without it",
+            )
         names = sorted({h.name for f in self.left for h in f.touches if h.kind == "model"})
         of = f" of {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" if names else ""
         raise CorruptChunkError(
@@ -198,10 +225,13 @@ class _Outcome:
 
 
 def _lines(finding: Finding) -> list[str]:
+    from arc_halo.sizes import format_count
+
     codec = f" ({finding.codec})" if finding.codec else ""
     lines = [f"{finding.what} {finding.digest.hex()}{codec}: {finding.problem}"]
     if finding.delta_count:
-        lines.append(f"    damages the {finding.delta_count:,} deltas taken against it")
+        deltas = format_count(finding.delta_count, "delta")
+        lines.append(f"    damages {deltas} taken against it")
     places = _places(finding)
     lines += [f"    {place}" for place in places[:SHOWN_TOUCHES]]
     if len(places) > SHOWN_TOUCHES:
@@ -231,6 +261,7 @@ def _facts(finding: Finding) -> JsonObject:
         "digest": f"sha256:{finding.digest.hex()}",
         "codec": finding.codec,
         "problem": finding.problem,
+        "is_unread": finding.is_unread,
         "deltas": finding.delta_count,
         "touches": [
             {"tensor": h.tensor or None, "kind": h.kind, "name": h.name} for h in finding.touches
