@@ -23,11 +23,11 @@ def arc_halo_fusion_strategies() -> Iterable[FusionStrategy]:
         @hookimpl
         def arc_halo_fusion_strategies():
             yield FusionStrategy(
-                name="median", version=1, summary="element-wise median", fuse_weights=median
+                name="midrange", version=1, summary="between extremes", fuse_weights=midrange
             )
 
-        def median(tensors, context):
-            return np.median(np.stack(tensors), axis=0)
+        def midrange(tensors, context):
+            return (np.min(tensors, axis=0) + np.max(tensors, axis=0)) / 2
     """
     raise NotImplementedError
 

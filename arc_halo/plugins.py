@@ -33,8 +33,30 @@ BUILTIN = (
     "arc_halo.codecs.zstd",
     "arc_halo.formats.safetensors",
     "arc_halo.formats.torch_files",
+    "arc_halo.strategies.arcee_fusion",
+    "arc_halo.strategies.breadcrumbs",
+    "arc_halo.strategies.breadcrumbs_ties",
+    "arc_halo.strategies.dare_linear",
+    "arc_halo.strategies.dare_ties",
+    "arc_halo.strategies.della",
+    "arc_halo.strategies.della_linear",
+    "arc_halo.strategies.iso_c",
+    "arc_halo.strategies.karcher",
     "arc_halo.strategies.linear",
+    "arc_halo.strategies.median",
+    "arc_halo.strategies.model_stock",
+    "arc_halo.strategies.multislerp",
+    "arc_halo.strategies.nearswap",
+    "arc_halo.strategies.nuslerp",
+    "arc_halo.strategies.passthrough",
+    "arc_halo.strategies.ram",
+    "arc_halo.strategies.ramplus_tl",
+    "arc_halo.strategies.sce",
     "arc_halo.strategies.slerp",
+    "arc_halo.strategies.task_arithmetic",
+    "arc_halo.strategies.ties",
+    "arc_halo.strategies.tsv_m",
+    "arc_halo.strategies.wudi",
 )
 
 
@@ -52,7 +74,7 @@ D = TypeVar("D", bound=Named)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """Who a descriptor comes from: `arc-halo 0.1.0`, `halo-median 1.2`, `plugins/median.py`."""
+    """Who a descriptor comes from: `arc-halo 0.1.0`, `halo-midrange 1.2`, `plugins/midrange.py`."""
 
     name: str
     version: str

@@ -148,17 +148,41 @@ class BodyStore:
     open: Callable[[str], AbstractContextManager[ChunkBodies]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a tensor: the same elements of each member, and of the base if there is one.
+
+    `start` is the flat index of its first element.
+    """
+
+    tensors: tuple[FloatArray, ...]
+    base: FloatArray | None
+    start: int
+
+
+Scan = Callable[[], Iterator[Block]]
+"""Reads a tensor from its first block to its last, each time it is called."""
+
+Part = Literal["elements", "rows", "tensor"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FuseContext:
     """What a weight strategy may know beside its params.
 
-    `weights` has one number a member, as declared. `base` is the base model's tensor when the
-    reactor names one. Arrays are float32 (float64 for F64 members).
+    `weights` has one number a member, as declared, `roots` names the weights that each is of.
+    `base` is the base model's part where the reactor names one. `shape` is the whole tensor's,
+    `start` the flat index at which the part begins. `measured` is what the strategy's `measure`
+    has returned. Arrays are float32 (float64 for F64 members).
     """
 
     tensor: str
     weights: tuple[float, ...]
     base: FloatArray | None = None
+    shape: tuple[int, ...] = ()
+    start: int = 0
+    roots: tuple[bytes, ...] = ()
+    measured: Any = None
 
 
 FuseWeights = Callable[..., "FloatArray"]
@@ -172,6 +196,15 @@ class FusionStrategy:
     returns the fused array of that shape; it must not write into its inputs. Its keyword-only
     parameters are the properties of `params_schema`, exactly. `version` says when bits change; a
     drop-in file may leave it out and is then versioned by the SHA-256 of its text.
+
+    `part` says what it is called with: a whole `tensor`; `rows`, which are vectors along the last
+    axis, as matrices [rows, columns]; or `elements`, as vectors. The parts of a tensor depend on
+    its shape alone, come in order, and take a fixed amount of memory. What needs the whole tensor
+    first is measured: `measure(scan, context, *, ...)`, with the same
+    keywords, may call `scan` as often as it likes, and what it returns is `context.measured`.
+
+    `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
+    decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry.
     """
 
     name: str
@@ -181,13 +214,16 @@ class FusionStrategy:
         default_factory=lambda: {"type": "object", "additionalProperties": False}
     )
     fuse_weights: FuseWeights | None = None
+    measure: Callable[..., Any] | None = None
+    part: Part = "tensor"
+    numerics: Literal["exact", "platform"] = "platform"
     combine_outputs: Callable[..., Any] | None = None
     needs_base: bool = False
     min_members: int = 1
     max_members: int | None = None
 
     def __post_init__(self) -> None:
-        for function in (self.fuse_weights, self.combine_outputs):
+        for function in (self.fuse_weights, self.measure, self.combine_outputs):
             if function is not None:
                 _check_params(self.name, function, self.params_schema)
 
@@ -204,7 +240,8 @@ def _check_params(name: str, function: Callable[..., Any], schema: JsonObject) -
     parameters = inspect.signature(function).parameters.values()
     keywords = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     declared = set(schema.get("properties", {}))
-    if keywords != declared:
+    takes_others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    if not keywords <= declared or (keywords != declared and not takes_others):
         raise PluginError(
             f"strategy {name!r}: its function takes the keywords {sorted(keywords)}, "
             f"its params_schema declares {sorted(declared)}",

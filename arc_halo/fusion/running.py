@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from arc_halo.errors import ArcHaloError, FusionError, WeightsError
+from arc_halo.errors import WeightsError
 from arc_halo.fusion import compatibility
+from arc_halo.fusion.blocks import fused_parts
+from arc_halo.fusion.inputs import Input, scan_inputs
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
 from arc_halo.store import builds
 from arc_halo.store.builds import NamedTensor
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.digests import format_digest
-from arc_halo.types import FuseContext, TensorInfo
+from arc_halo.types import Block, FuseContext, TensorInfo
 from arc_halo.weights.building import Built, Recipe, build
-from arc_halo.weights.reading import read_array, read_pieces
+from arc_halo.weights.reading import read_pieces
+from arc_halo.weights.spans import StoredTensor
 from arc_halo.weights.store import Advance, WeightStore, no_progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from arc_halo.types import FloatArray
 
 Tensors = dict[str, NamedTensor]
 
@@ -33,9 +37,10 @@ def fuse(
 ) -> Built:
     """Make the weights that `recipe` describes, or find them made; returns their root.
 
-    Members are accumulated in float32 (float64 for F64 members) and rounded once to the members'
-    dtype. A tensor that is the same in every member and the base, and is not of floats, is
-    taken as it is. Raises `IncompatibleModelsError` before anything is computed.
+    Tensors go through part by part, within `store.memory_bytes` unless the strategy wants them
+    whole. Members are accumulated in float32 or wider and rounded once to the members' dtype. A
+    tensor that is the same in every member and the base, and is not of floats, is taken as it is.
+    Raises `IncompatibleModelsError` before anything is computed.
     """
     members = [_tensors(store, member) for member in recipe.members]
     base = _tensors(store, recipe.base) if recipe.base else None
@@ -93,64 +98,39 @@ class _Merge:
         if not compatibility.is_computable(info.dtype):
             yield from read_pieces(self._store, first, info.name)
             return
-        fused = self._compute(info)
-        yield dtypes.raw_bytes(fused)
+        for part in self._fused(info):
+            yield dtypes.raw_bytes(_rounded(part, info.dtype))
 
-    def _compute(self, info: TensorInfo) -> NDArray[Any]:
-        arrays = [self._read(tensors[info.name]) for tensors in self._members]
+    def _fused(self, info: TensorInfo) -> Iterator[FloatArray]:
+        recipe = self._recipe
+        members = [
+            self._input(member, tensors[info.name])
+            for member, tensors in zip(recipe.members, self._members, strict=True)
+        ]
+        base = None
+        if recipe.base is not None and self._base is not None:
+            base = self._input(recipe.base, self._base[info.name])
         context = FuseContext(
             tensor=info.name,
-            weights=tuple(member.weight for member in self._recipe.members),
-            base=None if self._base is None else self._read(self._base[info.name]),
+            weights=tuple(member.weight for member in recipe.members),
+            shape=info.shape,
+            roots=tuple(member.root for member in recipe.members),
         )
-        fused = self._call(info, arrays, context)
-        if fused.shape != info.shape:
-            raise FusionError(
-                f"the strategy {self._recipe.strategy.name!r} made {list(fused.shape)} of "
-                f"{info.name!r}, whose shape is {list(info.shape)}"
-            )
-        if not _is_real(fused):
-            raise FusionError(
-                f"the strategy {self._recipe.strategy.name!r} made {fused.dtype} of {info.name!r}, "
-                "not real numbers"
-            )
-        return _rounded(fused, info.dtype)
 
-    def _call(
-        self, info: TensorInfo, arrays: list[NDArray[Any]], context: FuseContext
-    ) -> NDArray[Any]:
-        import numpy as np
+        def scan() -> Iterator[Block]:
+            return scan_inputs(members, base, info.shape, recipe.strategy.part)
 
-        strategy = self._recipe.strategy
-        assert strategy.fuse_weights is not None
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                return np.asarray(strategy.fuse_weights(arrays, context, **self._recipe.params))
-        except ArcHaloError:
-            raise
-        except Exception as exc:
-            place = traceback.extract_tb(exc.__traceback__)[-1]
-            raise FusionError(
-                f"the strategy {strategy.name!r} failed on {info.name!r}: {exc!r} "
-                f"({place.filename}:{place.lineno})"
-            ) from exc
+        return fused_parts(recipe.strategy, recipe.params, context, scan)
 
-    def _read(self, tensor: NamedTensor) -> NDArray[Any]:
-        import numpy as np
-
-        array = read_array(self._store, tensor, tensor.name)
-        if array.dtype != np.float64:
-            array = array.astype(np.float32, copy=False)
-        array.setflags(write=False)
-        return array
+    def _input(self, source: FusionInput, tensor: NamedTensor) -> Input:
+        # A thread's share; the rest is for parts as floats, and for what is being written.
+        share = self._store.memory_bytes // (4 * self._store.threads)
+        count = len(self._members) + (self._base is not None)
+        stored = StoredTensor(self._store, tensor, tensor.name)
+        return Input(source.model, tensor.name, stored, share // count)
 
 
-def _is_real(array: NDArray[Any]) -> bool:
-    # The floats of ml_dtypes are of numpy's kind "V", as structures are.
-    return array.dtype.kind in "fiu" or dtypes.is_float(array.dtype)
-
-
-def _rounded(fused: NDArray[Any], dtype: str) -> NDArray[Any]:
+def _rounded(fused: FloatArray, dtype: str) -> NDArray[Any]:
     """Rounded once to the stored dtype; what is beyond its range becomes what it has for that."""
     import numpy as np
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from arc_halo.errors import FusionError
 from arc_halo.hookspecs import hookimpl
+from arc_halo.strategies._schemas import flag, schema, weight_sum
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
@@ -21,17 +20,11 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         version=1,
         summary="weighted average of the members",
         fuse_weights=linear,
-        params_schema={
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "normalize": {
-                    "type": "boolean",
-                    "default": True,
-                    "description": "Divide by the sum of the members' weights.",
-                }
-            },
-        },
+        part="elements",
+        numerics="exact",
+        params_schema=schema(
+            normalize=flag("Divide by the sum of the members' weights.", default=True)
+        ),
     )
 
 
@@ -40,18 +33,12 @@ def linear(
 ) -> FloatArray:
     """The sum of each member times its weight, divided by the sum of weights if `normalize`.
 
-    Added up in float64 and rounded once. NaN and infinities go where arithmetic takes them;
-    a member of weight 0 takes no part. Raises `FusionError` when the weights to normalize by
-    add up to zero.
+    Added up in float64 and rounded once; a member of weight 0 takes no part. Raises `FusionError`
+    when the weights to normalize by add up to zero.
 
     The average of fine-tunes as in Wortsman et al., "Model soups" (ICML 2022).
     """
     from arc_halo.strategies._sums import weighted_sum
 
-    scale = math.fsum(context.weights) if normalize else 1.0
-    if scale == 0:
-        raise FusionError(
-            f"linear: {context.tensor!r}: the members' weights add up to zero",
-            hint="give a member a weight, or set params.normalize to false",
-        )
+    scale = weight_sum(context, "linear") if normalize else 1.0
     return weighted_sum(tensors, [weight / scale for weight in context.weights])

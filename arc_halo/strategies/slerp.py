@@ -11,7 +11,7 @@ from arc_halo.hookspecs import hookimpl
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
-    from arc_halo.types import FloatArray
+    from arc_halo.types import FloatArray, Scan
 
 PARALLEL = 0.9995
 
@@ -20,9 +20,11 @@ PARALLEL = 0.9995
 def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
     yield FusionStrategy(
         name="slerp",
-        version=1,
+        version=2,
         summary="spherical interpolation between two models",
+        measure=measure,
         fuse_weights=slerp,
+        part="elements",
         min_members=2,
         max_members=2,
         params_schema={
@@ -42,6 +44,23 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
     )
 
 
+def measure(scan: Scan, context: FuseContext, *, t: float | None = None) -> tuple[float, float]:
+    """What each member is multiplied by."""
+    from arc_halo.strategies._sums import gram
+
+    if len(context.weights) != 2:
+        raise FusionError(
+            f"slerp: {context.tensor!r}: it fuses exactly 2 members, not {len(context.weights)}",
+            hint="use linear for more than two",
+        )
+    share = _share(context, t)
+    products = gram(scan, of_deltas=False)
+    if not products.size:
+        return 1 - share, share
+    cosine = _cosine(products[0, 1], products[0, 0], products[1, 1])
+    return _coefficients(cosine, share)
+
+
 def slerp(
     tensors: Sequence[FloatArray], context: FuseContext, *, t: float | None = None
 ) -> FloatArray:
@@ -50,23 +69,13 @@ def slerp(
     With the angle a between the two, (sin((1-t)a) x + sin(ta) y) / sin(a); the lengths of both
     are kept, so the result's length lies between them. Where the arc is not defined (a member is
     zero) or too short or too flat to compute (the cosine is beyond 0.9995 either way) it is the
-    straight line (1-t) x + t y. Computed in float64 and rounded once. For 0 < t < 1 a NaN or an
-    infinity anywhere makes the whole tensor NaN.
+    straight line (1-t) x + t y. Computed in float64 and rounded once.
 
     K. Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985), of any dimension.
     """
-    from arc_halo.strategies._sums import scalar_product, weighted_sum
+    from arc_halo.strategies._sums import weighted_sum
 
-    if len(tensors) != 2:
-        raise FusionError(
-            f"slerp: {context.tensor!r}: it fuses exactly 2 members, not {len(tensors)}",
-            hint="use linear for more than two",
-        )
-    first, second = tensors
-    share = _share(context, t)
-    squares = scalar_product(first, first), scalar_product(second, second)
-    cosine = _cosine(scalar_product(first, second), *squares)
-    return weighted_sum(tensors, _coefficients(cosine, share))
+    return weighted_sum(tensors, context.measured)
 
 
 def _share(context: FuseContext, t: float | None) -> float:

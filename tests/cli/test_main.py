@@ -227,11 +227,11 @@ def test_init_writes_a_project_that_applies(tmp_path, database, monkeypatch, cap
 
 def test_plugins_lists_who_provides_what(project, monkeypatch, capsys):
     shutil.copytree(ROOT / "plugins", project / "plugins")
-    edit(project, "project: shop", "project: shop\nplugins: [plugins/median.py]")
+    edit(project, "project: shop", "project: shop\nplugins: [plugins/midrange.py]")
     monkeypatch.chdir(project)
     assert run(["plugins", "--output", "json"]) == 0
     listed = {item["name"]: item for item in json.loads(capsys.readouterr().out)["plugins"]}
-    assert listed["median"]["provider"] == "plugins/median.py"
+    assert listed["midrange"]["provider"] == "plugins/midrange.py"
     assert listed["linear"]["provider"].startswith("arc-halo ")
     assert listed["planes"]["kind"] == "codec"
 

@@ -168,7 +168,8 @@ def test_a_failing_plugin_is_told_with_its_line(demo, capsys):
         "    tensors[0][:] = 0\n"
         "    return tensors[0]\n"
     )
-    edit(demo / "arc_halo.yaml", "- plugins/median.py", "- plugins/median.py\n  - plugins/boom.py")
+    listed = "- plugins/midrange.py"
+    edit(demo / "arc_halo.yaml", listed, f"{listed}\n  - plugins/boom.py")
     edit(demo / "reactors/story.yaml", "strategy: even", "strategy: boom")
     assert run(["apply"]) == 1
     shown = capsys.readouterr().err

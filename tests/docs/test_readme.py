@@ -177,7 +177,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def schema() -> dict[str, object]:
     """The schema of manifests that use the demo's plugins."""
-    return schema_of(PluginManager.load({"plugins/median.py": ROOT / "plugins" / "median.py"}))
+    return schema_of(PluginManager.load({"plugins/midrange.py": ROOT / "plugins" / "midrange.py"}))
 
 
 @pytest.mark.parametrize("page", RUN)

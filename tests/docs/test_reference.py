@@ -107,14 +107,10 @@ def test_every_field_that_can_be_ignored_is_documented() -> None:
             assert f"`{name}`" in text, f"{title}: {name}"
 
 
-def test_every_built_in_strategy_and_codec_is_in_the_manifest_reference() -> None:
+def test_every_built_in_strategy_and_codec_has_its_place() -> None:
     sections, manager = _sections("manifest"), PluginManager()
-    strategies = {name: provided.item for name, provided in manager.strategies.items()}
-    rows = {row[0].strip("`"): row for row in _rows(sections["Strategies"]) if len(row) == 4}
-    assert rows.keys() - {"strategy", "field"} - {"uses", "params"} == strategies.keys()
-    for name, strategy in strategies.items():
-        for param, schema in strategy.params_schema.get("properties", {}).items():
-            assert f"`{param}` (`{json.dumps(schema['default'])}`)" in rows[name][1]
+    page = (ROOT / "docs" / "reference" / "strategies.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^### `(\w+)`$", page, re.MULTILINE)) == sorted(manager.strategies)
     for codec in manager.codecs:
         assert f"`{codec}`" in sections["Storage"]
 
@@ -344,3 +340,20 @@ def _without_code(text: str) -> str:
 def _anchors(text: str) -> set[str]:
     titles = re.findall(r"(?m)^#{1,6} (.+)$", re.sub(r"(?ms)^```.*?^```$", "", text))
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", sorted(PluginManager().strategies))
+def test_every_strategy_is_explained_with_its_params(name: str) -> None:
+    page = (ROOT / "docs" / "reference" / "strategies.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^### `{name}`\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    strategy = PluginManager().strategies[name].item
+    assert f"\n{strategy.numerics.capitalize()}; " in section
+    rows = [
+        f"| `{param}` | {_default(each)} | {each['description']} |"
+        for param, each in strategy.params_schema.get("properties", {}).items()
+    ]
+    assert re.findall(r"^\| `.*\|$", section, re.MULTILINE) == rows
+
+
+def _default(param: dict[str, Any]) -> str:
+    return f"`{json.dumps(param['default'])}`" if "default" in param else "required"

@@ -56,7 +56,7 @@ version: 1
 project: halo-demo
 database: {url: 'postgresql://ada@db.example.org/halo', password: {env: PW}}
 include: [reactors/*.yaml]
-plugins: [plugins/median.py]
+plugins: [plugins/midrange.py]
 storage: {codec: zstd, chunk_bytes: 256KiB}
 settings: {memory: 64MiB, threads: 4, prune: true, max_deletes: 5, retain_revisions: 3}
 models:

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
-from arc_halo.strategies import linear, slerp
+from typing import Any
+
+from arc_halo.plugins import PluginManager
 from arc_halo.testing import StrategyContract
 
+STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
 
-class TestLinear(StrategyContract):
-    strategy = next(linear.arc_halo_fusion_strategies())
+# The engine refuses members with NaN. By itself, what drops elements may drop that one too.
+QUIET: dict[str, Any] = {"spreads_nan": False}
+# Who is asked for the kept elements is the member's root, or in a contract its place.
+RANDOM: dict[str, Any] = {"is_symmetric": False}
+
+CLAIMS: dict[str, dict[str, Any]] = {
+    "arcee_fusion": QUIET,
+    "breadcrumbs": QUIET,
+    "breadcrumbs_ties": QUIET,
+    "dare_ties": QUIET,
+    "della": {**RANDOM, **QUIET},
+    "della_linear": RANDOM,
+    "karcher": QUIET,
+    "nearswap": {"params": {"t": 0.5}},
+    "ram": QUIET,
+    "ramplus_tl": QUIET,
+    "ties": QUIET,
+    "wudi": QUIET,
+}
+MORE: list[tuple[str, str, dict[str, Any]]] = [
+    ("linear", "plain_sum", {"params": {"normalize": False}, "has_fixed_point": False}),
+    ("slerp", "to_one_side", {"params": {"t": 0.2}, "is_symmetric": False}),
+    ("nuslerp", "by_rows", {"params": {"flatten": False}}),
+    ("nuslerp", "by_columns", {"params": {"flatten": False, "row_wise": True}}),
+    ("passthrough", "scaled", {"params": {"scale": 0.5}, "has_fixed_point": False}),
+    ("ties", "half", {"params": {"density": 0.5}, **QUIET}),
+    ("ties", "as_peft", {"params": {"elect": "unweighted", "divide": "count"}, **QUIET}),
+    ("dare_linear", "half", {"params": {"density": 0.5}, **RANDOM, **QUIET}),
+    ("dare_ties", "stretched", {"params": {"density": 0.5, "rescale": "l1"}, **RANDOM, **QUIET}),
+    ("della", "stretched", {"params": {"rescale": "l1"}, **RANDOM, **QUIET}),
+    ("breadcrumbs", "few", {"params": {"density": 0.3, "gamma": 0.1}, **QUIET}),
+    ("model_stock", "by_rows", {"params": {"filter_wise": True}}),
+    ("sce", "few", {"params": {"select_topk": 0.2}, **QUIET}),
+]
 
 
-class TestLinearWithoutNormalizing(StrategyContract):
-    strategy = next(linear.arc_halo_fusion_strategies())
-    params = {"normalize": False}  # noqa: RUF012
-    has_fixed_point = False
+def contract(name: str, claims: dict[str, Any]) -> type[StrategyContract]:
+    return type(f"Test_{name}", (StrategyContract,), {"strategy": STRATEGIES[name], **claims})
 
 
-class TestSlerp(StrategyContract):
-    strategy = next(slerp.arc_halo_fusion_strategies())
-
-
-class TestSlerpToOneSide(StrategyContract):
-    strategy = next(slerp.arc_halo_fusion_strategies())
-    params = {"t": 0.2}  # noqa: RUF012
-    is_symmetric = False
+for _name in STRATEGIES:
+    globals()[f"Test_{_name}"] = contract(_name, CLAIMS.get(_name, {}))
+for _name, _what, _claims in MORE:
+    globals()[f"Test_{_name}_{_what}"] = contract(_name, _claims)

@@ -1,0 +1,97 @@
+"""The tensors that go into a merge, read part by part through windows of bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from arc_halo.errors import FusionError
+from arc_halo.fusion.blocks import BLOCK_ITEMS, Span, spans
+from arc_halo.tensors import dtypes
+from arc_halo.types import Block, Part
+
+if TYPE_CHECKING:
+    from arc_halo.types import FloatArray
+
+SMALLEST_WINDOW = 8 * BLOCK_ITEMS
+"""Bytes; a block of float64 fits."""
+
+
+class RawTensor(Protocol):
+    """The raw bytes of one tensor, wherever they are."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def alignment(self) -> int:
+        """Spans that begin at its multiples are read best."""
+        ...
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` with the tensor's raw bytes from `offset` on."""
+        ...
+
+
+class Input:
+    """One model's tensor, as floats, part after part; a small one is read once."""
+
+    def __init__(self, model: str, tensor: str, source: RawTensor, window_bytes: int) -> None:
+        self._model = model
+        self._tensor = tensor
+        self._source = source
+        aligned = max(window_bytes, SMALLEST_WINDOW) // source.alignment * source.alignment
+        self._window_bytes = min(source.size_bytes, max(aligned, source.alignment))
+        self._buffer = memoryview(b"")
+        self._start = self._end = 0
+        self._is_checked = False
+
+    def block(self, span: Span) -> FloatArray:
+        """That part in float32, or float64 for F64. Raises `FusionError` for NaN and infinities."""
+        import numpy as np
+
+        dtype = dtypes.numpy_dtype(self._source.dtype)
+        raw = self._take(span.start * dtype.itemsize, span.count * dtype.itemsize)
+        values = np.frombuffer(raw, dtype).reshape(span.shape)
+        floats: FloatArray = values.astype(np.float64 if dtype == np.float64 else np.float32)
+        if not self._is_checked and not np.isfinite(floats).all():
+            raise FusionError(
+                f"{self._model}: {self._tensor!r} holds NaN or infinity",
+                hint="repair that model, or leave it out: nothing can be made of such numbers",
+            )
+        floats.setflags(write=False)
+        return floats
+
+    def end(self) -> None:
+        """All of it was read once: it need not be looked at for NaN again."""
+        self._is_checked = True
+
+    def _take(self, start: int, size: int) -> memoryview:
+        if not self._start <= start <= start + size <= self._end:
+            self._read(start, size)
+        return self._buffer[start - self._start : start - self._start + size]
+
+    def _read(self, start: int, size: int) -> None:
+        alignment = self._source.alignment
+        first = start // alignment * alignment
+        end = min(max(first + self._window_bytes, start + size), self._source.size_bytes)
+        if len(self._buffer) < end - first:
+            self._buffer = memoryview(b"")  # gone before the new one is there
+            self._buffer = memoryview(bytearray(end - first))
+        self._source.read_into(first, self._buffer[: end - first])
+        self._start, self._end = first, end
+
+
+def scan_inputs(
+    members: Sequence[Input], base: Input | None, shape: Sequence[int], part: Part
+) -> Iterator[Block]:
+    """The parts of a tensor, of all inputs together."""
+    for span in spans(shape, part):
+        yield Block(
+            tuple(member.block(span) for member in members),
+            None if base is None else base.block(span),
+            span.start,
+        )
+    for each in (*members, *([base] if base else [])):
+        each.end()

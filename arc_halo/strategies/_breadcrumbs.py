@@ -1,0 +1,61 @@
+"""What `breadcrumbs` and `breadcrumbs_ties` share: the largest and the smallest changes dropped.
+
+M. Davari, E. Belilovsky, "Model breadcrumbs" (ECCV 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from arc_halo.strategies._schemas import choice, number
+from arc_halo.strategies._selection import Cut, cuts
+from arc_halo.strategies._sparse import Drop, l1_factors, parts
+from arc_halo.types import FuseContext
+
+if TYPE_CHECKING:
+    from arc_halo.types import FloatArray, Scan
+
+GAMMA = number("The share of the largest changes that is dropped.", 0.01, minimum=0, maximum=1)
+RESCALE = choice(
+    "What is kept is left (none, as in the paper and mergekit), or stretched to the sum of "
+    "magnitudes it had (l1).",
+    "none",
+    "l1",
+)
+
+Cuts = list[tuple[Cut, Cut]]
+"""For each member where the largest end that are dropped, and where all end that are not small."""
+
+
+def measured(
+    scan: Scan, context: FuseContext, density: float, gamma: float, rescale: str
+) -> tuple[Drop, list[float] | None]:
+    """What drops the changes in the next pass, and the factors of `l1`."""
+    size = math.prod(context.shape)
+    top = int(gamma * size)
+    low = max(0, size - int(density * size) - top)
+    members = len(context.weights)
+    found = cuts(
+        lambda: ([*changes, *changes] for changes in parts(scan)),
+        [top] * members + [size - low] * members,
+        size,
+    )
+    pairs = list(zip(found[:members], found[members:], strict=True))
+    factors = l1_factors(scan, _dropping(pairs)) if rescale == "l1" else None
+    return _dropping(pairs), factors
+
+
+def _dropping(pairs: Cuts) -> Drop:
+    keepers = [(top.keeper(), rest.keeper()) for top, rest in pairs]
+
+    def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
+        return [
+            np.where(rest.mask(change) & ~top.mask(change), change, np.zeros((), change.dtype))
+            for change, (top, rest) in zip(changes, keepers, strict=True)
+        ]
+
+    return drop

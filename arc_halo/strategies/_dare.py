@@ -1,0 +1,50 @@
+"""What `dare_linear` and `dare_ties` share: changes dropped at random.
+
+L. Yu et al., "Language models are super Mario" (ICML 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from arc_halo.strategies._draws import kept
+from arc_halo.strategies._schemas import choice
+from arc_halo.strategies._sparse import Drop, l1_factors
+from arc_halo.types import FuseContext
+
+if TYPE_CHECKING:
+    from arc_halo.types import FloatArray, Scan
+
+RESCALE = choice(
+    "What is kept is divided by `density` (as in the paper, and PEFT: the expectation stays), "
+    "stretched to the sum of magnitudes it had (l1, as mergekit has it), or left (none).",
+    "inverse_density",
+    "l1",
+    "none",
+)
+
+
+def dropping(context: FuseContext, density: float, rescale: str, seed: int) -> Drop:
+    def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
+        if density >= 1:
+            return list(changes)
+        rest = []
+        for member, change in enumerate(changes):
+            mask = kept(change, density, context, seed, member, start)
+            left = np.where(mask, change, np.zeros((), change.dtype))
+            rest.append(left / density if rescale == "inverse_density" else left)
+        return rest
+
+    return drop
+
+
+def measured(
+    scan: Scan, context: FuseContext, density: float, rescale: str, seed: int
+) -> list[float] | None:
+    """The factors of `l1`; None where there are none."""
+    if rescale != "l1" or density >= 1:
+        return None
+    return l1_factors(scan, dropping(context, density, rescale, seed))

@@ -1,0 +1,97 @@
+"""What `della` and `della_linear` share: changes dropped at random, small ones more likely.
+
+P. Tej Deep et al., "DELLA-Merging" (arXiv 2406.11617).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from arc_halo.errors import FusionError
+from arc_halo.strategies._draws import kept
+from arc_halo.strategies._schemas import choice, number
+from arc_halo.strategies._sparse import Drop, l1_factors
+from arc_halo.types import FuseContext
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from arc_halo.types import FloatArray, Scan
+
+DENSITY = number(
+    "The share of each member's change that is kept on average.",
+    0.5,
+    exclusiveMinimum=0,
+    exclusiveMaximum=1,
+)
+EPSILON = number(
+    "How far the probability of a row's smallest lies below `density`, and of its largest above.",
+    0.15,
+    minimum=0,
+    exclusiveMaximum=0.5,
+)
+RESCALE = choice(
+    "What is kept is divided by its probability (as in the paper: the expectation stays), "
+    "stretched to the sum of magnitudes it had (l1, as mergekit has it), or left (none).",
+    "inverse_p",
+    "l1",
+    "none",
+)
+
+
+def check(context: FuseContext, density: float, epsilon: float) -> None:
+    """Refuse probabilities of 0 or less, and of 1 or more."""
+    if not (density - epsilon > 0 and density + epsilon < 1):
+        raise FusionError(
+            f"della: {context.tensor!r}: density {density:g} and epsilon {epsilon:g} give "
+            "probabilities that do not lie between 0 and 1",
+            hint="choose them so that density - epsilon > 0 and density + epsilon < 1",
+        )
+
+
+def dropping(context: FuseContext, density: float, epsilon: float, rescale: str, seed: int) -> Drop:
+    def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
+        rest: list[FloatArray] = []
+        for member, change in enumerate(changes):
+            columns = change.shape[-1]
+            share = ranks(change) / max(1, columns - 1)
+            chances = density - epsilon + 2 * epsilon * share if columns > 1 else density
+            mask = kept(change, chances, context, seed, member, start)
+            left = np.where(mask, change, np.zeros((), change.dtype))
+            rest.append(np.divide(left, chances) if rescale == "inverse_p" else left)
+        return rest
+
+    return drop
+
+
+def ranks(values: FloatArray) -> NDArray[np.float64]:
+    """The place of each element in its row by magnitude, 0 for the smallest.
+
+    Of equal ones the first counts as the larger.
+    """
+    rows, columns = values.shape
+    magnitudes = np.abs(values)
+    if values.dtype == np.float32 and columns < 2**32:
+        # Both in one number, since sorting numbers is much faster than sorting their places.
+        backwards = np.arange(columns - 1, -1, -1, dtype=np.uint64)
+        keys = magnitudes.view(np.uint32).astype(np.uint64) << np.uint64(32) | backwards
+        keys.sort(axis=1)
+        places = (columns - 1) - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    else:
+        places = columns - 1 - np.argsort(magnitudes[:, ::-1], axis=1, kind="stable")
+    found = np.empty((rows, columns))
+    np.put_along_axis(found, places, np.arange(columns, dtype=np.float64)[None, :], axis=1)
+    return found
+
+
+def measured(
+    scan: Scan, context: FuseContext, density: float, epsilon: float, rescale: str, seed: int
+) -> list[float] | None:
+    """The factors of `l1`; None where there are none."""
+    check(context, density, epsilon)
+    if rescale != "l1":
+        return None
+    return l1_factors(scan, dropping(context, density, epsilon, rescale, seed))

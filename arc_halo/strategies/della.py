@@ -1,0 +1,78 @@
+"""The strategy `della`: changes dropped at random by rank, signs elected, who agrees added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from arc_halo.hookspecs import hookimpl
+from arc_halo.strategies._della import DENSITY, EPSILON, RESCALE
+from arc_halo.strategies._schemas import DIVIDE, ELECT, SCALE, SEED, schema
+from arc_halo.types import FuseContext, FusionStrategy
+
+if TYPE_CHECKING:
+    from arc_halo.types import FloatArray, Scan
+
+
+@hookimpl
+def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
+    yield FusionStrategy(
+        name="della",
+        version=1,
+        summary="changes dropped at random by rank, then signs elected as in ties",
+        fuse_weights=della,
+        measure=measure,
+        part="rows",
+        numerics="exact",
+        needs_base=True,
+        params_schema=schema(
+            density=DENSITY,
+            epsilon=EPSILON,
+            rescale=RESCALE,
+            elect=ELECT,
+            divide=DIVIDE,
+            scale=SCALE,
+            seed=SEED,
+        ),
+    )
+
+
+def measure(
+    scan: Scan,
+    context: FuseContext,
+    *,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    rescale: str = "inverse_p",
+    seed: int = 0,
+    **_: object,
+) -> list[float] | None:
+    """The factors of `rescale: l1`, and whether the params fit one another."""
+    from arc_halo.strategies._della import measured
+
+    return measured(scan, context, density, epsilon, rescale, seed)
+
+
+def della(
+    tensors: Sequence[FloatArray],
+    context: FuseContext,
+    *,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    rescale: str = "inverse_p",
+    elect: str = "weighted",
+    divide: str = "weights",
+    scale: float = 1.0,
+    seed: int = 0,
+) -> FloatArray:
+    """B + scale * the sum over the members that agree, of changes dropped as in `della_linear`.
+
+    Election and division are those of `ties`.
+    """
+    from arc_halo.strategies._della import dropping
+    from arc_halo.strategies._sparse import elected_merge
+
+    drop = dropping(context, density, epsilon, rescale, seed)
+    return elected_merge(
+        tensors, context, drop, context.measured, scale, elect=elect, divide=divide
+    )
