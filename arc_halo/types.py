@@ -204,7 +204,8 @@ class FusionStrategy:
     keywords, may call `scan` as often as it likes, and what it returns is `context.measured`.
 
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
-    decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry.
+    decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
+    `is_random` chooses by the members' roots.
     """
 
     name: str
@@ -217,6 +218,7 @@ class FusionStrategy:
     measure: Callable[..., Any] | None = None
     part: Part = "tensor"
     numerics: Literal["exact", "platform"] = "platform"
+    is_random: bool = False
     combine_outputs: Callable[..., Any] | None = None
     needs_base: bool = False
     min_members: int = 1

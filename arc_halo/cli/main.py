@@ -14,6 +14,7 @@ from arc_halo.cli.db import db
 from arc_halo.cli.doctor import doctor
 from arc_halo.cli.embeddings import embeddings
 from arc_halo.cli.export import export
+from arc_halo.cli.fuse import fuse
 from arc_halo.cli.import_ import import_
 from arc_halo.cli.init import init
 from arc_halo.cli.invocation import Invocation, add_shared_options
@@ -29,7 +30,7 @@ from arc_halo.errors import ArcHaloError
 INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, tensors, embeddings, lineage, plugins, migrate, db, doctor,
+    import_, export, fuse, tensors, embeddings, lineage, plugins, migrate, db, doctor,
 )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ class _Merge:
             yield from read_pieces(self._store, first, info.name)
             return
         for part in self._fused(info):
-            yield dtypes.raw_bytes(_rounded(part, info.dtype))
+            yield dtypes.raw_bytes(rounded(part, info.dtype))
 
     def _fused(self, info: TensorInfo) -> Iterator[FloatArray]:
         recipe = self._recipe
@@ -130,7 +130,7 @@ class _Merge:
         return Input(source.model, tensor.name, stored, share // count)
 
 
-def _rounded(fused: FloatArray, dtype: str) -> NDArray[Any]:
+def rounded(fused: FloatArray, dtype: str) -> NDArray[Any]:
     """Rounded once to the stored dtype; what is beyond its range becomes what it has for that."""
     import numpy as np
 

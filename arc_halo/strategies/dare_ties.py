@@ -24,6 +24,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         measure=measure,
         part="elements",
         numerics="exact",
+        is_random=True,
         needs_base=True,
         params_schema=schema(
             density=DENSITY,

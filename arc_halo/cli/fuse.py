@@ -1,0 +1,196 @@
+"""`arc-halo fuse`: merges without a database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from arc_halo.cli.invocation import Invocation, render
+from arc_halo.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from arc_halo.fusion.files import OpenModel
+    from arc_halo.manifest.recipe_files import RecipeFile
+    from arc_halo.plugins import PluginManager
+
+OUTPUT = "model.safetensors"
+
+
+@click.group("fuse")
+def fuse() -> None:
+    """Fuse the weights of models."""
+
+
+@fuse.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--from-files",
+    "files",
+    metavar="MODEL=PATH",
+    multiple=True,
+    required=True,
+    help="The weights of a model that the recipe names; once for each.",
+)
+@click.option(
+    "--to-dir",
+    "directory",
+    metavar="DIRECTORY",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to write model.safetensors and config.json.",
+)
+@click.option("--reactor", metavar="NAME", help="Which reactor, where RECIPE declares several.")
+@click.option(
+    "--plugin",
+    "plugin_files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A plugin file to load beside those that are installed.",
+)
+@click.option(
+    "--memory", metavar="SIZE", default="256MiB", show_default=True, help="What windows may take."
+)
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+@click.pass_obj
+def run(
+    invocation: Invocation,
+    recipe: Path,
+    files: tuple[str, ...],
+    directory: Path,
+    reactor: str | None,
+    plugin_files: tuple[Path, ...],
+    memory: str,
+    force: bool,
+) -> None:
+    """Do the merge of a reactor from files to a file, without a database.
+
+    RECIPE is a YAML file with `reactors:`, as a project includes them, or a project's directory.
+    The bits are those that `apply` would come to; nothing is recorded anywhere.
+
+    \b
+    Examples:
+      arc-halo fuse run blend.yaml --from-files poet=poet/ --from-files coder=coder/ --to-dir out
+      arc-halo fuse run . --reactor story --from-files base=base.safetensors \\
+        --from-files python=python/ --from-files scripture=scripture/ --to-dir out
+    """
+    from arc_halo.config import parse_size
+    from arc_halo.fusion.files import FileMerge
+    from arc_halo.manifest.recipe_files import read_recipe
+    from arc_halo.reconcile.report import as_json
+
+    wanted = read_recipe(recipe, environ=os.environ, plugin_files=plugin_files, reactor=reactor)
+    plugins = wanted.plugins
+    paths = _paths(wanted, files)
+    out = directory / OUTPUT
+    if out.exists() and not force:
+        raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH013")
+    with ExitStack() as stack:
+        opened = {name: _open(stack, plugins, name, path) for name, path in paths.items()}
+        members = [
+            _member(plugins, wanted, opened[name], paths[name], weight)
+            for name, weight in wanted.members.items()
+        ]
+        merge = FileMerge(
+            strategy=wanted.strategy,
+            params=wanted.params,
+            members=members,
+            base=opened[wanted.base] if wanted.base else None,
+            memory_bytes=parse_size(memory),
+        )
+        merge.check()
+        directory.mkdir(parents=True, exist_ok=True)
+        with invocation.console.task(f"fuse {wanted.reactor}", merge.size_bytes) as advance:
+            merge.write(plugins.format("safetensors"), out, advance=advance)
+    _copy_config(paths[wanted.base or next(iter(wanted.members))], directory)
+    facts = {
+        "reactor": wanted.reactor,
+        "strategy": wanted.strategy.name,
+        "params": wanted.params,
+        "tensor_count": len(merge.tensors),
+        "size_bytes": merge.size_bytes,
+        "file": str(out),
+    }
+    text = _sentence(len(merge.tensors), merge.size_bytes, wanted, out)
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text),
+        json=lambda: as_json(facts),
+        markdown=lambda: text,
+    )
+
+
+def _paths(wanted: RecipeFile, files: Sequence[str]) -> dict[str, Path]:
+    """The files of every model, by the names that the recipe gives them."""
+    given: dict[str, Path] = {}
+    for text in files:
+        name, separator, path = text.partition("=")
+        if not (name and separator and path):
+            raise UsageError(f"{text!r} is not MODEL=PATH", hint="write base=base.safetensors")
+        given[name] = Path(path)
+    needed = dict.fromkeys([*wanted.members, *([wanted.base] if wanted.base else [])])
+    found = {name: _find(given, name) for name in needed}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise UsageError(
+            f"no file is given for {', '.join(missing)}",
+            hint=f"add `--from-files {missing[0]}=PATH`",
+        )
+    unknown = [name for name in given if all(_bare(name) != _bare(each) for each in needed)]
+    if unknown:
+        raise UsageError(
+            f"the recipe names no model {unknown[0]!r}", hint=f"it names {', '.join(needed)}"
+        )
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _find(given: Mapping[str, Path], name: str) -> Path | None:
+    return given.get(name) or next((p for n, p in given.items() if n == _bare(name)), None)
+
+
+def _bare(name: str) -> str:
+    return name.partition("@")[0].partition(":")[0]
+
+
+def _open(stack: ExitStack, plugins: PluginManager, name: str, path: Path) -> OpenModel:
+    from arc_halo.formats.finding import find_format
+    from arc_halo.fusion.files import OpenModel
+
+    formats = {each: provided.item for each, provided in plugins.formats.items()}
+    reader = stack.enter_context(find_format(path, formats).open(path))
+    return OpenModel(name=name, reader=reader)
+
+
+def _member(
+    plugins: PluginManager, wanted: RecipeFile, model: OpenModel, path: Path, weight: float
+) -> OpenModel:
+    from dataclasses import replace
+
+    from arc_halo.formats.finding import find_format
+    from arc_halo.transfer.sources import DigestCache, source_facts
+
+    root = None
+    if wanted.strategy.is_random:
+        # What is chosen at random is the weights' own: they have to be known.
+        formats = {each: provided.item for each, provided in plugins.formats.items()}
+        root = source_facts(path.resolve(), find_format(path, formats), DigestCache(None)).root
+    return replace(model, weight=weight, root=root)
+
+
+def _copy_config(path: Path, directory: Path) -> None:
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    if config.is_file() and config.resolve() != (directory / "config.json").resolve():
+        shutil.copyfile(config, directory / "config.json")
+
+
+def _sentence(count: int, size_bytes: int, wanted: RecipeFile, out: Path) -> str:
+    from arc_halo.sizes import format_count, format_size
+
+    what = f"{format_count(count, 'tensor')}, {format_size(size_bytes)}"
+    return f"Fused {wanted.reactor} by {wanted.strategy.name}: {what} to {out}"

@@ -1,0 +1,151 @@
+"""One merge reactor out of a YAML file or a project, for a merge that needs no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from arc_halo.config import load_environment
+from arc_halo.errors import InvalidInputError, ManifestError
+from arc_halo.manifest.load import Source, load_text
+from arc_halo.manifest.params import params_problems, with_defaults
+from arc_halo.manifest.reading import read_manifest, schema_of
+from arc_halo.manifest.schema import INCLUDED_FIELDS, validate
+from arc_halo.names import did_you_mean
+from arc_halo.plugins import PluginManager
+from arc_halo.types import FusionStrategy, JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeFile:
+    """What a reactor says of a merge, and the plugins it was read with.
+
+    Models are named as the reactor writes them; `members` has their weights.
+    """
+
+    reactor: str
+    strategy: FusionStrategy
+    params: JsonObject
+    members: Mapping[str, float]
+    base: str | None
+    plugins: PluginManager
+
+
+def read_recipe(
+    path: Path,
+    *,
+    environ: Mapping[str, str],
+    plugin_files: Sequence[Path] = (),
+    reactor: str | None = None,
+) -> RecipeFile:
+    """The merge reactor at `path`, or the one named `reactor` of several.
+
+    A file is a part of a manifest: `reactors`, and the `strategies` they name. A directory is a
+    project, with its includes and plugins. Raises `ManifestError` with every problem,
+    `InvalidInputError` for a reactor that is no merge or that does not fit its strategy.
+    """
+    if path.is_dir():
+        manifest = read_manifest(path, env=load_environment(path, environ))
+        sources, plugins = manifest.sources, manifest.plugins
+    else:
+        plugins = PluginManager.load({str(file): file for file in plugin_files})
+        sources = [_file(path, plugins)]
+    name, data = _choose(path, _all(sources, "reactors"), reactor)
+    uses, params = _strategy(path, name, data, _all(sources, "strategies"), plugins)
+    members = {m["model"]: float(m.get("weight", 1.0)) for m in data["members"]}
+    _check(path, name, uses, members, data.get("base"))
+    return RecipeFile(
+        reactor=name,
+        strategy=uses,
+        params=params,
+        members=members,
+        base=data.get("base"),
+        plugins=plugins,
+    )
+
+
+def _file(path: Path, plugins: PluginManager) -> Source:
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise InvalidInputError(
+            f"{path}: {exc.strerror}", hint="name a file with a reactor in it", code="AH011"
+        ) from exc
+    source = load_text(raw, path=path, label=str(path))
+    # A project file is one too, as far as it declares reactors.
+    parts = {name: value for name, value in source.data.items() if name in INCLUDED_FIELDS}
+    source = replace(source, data=parts, included=True)
+    if problems := validate([source], schema_of(plugins)):
+        raise ManifestError(problems)
+    return source
+
+
+def _all(sources: Sequence[Source], section: str) -> dict[str, JsonObject]:
+    return {name: data for s in sources for name, data in s.data.get(section, {}).items()}
+
+
+def _choose(
+    path: Path, reactors: Mapping[str, JsonObject], wanted: str | None
+) -> tuple[str, JsonObject]:
+    merges = {name: data for name, data in reactors.items() if data["type"] == "merge"}
+    if wanted is None and len(merges) == 1:
+        return next(iter(merges.items()))
+    if wanted in merges:
+        return str(wanted), merges[str(wanted)]
+    listed = ", ".join(merges) or "none"
+    if wanted is None:
+        raise InvalidInputError(
+            f"{path}: it declares {len(merges)} merges: {listed}",
+            hint="say which one: `--reactor NAME`" if merges else "declare a reactor, type: merge",
+            code="AH020",
+        )
+    raise InvalidInputError(
+        f"{path}: there is no merge reactor {wanted!r}",
+        hint=did_you_mean(wanted, merges) or f"it declares {listed}",
+        code="AH020",
+    )
+
+
+def _strategy(
+    path: Path,
+    name: str,
+    data: JsonObject,
+    declared: Mapping[str, JsonObject],
+    plugins: PluginManager,
+) -> tuple[FusionStrategy, JsonObject]:
+    named = declared.get(data["strategy"], {"uses": data["strategy"]})
+    if named["uses"] not in plugins.strategies:
+        raise InvalidInputError(
+            f"{path}: reactors.{name}: there is no strategy {named['uses']!r} in it, and none is "
+            "built in",
+            hint="declare it in the same file, name the project's directory, or give `--plugin`",
+            code="AH020",
+        )
+    found = plugins.strategy(named["uses"]).item
+    params = {**named.get("params", {}), **data.get("params", {})}
+    for pointer, code, message in params_problems(params, found.params_schema):
+        where = ".".join(map(str, ("reactors", name, "params", *pointer)))
+        raise InvalidInputError(f"{path}: {where}: {message}", code=code)
+    return found, with_defaults(params, found.params_schema)
+
+
+def _check(
+    path: Path,
+    name: str,
+    strategy: FusionStrategy,
+    members: Mapping[str, float],
+    base: str | None,
+) -> None:
+    count, most = len(members), strategy.max_members
+    problem = None
+    if strategy.fuse_weights is None:
+        problem = "does not fuse weights"
+    elif count < strategy.min_members or count > (most or count):
+        problem = f"takes {strategy.min_members} to {most or 'any number of'} members, not {count}"
+    elif strategy.needs_base and base is None:
+        problem = "needs a base model"
+    if problem:
+        raise InvalidInputError(
+            f"{path}: reactors.{name}: the strategy {strategy.name!r} {problem}", code="AH023"
+        )
