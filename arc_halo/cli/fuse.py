@@ -134,7 +134,7 @@ def _paths(wanted: RecipeFile, files: Sequence[str]) -> dict[str, Path]:
         if not (name and separator and path):
             raise UsageError(f"{text!r} is not MODEL=PATH", hint="write base=base.safetensors")
         given[name] = Path(path)
-    needed = dict.fromkeys([*wanted.members, *([wanted.base] if wanted.base else [])])
+    needed = [*wanted.members, *([wanted.base] if wanted.base else [])]
     found = {name: _find(given, name) for name in needed}
     missing = [name for name, path in found.items() if path is None]
     if missing:

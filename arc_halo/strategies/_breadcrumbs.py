@@ -53,9 +53,8 @@ def _dropping(pairs: Cuts) -> Drop:
     keepers = [(top.keeper(), rest.keeper()) for top, rest in pairs]
 
     def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
-        return [
-            np.where(rest.mask(change) & ~top.mask(change), change, np.zeros((), change.dtype))
-            for change, (top, rest) in zip(changes, keepers, strict=True)
-        ]
+        for change, (top, rest) in zip(changes, keepers, strict=True):
+            np.multiply(change, rest.mask(change) & ~top.mask(change), out=change)
+        return list(changes)
 
     return drop

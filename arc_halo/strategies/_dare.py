@@ -31,11 +31,12 @@ def dropping(context: FuseContext, density: float, rescale: str, seed: int) -> D
     def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
         if density >= 1:
             return list(changes)
+        is_rescaled = rescale == "inverse_density"
         rest = []
         for member, change in enumerate(changes):
             mask = kept(change, density, context, seed, member, start)
-            left = np.where(mask, change, np.zeros((), change.dtype))
-            rest.append(left / density if rescale == "inverse_density" else left)
+            np.multiply(change, mask, out=change)
+            rest.append(np.divide(change, density, out=change) if is_rescaled else change)
         return rest
 
     return drop

@@ -54,20 +54,29 @@ def check(context: FuseContext, density: float, epsilon: float) -> None:
 
 def dropping(context: FuseContext, density: float, epsilon: float, rescale: str, seed: int) -> Drop:
     def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
+        is_rescaled = rescale == "inverse_p"
         rest: list[FloatArray] = []
         for member, change in enumerate(changes):
             columns = change.shape[-1]
-            share = ranks(change) / max(1, columns - 1)
-            chances = density - epsilon + 2 * epsilon * share if columns > 1 else density
+            chances = (
+                np.full((), density)
+                if columns == 1
+                else chances_by_rank(columns, density, epsilon)[ranks(change)]
+            )
             mask = kept(change, chances, context, seed, member, start)
-            left = np.where(mask, change, np.zeros((), change.dtype))
-            rest.append(np.divide(left, chances) if rescale == "inverse_p" else left)
+            np.multiply(change, mask, out=change)
+            rest.append(np.divide(change, chances, out=change) if is_rescaled else change)
         return rest
 
     return drop
 
 
-def ranks(values: FloatArray) -> NDArray[np.float64]:
+def chances_by_rank(columns: int, density: float, epsilon: float) -> NDArray[np.float64]:
+    """The probability of each rank of a row of so many."""
+    return np.asarray(density - epsilon + 2 * epsilon * np.arange(columns) / max(1, columns - 1))
+
+
+def ranks(values: FloatArray) -> NDArray[np.int64]:
     """The place of each element in its row by magnitude, 0 for the smallest.
 
     Of equal ones the first counts as the larger.
@@ -82,8 +91,8 @@ def ranks(values: FloatArray) -> NDArray[np.float64]:
         places = (columns - 1) - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     else:
         places = columns - 1 - np.argsort(magnitudes[:, ::-1], axis=1, kind="stable")
-    found = np.empty((rows, columns))
-    np.put_along_axis(found, places, np.arange(columns, dtype=np.float64)[None, :], axis=1)
+    found = np.empty((rows, columns), np.int64)
+    np.put_along_axis(found, places, np.arange(columns)[None, :], axis=1)
     return found
 
 

@@ -43,7 +43,8 @@ def kept(
 ) -> NDArray[np.bool_]:
     """A mask that keeps each element with its probability."""
     numbers = draws(context, seed, member, start, values.size).reshape(values.shape)
-    mask: NDArray[np.bool_] = numbers < np.asarray(probability, np.float64) * 2.0**32
+    bound = np.asarray(np.minimum(np.asarray(probability) * 2.0**32, 2**32 - 1), np.uint32)
+    mask: NDArray[np.bool_] = numbers < bound
     return mask
 
 

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from arc_halo.types import FloatArray
-
-    Float64 = NDArray[np.float64]
 
 
 def elected(
@@ -24,31 +20,34 @@ def elected(
     *,
     elect: str = "weighted",
     divide: str = "weights",
-) -> Float64:
+) -> FloatArray:
     """The sum of weight times change over the members that have the elected sign, divided.
 
     The sign is + where the sum of what is judged is 0 or more. Who has 0 agrees with nobody. A
-    divisor of 0 counts as 1.
+    divisor of 0 counts as 1. In the changes' dtype.
     """
-    terms = [
-        np.multiply(change, weight, dtype=np.float64)
-        for change, weight in zip(changes, weights, strict=True)
-    ]
-    judged = terms if elect == "weighted" else [np.asarray(c, np.float64) for c in changes]
+    terms = [change * weight for change, weight in zip(changes, weights, strict=True)]
+    judged = terms if elect == "weighted" else changes
     is_positive = _sum(judged) >= 0
-    total, divisor = np.zeros(terms[0].shape), np.zeros(terms[0].shape)
+    total = np.zeros_like(terms[0])
+    divisor = np.zeros_like(terms[0])
     for term, judge, weight in zip(terms, judged, weights, strict=True):
-        agrees = np.where(is_positive, judge > 0, judge < 0)
-        np.add(total, term, out=total, where=agrees)
+        agrees = ((judge > 0) == is_positive) & (judge != 0)
+        # By multiplication: what is masked one by one takes ten times as long.
+        np.add(total, np.multiply(term, agrees, out=term), out=total)
         if divide != "none":
-            np.add(divisor, 1.0 if divide == "count" else weight, out=divisor, where=agrees)
+            np.add(divisor, agrees * total.dtype.type(_share(weight, divide)), out=divisor)
     if divide != "none":
-        np.divide(total, divisor, out=total, where=divisor != 0)
+        np.divide(total, np.where(divisor == 0, total.dtype.type(1), divisor), out=total)
     return total
 
 
-def _sum(terms: Sequence[Float64]) -> Float64:
-    total = np.zeros_like(terms[0])
-    for term in terms:
+def _share(weight: float, divide: str) -> float:
+    return 1.0 if divide == "count" else weight
+
+
+def _sum(terms: Sequence[FloatArray]) -> FloatArray:
+    total = terms[0].copy()
+    for term in terms[1:]:
         np.add(total, term, out=total)
     return total

@@ -38,10 +38,10 @@ def linear_merge(
 ) -> FloatArray:
     """B + scale * sum of w_i times what is left of d_i."""
     rest = drop(differences(tensors, context.base), context.start)
-    total = np.zeros(rest[0].shape)
+    total = np.zeros_like(rest[0])
     for change, weight in zip(rest, _weights(context, factors), strict=True):
         if weight:
-            np.add(total, np.multiply(change, weight, dtype=np.float64), out=total)
+            np.add(total, change * weight, out=total)
     return moved(context, total, scale)
 
 
@@ -58,10 +58,7 @@ def elected_merge(
     """The same, of those who agree with the elected sign, divided."""
     rest = drop(differences(tensors, context.base), context.start)
     if factors is not None:
-        rest = [
-            np.multiply(change, f, dtype=np.float64)
-            for change, f in zip(rest, factors, strict=True)
-        ]
+        rest = [change * factor for change, factor in zip(rest, factors, strict=True)]
     merged = elected(rest, context.weights, elect=elect, divide=divide)
     return moved(context, merged, scale)
 

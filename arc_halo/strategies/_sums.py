@@ -48,10 +48,10 @@ def added(
     return total.astype(tensors[0].dtype)
 
 
-def moved(context: FuseContext, change: Float64, scale: float = 1.0) -> FloatArray:
+def moved(context: FuseContext, change: FloatArray, scale: float = 1.0) -> FloatArray:
     """The base plus scale times the change, in the base's dtype, rounded once."""
     assert context.base is not None
-    return np.add(context.base, change * scale).astype(context.base.dtype)
+    return np.asarray(np.add(context.base, change * scale), context.base.dtype)
 
 
 def rounded(values: Float64, like: FloatArray) -> FloatArray:
@@ -75,8 +75,12 @@ def vectors(block: Block) -> list[FloatArray]:
 
 
 def scalar_product(a: FloatArray, b: FloatArray) -> float:
-    """The sum of products of two parts of one shape, in float64."""
-    return float(np.add.reduce(np.multiply(a, b, dtype=np.float64).reshape(-1)))
+    """The sum of products of two parts of one shape, pairwise in their own dtype.
+
+    A part is small enough that pairwise sums in float32 are good to some units in the last place;
+    parts are added up in float64.
+    """
+    return float(np.add.reduce(np.multiply(a, b).reshape(-1)))
 
 
 def gram(scan: Scan, *, of_deltas: bool = True) -> Float64:

@@ -54,21 +54,19 @@ def model_stock(
 
     c is the mean cosine of every two changes d_i = W_i - B, of the whole tensor or row by row; 0
     for a pair with a change of zero. t is 0 where it is not defined. The members' weights do not
-    count. In float64, rounded once.
+    count.
 
     D.-H. Jang et al., "Model stock" (ECCV 2024).
     """
     from arc_halo.strategies._sums import differences, moved
 
-    assert context.base is not None
-    mean = np.zeros(tensors[0].shape)
-    for tensor in tensors:
-        np.add(mean, np.subtract(tensor, context.base, dtype=np.float64), out=mean)
-    mean /= len(tensors)
-    if not filter_wise:
-        return moved(context, mean, context.measured)
-    share = _share(_row_products(differences(tensors, context.base)))
-    return moved(context, mean * share[:, None])
+    changes = differences(tensors, context.base)
+    share = _share(_row_products(changes))[:, None] if filter_wise else context.measured
+    mean = changes[0]
+    for change in changes[1:]:
+        np.add(mean, change, out=mean)
+    np.multiply(mean, share / len(tensors), out=mean, casting="same_kind")
+    return moved(context, mean)
 
 
 def _row_products(changes: Sequence[FloatArray]) -> Float64:

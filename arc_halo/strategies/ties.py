@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from arc_halo.hookspecs import hookimpl
 from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, schema
 from arc_halo.types import FuseContext, FusionStrategy
@@ -68,6 +70,6 @@ def ties(
 
     changes = differences(tensors, context.base)
     for change, keeper in zip(changes, context.measured or (), strict=False):
-        change[~keeper.mask(change)] = 0
+        np.multiply(change, keeper.mask(change), out=change)
     merged = elected(changes, context.weights, elect=elect, divide=divide)
     return moved(context, merged, scale)

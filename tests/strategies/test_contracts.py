@@ -16,16 +16,12 @@ RANDOM: dict[str, Any] = {"is_symmetric": False}
 
 CLAIMS: dict[str, dict[str, Any]] = {
     "arcee_fusion": QUIET,
-    "breadcrumbs": QUIET,
-    "breadcrumbs_ties": QUIET,
-    "dare_ties": QUIET,
-    "della": {**RANDOM, **QUIET},
+    "della": RANDOM,
     "della_linear": RANDOM,
     "karcher": QUIET,
     "nearswap": {"params": {"t": 0.5}},
     "ram": QUIET,
     "ramplus_tl": QUIET,
-    "ties": QUIET,
     "wudi": QUIET,
 }
 MORE: list[tuple[str, str, dict[str, Any]]] = [
@@ -34,12 +30,12 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("nuslerp", "by_rows", {"params": {"flatten": False}}),
     ("nuslerp", "by_columns", {"params": {"flatten": False, "row_wise": True}}),
     ("passthrough", "scaled", {"params": {"scale": 0.5}, "has_fixed_point": False}),
-    ("ties", "half", {"params": {"density": 0.5}, **QUIET}),
-    ("ties", "as_peft", {"params": {"elect": "unweighted", "divide": "count"}, **QUIET}),
-    ("dare_linear", "half", {"params": {"density": 0.5}, **RANDOM, **QUIET}),
-    ("dare_ties", "stretched", {"params": {"density": 0.5, "rescale": "l1"}, **RANDOM, **QUIET}),
-    ("della", "stretched", {"params": {"rescale": "l1"}, **RANDOM, **QUIET}),
-    ("breadcrumbs", "few", {"params": {"density": 0.3, "gamma": 0.1}, **QUIET}),
+    ("ties", "half", {"params": {"density": 0.5}}),
+    ("ties", "as_peft", {"params": {"elect": "unweighted", "divide": "count"}}),
+    ("dare_linear", "half", {"params": {"density": 0.5}, **RANDOM}),
+    ("dare_ties", "stretched", {"params": {"density": 0.5, "rescale": "l1"}, **RANDOM}),
+    ("della", "stretched", {"params": {"rescale": "l1"}, **RANDOM}),
+    ("breadcrumbs", "few", {"params": {"density": 0.3, "gamma": 0.1}}),
     ("model_stock", "by_rows", {"params": {"filter_wise": True}}),
     ("sce", "few", {"params": {"select_topk": 0.2}, **QUIET}),
 ]

@@ -19,7 +19,7 @@ from arc_halo.strategies.slerp import arc_halo_fusion_strategies
 from arc_halo.types import FuseContext
 
 (STRATEGY,) = arc_halo_fusion_strategies()
-GOLDEN = "d28a5437b932cab327cca2d1266cf73f76f897753dba5fa23f695f5092a1c1c4"
+GOLDEN = "e79c902ce40602dbd887776ddc6d20dbe557618b7c520ce2df4aa44ed0904cc0"
 HALF = FuseContext(tensor="layer.weight", weights=(1.0, 1.0))
 Array = NDArray[np.float64]
 
