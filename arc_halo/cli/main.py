@@ -11,6 +11,7 @@ import click
 from arc_halo._version import __version__
 from arc_halo.cli.apply import apply, destroy
 from arc_halo.cli.db import db
+from arc_halo.cli.diff import diff
 from arc_halo.cli.doctor import doctor
 from arc_halo.cli.embeddings import embeddings
 from arc_halo.cli.export import export
@@ -30,7 +31,7 @@ from arc_halo.errors import ArcHaloError
 INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, tensors, embeddings, lineage, plugins, migrate, db, doctor,
+    import_, export, fuse, diff, tensors, embeddings, lineage, plugins, migrate, db, doctor,
 )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ def weighted_sum(tensors: Sequence[FloatArray], coefficients: Sequence[float]) -
     total: Float64 | None = None
     for values, coefficient in zip(tensors, coefficients, strict=True):
         if coefficient:
-            term = np.multiply(values, coefficient, dtype=np.float64)
+            term = values.astype(np.float64)
+            np.multiply(term, coefficient, out=term)
             total = term if total is None else np.add(total, term, out=total)
     if total is None:
         return np.zeros(tensors[0].shape, tensors[0].dtype)
