@@ -50,7 +50,6 @@ def told(capsys, *arguments):
 
 
 def test_every_difference_is_told_with_its_size(models, capsys):
-    first, second = models
     code, facts = told(capsys, "a", "b")
     found = {each["name"]: each for each in facts["differences"]}
     assert code == 0
