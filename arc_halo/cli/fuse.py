@@ -126,6 +126,44 @@ def run(
     )
 
 
+@fuse.command("import-recipe")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--name", default="merged", show_default=True, help="What the result is to be.")
+@click.pass_obj
+def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
+    """Turn a mergekit configuration into a part of a manifest, printed.
+
+    What a manifest cannot express is refused, all of it by name. The result can be included in a
+    project, or merged from files by `fuse run`.
+
+    \b
+    Examples:
+      arc-halo fuse import-recipe ties.yml > reactors/ties.yaml
+      arc-halo fuse import-recipe ties.yml --name story
+    """
+    import yaml
+
+    from arc_halo.errors import InvalidInputError
+    from arc_halo.manifest.load import load_text
+    from arc_halo.manifest.mergekit import convert
+    from arc_halo.names import NAME, is_name
+    from arc_halo.reconcile.report import as_json
+
+    if not is_name(name):
+        raise InvalidInputError(f"{name!r} is not a name", hint=f"it matches {NAME}", code="AH006")
+    source = load_text(file.read_bytes(), path=file, label=str(file))
+    found = convert(source.data, label=str(file), reactor=name)
+    for note in found.notes:
+        invocation.console.note(note)
+    text = yaml.safe_dump(found.document, sort_keys=False, allow_unicode=True).rstrip("\n")
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text),
+        json=lambda: as_json(found.document),
+        markdown=lambda: f"```yaml\n{text}\n```",
+    )
+
+
 def _paths(wanted: RecipeFile, files: Sequence[str]) -> dict[str, Path]:
     """The files of every model, by the names that the recipe gives them."""
     given: dict[str, Path] = {}

@@ -1,0 +1,147 @@
+"""mergekit's documents as manifests: what they mean, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arc_halo.cli.main import run
+from arc_halo.errors import InvalidInputError
+from arc_halo.manifest.mergekit import METHODS, convert
+from arc_halo.manifest.recipe_files import read_recipe
+from arc_halo.plugins import PluginManager
+
+STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
+
+
+def document(method: str, **fields: Any) -> dict[str, Any]:
+    strategy = STRATEGIES[method]
+    count = 1 if strategy.max_members == 1 else 2
+    models = [{"model": f"m/{name}", "parameters": {"weight": 0.5}} for name in "ab"[:count]]
+    needs_base = strategy.needs_base or method == "slerp"
+    return {
+        "merge_method": method,
+        "models": models,
+        **({"base_model": "m/base"} if needs_base else {}),
+        **fields,
+    }
+
+
+def reactor(found: dict[str, Any]) -> dict[str, Any]:
+    (only,) = convert(found, label="m.yml", reactor="out").document["reactors"].values()
+    return only
+
+
+def test_every_method_is_one_of_ours() -> None:
+    assert METHODS.keys() <= STRATEGIES.keys()
+    assert len(METHODS) == 20
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_result_is_a_recipe_that_can_be_run(tmp_path: Path, method: str) -> None:
+    extra: dict[str, Any] = {"parameters": {"t": 0.5}} if "t" in METHODS[method] else {}
+    given = document(method, **extra)
+    if method == "slerp":
+        given["models"] = given["models"][:1]
+    file = tmp_path / "m.yaml"
+    file.write_text(yaml.safe_dump(convert(given, label="m", reactor="out").document))
+    recipe = read_recipe(file, environ={})
+    assert recipe.strategy.name == method
+    assert (recipe.base is not None) == STRATEGIES[method].needs_base
+
+
+def test_defaults_that_differ_are_written_out() -> None:
+    assert reactor(document("ties"))["params"] == {"divide": "weights"}
+    assert reactor(document("ties", parameters={"normalize": False}))["params"] == {
+        "divide": "none"
+    }
+    assert reactor(document("dare_ties"))["params"] == {"divide": "none", "rescale": "l1"}
+    assert reactor(document("dare_linear", parameters={"rescale": False}))["params"] == {
+        "rescale": "none"
+    }
+    assert reactor(document("breadcrumbs"))["params"] == {"rescale": "none"}
+    assert reactor(document("task_arithmetic", parameters={"lambda": 0.7}))["params"] == {
+        "scale": 0.7
+    }
+
+
+def test_the_base_is_no_member_but_slerp_s_first() -> None:
+    models = [{"model": "m/base"}, {"model": "m/a", "parameters": {"weight": 1, "density": 0.3}}]
+    found = reactor(document("ties", models=models))
+    assert found["base"] == "base"
+    assert found["members"] == [{"model": "a", "weight": 1}]
+    assert found["params"]["density"] == 0.3
+    models = [{"model": "m/a"}, {"model": "m/base"}]
+    found = reactor(document("slerp", models=models, parameters={"t": 0.2}))
+    assert "base" not in found
+    assert [member["model"] for member in found["members"]] == ["base", "a"]
+
+
+def test_models_of_one_name_get_names_of_their_own() -> None:
+    models = [{"model": path} for path in ("x/Model A", "y/model-a", "z/MODEL_A")]
+    found = convert(document("linear", models=models), label="m", reactor="out").document
+    assert list(found["models"]) == ["model-a", "model-a-2", "model_a"]
+
+
+REFUSED = {
+    "slices": ({"slices": []}, "slices: layers of several models"),
+    "tokenizer": ({"tokenizer_source": "union"}, "tokenizer_source: tokenizers"),
+    "out_dtype": ({"out_dtype": "float16"}, "out_dtype: results"),
+    "a misspelling": ({"parametres": {}}, "parametres: it is unknown"),
+    "a gradient": ({"parameters": {"density": [0.1, 0.9]}}, "parameters.density: it is a gradient"),
+    "filters": (
+        {"parameters": {"density": [{"filter": "mlp", "value": 1}]}},
+        "parameters.density: it is filters",
+    ),
+    "another's param": ({"parameters": {"t": 1}}, "parameters.t: ties has no such parameter"),
+    "an adapter": ({"models": [{"model": "m/a+lora"}]}, "models[0].model: a LoRA adapter"),
+    "a revision": ({"base_model": "m/a@main"}, "base_model: a revision is named"),
+    "unlike params": (
+        {
+            "models": [
+                {"model": "m/a", "parameters": {"density": 0.1}},
+                {"model": "m/b", "parameters": {"density": 0.2}},
+            ]
+        },
+        "parameters.density: models have different ones",
+    ),
+    "no models": ({"models": []}, "models: a list of models is needed"),
+    "no method": ({"merge_method": "magic"}, "merge_method: 'magic' is none of"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_expressed_is_refused_by_name(what: str) -> None:
+    change, told = REFUSED[what]
+    with pytest.raises(InvalidInputError) as caught:
+        convert({**document("ties"), **change}, label="m.yml", reactor="out")
+    assert told in caught.value.message
+    assert caught.value.error_code == "AH023"
+
+
+def test_all_that_is_refused_is_told_at_once() -> None:
+    change = {"slices": [], "tokenizer": {}, "parameters": {"density": [0, 1], "t": 2}}
+    with pytest.raises(InvalidInputError) as caught:
+        convert({**document("ties"), **change}, label="m.yml", reactor="out")
+    assert caught.value.message.count("\n") == 4
+
+
+def test_the_command_prints_what_can_be_included(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "m.yml"
+    file.write_text(yaml.safe_dump(document("ties", dtype="bfloat16")))
+    assert run(["fuse", "import-recipe", str(file), "--name", "story"]) == 0
+    printed = capsys.readouterr()
+    assert yaml.safe_load(printed.out)["reactors"]["story"]["strategy"] == "ties"
+    assert "dtype" in printed.err
+    (tmp_path / "story.yaml").write_text(printed.out)
+    (tmp_path / "arc_halo.yaml").write_text("version: 1\nproject: p\ninclude: [story.yaml]\n")
+    for name in ("a", "b", "base"):
+        (tmp_path / "m" / name).mkdir(parents=True)
+        (tmp_path / "m" / name / "config.json").write_text("{}")
+    assert run(["validate", "--project", str(tmp_path)]) == 0
+    assert run(["fuse", "import-recipe", str(file), "--name", "No Name"]) == 4
