@@ -31,8 +31,14 @@ Cuts = list[tuple[Cut, Cut]]
 """For each member where the largest end that are dropped, and where all end that are not small."""
 
 
-def measured(
-    scan: Scan, context: FuseContext, density: float, gamma: float, rescale: str
+def measure(
+    scan: Scan,
+    context: FuseContext,
+    *,
+    density: float = 1.0,
+    gamma: float = 0.01,
+    rescale: str = "none",
+    **_: object,
 ) -> tuple[Drop, list[float] | None]:
     """What drops the changes in the next pass, and the factors of `l1`."""
     size = math.prod(context.shape)

@@ -42,8 +42,14 @@ def dropping(context: FuseContext, density: float, rescale: str, seed: int) -> D
     return drop
 
 
-def measured(
-    scan: Scan, context: FuseContext, density: float, rescale: str, seed: int
+def measure(
+    scan: Scan,
+    context: FuseContext,
+    *,
+    density: float = 1.0,
+    rescale: str = "inverse_density",
+    seed: int = 0,
+    **_: object,
 ) -> list[float] | None:
     """The factors of `l1`; None where there are none."""
     if rescale != "l1" or density >= 1:

@@ -96,10 +96,17 @@ def ranks(values: FloatArray) -> NDArray[np.int64]:
     return found
 
 
-def measured(
-    scan: Scan, context: FuseContext, density: float, epsilon: float, rescale: str, seed: int
+def measure(
+    scan: Scan,
+    context: FuseContext,
+    *,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    rescale: str = "inverse_p",
+    seed: int = 0,
+    **_: object,
 ) -> list[float] | None:
-    """The factors of `l1`; None where there are none."""
+    """The factors of `l1`; None where there are none. Refuses params that do not fit."""
     check(context, density, epsilon)
     if rescale != "l1":
         return None

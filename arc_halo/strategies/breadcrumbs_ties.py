@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
-from arc_halo.strategies._breadcrumbs import GAMMA, RESCALE
+from arc_halo.strategies._breadcrumbs import GAMMA, RESCALE, measure
 from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, schema
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
-    from arc_halo.strategies._sparse import Drop
-    from arc_halo.types import FloatArray, Scan
+    from arc_halo.types import FloatArray
 
 
 @hookimpl
@@ -35,21 +34,6 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
             scale=SCALE,
         ),
     )
-
-
-def measure(
-    scan: Scan,
-    context: FuseContext,
-    *,
-    density: float = 1.0,
-    gamma: float = 0.01,
-    rescale: str = "none",
-    **_: object,
-) -> tuple[Drop, list[float] | None]:
-    """What drops the changes, and the factors of `rescale: l1`."""
-    from arc_halo.strategies._breadcrumbs import measured
-
-    return measured(scan, context, density, gamma, rescale)
 
 
 def breadcrumbs_ties(

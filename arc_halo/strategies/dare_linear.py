@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
-from arc_halo.strategies._dare import RESCALE
+from arc_halo.strategies._dare import RESCALE, measure
 from arc_halo.strategies._schemas import DENSITY, NORMALIZE, SCALE, SEED, schema, weight_sum
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
-    from arc_halo.types import FloatArray, Scan
+    from arc_halo.types import FloatArray
 
 
 @hookimpl
@@ -30,21 +30,6 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
             density=DENSITY, rescale=RESCALE, scale=SCALE, normalize=NORMALIZE, seed=SEED
         ),
     )
-
-
-def measure(
-    scan: Scan,
-    context: FuseContext,
-    *,
-    density: float = 1.0,
-    rescale: str = "inverse_density",
-    seed: int = 0,
-    **_: object,
-) -> list[float] | None:
-    """The factors of `rescale: l1`."""
-    from arc_halo.strategies._dare import measured
-
-    return measured(scan, context, density, rescale, seed)
 
 
 def dare_linear(

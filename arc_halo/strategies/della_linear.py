@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
-from arc_halo.strategies._della import DENSITY, EPSILON, RESCALE
+from arc_halo.strategies._della import DENSITY, EPSILON, RESCALE, measure
 from arc_halo.strategies._schemas import NORMALIZE, SCALE, SEED, schema, weight_sum
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
-    from arc_halo.types import FloatArray, Scan
+    from arc_halo.types import FloatArray
 
 
 @hookimpl
@@ -35,22 +35,6 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
             seed=SEED,
         ),
     )
-
-
-def measure(
-    scan: Scan,
-    context: FuseContext,
-    *,
-    density: float = 0.5,
-    epsilon: float = 0.15,
-    rescale: str = "inverse_p",
-    seed: int = 0,
-    **_: object,
-) -> list[float] | None:
-    """The factors of `rescale: l1`, and whether the params fit one another."""
-    from arc_halo.strategies._della import measured
-
-    return measured(scan, context, density, epsilon, rescale, seed)
 
 
 def della_linear(
