@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from arc_halo.errors import ManifestError
@@ -115,6 +115,8 @@ styles = st.fixed_dictionaries(
 @settings(max_examples=300, deadline=None)
 def test_what_another_writer_wrote_reads_back_equal(data, style):
     written = yaml.safe_dump(data, sort_keys=False, **style)
+    # PyYAML 6.0.4 folds some texts so that its own readers find others: those say nothing of ours.
+    assume(repr(yaml.safe_load(written)) == repr(data))
     assert repr(data_of(written)) == repr(data)
 
 
