@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,24 +104,19 @@ def fuse_arrays(
     return np.concatenate(parts).reshape(shape)
 
 
-class _told:
-    """Gives what a strategy raises the names of the strategy, the tensor and the line."""
-
-    def __init__(self, strategy: FusionStrategy, context: FuseContext) -> None:
-        self._strategy = strategy
-        self._context = context
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, ArcHaloError) or not isinstance(error, Exception):
-            return
-        place = traceback.extract_tb(error.__traceback__)[-1]
+@contextmanager
+def _told(strategy: FusionStrategy, context: FuseContext) -> Iterator[None]:
+    """Give what a strategy raises the names of the strategy, the tensor and the line."""
+    try:
+        yield
+    except ArcHaloError:
+        raise
+    except Exception as exc:
+        place = traceback.extract_tb(exc.__traceback__)[-1]
         raise FusionError(
-            f"the strategy {self._strategy.name!r} failed on {self._context.tensor!r}: {error!r} "
+            f"the strategy {strategy.name!r} failed on {context.tensor!r}: {exc!r} "
             f"({place.filename}:{place.lineno})"
-        ) from error
+        ) from exc
 
 
 def _check(strategy: FusionStrategy, context: FuseContext, fused: FloatArray, block: Block) -> None:

@@ -25,12 +25,13 @@ class Distance:
     """How far two tensors of one shape are apart, as vectors.
 
     `norm` is that of their difference, `relative` over that of the first, `largest` its largest
-    element. `cosine` is None where a tensor is zero; `changed_share` is of the elements.
+    element; `changed_share` is of the elements. What is not defined (a tensor is zero), or beyond
+    float64, is None.
     """
 
-    norm: float
+    norm: float | None
     relative: float | None
-    largest: float
+    largest: float | None
     cosine: float | None
     changed_share: float
 
@@ -156,9 +157,10 @@ def _distance(
 
     sums, largest, changed, count = np.zeros(4), 0.0, 0, 0
     for one, two in _parts(store, first, second):
-        change = np.subtract(two, one, dtype=np.float64)
-        pairs = ((change, change), (one, one), (two, two), (one, two))
-        sums += [float(np.add.reduce(np.multiply(a, b, dtype=np.float64))) for a, b in pairs]
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = np.subtract(two, one, dtype=np.float64)
+            pairs = ((change, change), (one, one), (two, two), (one, two))
+            sums += [float(np.add.reduce(np.multiply(a, b, dtype=np.float64))) for a, b in pairs]
         largest = max(largest, float(np.abs(change).max()))
         changed += int(np.count_nonzero(change))
         count += change.size
@@ -166,12 +168,16 @@ def _distance(
     gap, square, other, product = map(float, sums)
     lengths = math.sqrt(square) * math.sqrt(other)
     return Distance(
-        norm=math.sqrt(gap),
-        relative=math.sqrt(gap / square) if square else None,
-        largest=largest,
-        cosine=product / lengths if lengths else None,
+        norm=_finite(math.sqrt(gap)),
+        relative=_finite(math.sqrt(gap / square)) if 0 < square < math.inf else None,
+        largest=_finite(largest),
+        cosine=_finite(product / lengths) if 0 < lengths < math.inf else None,
         changed_share=changed / count,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _parts(

@@ -8,12 +8,8 @@ from pathlib import Path
 
 from arc_halo.errors import IncompatibleModelsError
 from arc_halo.fusion import compatibility
-from arc_halo.fusion.blocks import fused_parts
-from arc_halo.fusion.inputs import Input, scan_inputs
-from arc_halo.fusion.running import rounded
-from arc_halo.tensors import dtypes
+from arc_halo.fusion.inputs import Input, fused_bytes
 from arc_halo.types import (
-    Block,
     FuseContext,
     FusionStrategy,
     JsonObject,
@@ -100,12 +96,7 @@ class FileMerge:
             shape=tensor.shape,
             roots=tuple(roots),
         )
-
-        def scan() -> Iterator[Block]:
-            return scan_inputs(members, base, tensor.shape, self.strategy.part)
-
-        for part in fused_parts(self.strategy, self.params, context, scan):
-            yield dtypes.raw_bytes(rounded(part, tensor.dtype))
+        yield from fused_bytes(self.strategy, self.params, context, members, base, tensor.dtype)
 
     def _check_equal(self, tensor: TensorInfo) -> None:
         first, *others = self._models

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from arc_halo.errors import FusionError
-from arc_halo.fusion.blocks import BLOCK_ITEMS, Span, spans
+from arc_halo.fusion.blocks import BLOCK_ITEMS, Span, fused_parts, spans
 from arc_halo.tensors import dtypes
-from arc_halo.types import Block, Part
+from arc_halo.types import Block, FuseContext, FusionStrategy, JsonObject, Part
 
 if TYPE_CHECKING:
     from arc_halo.types import FloatArray
@@ -95,3 +95,27 @@ def scan_inputs(
         )
     for each in (*members, *([base] if base else [])):
         each.end()
+
+
+def fused_bytes(
+    strategy: FusionStrategy,
+    params: JsonObject,
+    context: FuseContext,
+    members: Sequence[Input],
+    base: Input | None,
+    dtype: str,
+) -> Iterator[memoryview]:
+    """The raw bytes of a fused tensor, part by part, rounded once to `dtype`.
+
+    What is beyond a dtype's range becomes what its own rounding has for that. Raises `FusionError`.
+    """
+    import numpy as np
+
+    def scan() -> Iterator[Block]:
+        return scan_inputs(members, base, context.shape, strategy.part)
+
+    target = dtypes.numpy_dtype(dtype)
+    for part in fused_parts(strategy, params, context, scan):
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = part.astype(target)
+        yield dtypes.raw_bytes(rounded)

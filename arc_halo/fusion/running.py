@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import WeightsError
 from arc_halo.fusion import compatibility
-from arc_halo.fusion.blocks import fused_parts
-from arc_halo.fusion.inputs import Input, scan_inputs
+from arc_halo.fusion.inputs import Input, fused_bytes
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
 from arc_halo.store import builds
 from arc_halo.store.builds import NamedTensor
-from arc_halo.tensors import dtypes
 from arc_halo.tensors.digests import format_digest
-from arc_halo.types import Block, FuseContext, TensorInfo
+from arc_halo.types import FuseContext, TensorInfo
 from arc_halo.weights.building import Built, Recipe, build
 from arc_halo.weights.reading import read_pieces
 from arc_halo.weights.spans import StoredTensor
 from arc_halo.weights.store import Advance, WeightStore, no_progress
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from arc_halo.types import FloatArray
 
 Tensors = dict[str, NamedTensor]
 
@@ -98,10 +90,6 @@ class _Merge:
         if not compatibility.is_computable(info.dtype):
             yield from read_pieces(self._store, first, info.name)
             return
-        for part in self._fused(info):
-            yield dtypes.raw_bytes(rounded(part, info.dtype))
-
-    def _fused(self, info: TensorInfo) -> Iterator[FloatArray]:
         recipe = self._recipe
         members = [
             self._input(member, tensors[info.name])
@@ -116,11 +104,7 @@ class _Merge:
             shape=info.shape,
             roots=tuple(member.root for member in recipe.members),
         )
-
-        def scan() -> Iterator[Block]:
-            return scan_inputs(members, base, info.shape, recipe.strategy.part)
-
-        return fused_parts(recipe.strategy, recipe.params, context, scan)
+        yield from fused_bytes(recipe.strategy, recipe.params, context, members, base, info.dtype)
 
     def _input(self, source: FusionInput, tensor: NamedTensor) -> Input:
         # A thread's share; the rest is for parts as floats, and for what is being written.
@@ -128,11 +112,3 @@ class _Merge:
         count = len(self._members) + (self._base is not None)
         stored = StoredTensor(self._store, tensor, tensor.name)
         return Input(source.model, tensor.name, stored, share // count)
-
-
-def rounded(fused: FloatArray, dtype: str) -> NDArray[Any]:
-    """Rounded once to the stored dtype; what is beyond its range becomes what it has for that."""
-    import numpy as np
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        return fused.astype(dtypes.numpy_dtype(dtype))

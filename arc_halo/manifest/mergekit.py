@@ -179,27 +179,32 @@ class _Reading:
         return {"model": name, "weight": weight}
 
     def _params(self, method: str, listed: list[Any]) -> JsonObject:
-        given: JsonObject = {}
         shared = self._document.get("parameters") or {}
+        # Of the base there is no change, so its parameters say nothing.
+        owns = [
+            (index, each.get("parameters") or {})
+            for index, each in enumerate(listed)
+            if isinstance(each, dict) and each.get("model") != self._document.get("base_model")
+        ]
         for key in shared:
             self._check_param(method, key, f"parameters.{key}")
-        for name in METHODS[method]:
-            found = [shared[name]] if name in shared else []
-            for index, each in enumerate(listed):
-                own = (each.get("parameters") or {}) if isinstance(each, dict) else {}
-                if name in own:
-                    found.append(self._value(own[name], f"models[{index}].parameters.{name}"))
-            if name in shared:
-                found[0] = self._value(shared[name], f"parameters.{name}")
-            own_values = found[1:] if name in shared and len(found) > 1 else found
-            if len({repr(value) for value in own_values}) > 1:
-                self.refused.append(f"parameters.{name}: models have different ones")
-            if own_values:
-                given[name] = own_values[-1]
-        for index, each in enumerate(listed):
-            for key in (each.get("parameters") or {}) if isinstance(each, dict) else ():
+        for index, own in owns:
+            for key in own:
                 self._check_param(method, key, f"models[{index}].parameters.{key}")
+        given: JsonObject = {}
+        for name in METHODS[method]:
+            values = [self._effective(name, index, own, shared) for index, own in owns]
+            if any(repr(value) != repr(values[0]) for value in values):
+                self.refused.append(f"parameters.{name}: models have different ones")
+            elif values and values[0] is not None:
+                given[name] = values[0]
         return _translated(method, given)
+
+    def _effective(self, name: str, index: int, own: JsonObject, shared: JsonObject) -> Any:
+        """What a parameter is for one model; None where nothing says."""
+        if name in own:
+            return self._value(own[name], f"models[{index}].parameters.{name}")
+        return self._value(shared.get(name), f"parameters.{name}")
 
     def _check_param(self, method: str, key: str, where: str) -> None:
         if key not in (*METHODS[method], *INERT, "weight"):
@@ -210,7 +215,8 @@ class _Reading:
             what = (
                 "filters" if any(isinstance(v, dict) for v in value) else "a gradient over layers"
             )
-            self.refused.append(f"{where}: it is {what}")
+            if (said := f"{where}: it is {what}") not in self.refused:
+                self.refused.append(said)
             return None
         return value
 

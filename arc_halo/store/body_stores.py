@@ -42,6 +42,10 @@ HOLD = """
 UPDATE body_stores SET holder = %(holder)s WHERE id = %(id)s AND holder IS NULL
 """
 
+HELD_BY = """
+SELECT holder FROM body_stores WHERE id = %(id)s
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredStore:
@@ -91,7 +95,8 @@ def hold(conn: Connection, store: RegisteredStore) -> bool:
     """Whether this very database uses the store; from now on, if none has."""
     with conn.cursor(row_factory=scalar_row) as cursor:
         holder = cursor.execute(HOLDER).fetchone()
-    return store.holder == holder or (
-        store.holder is None
-        and conn.execute(HOLD, {"id": store.id, "holder": holder}).rowcount == 1
-    )
+        if store.holder is None:
+            conn.execute(HOLD, {"id": store.id, "holder": holder})
+            # Another program of this database may have been first.
+            return cursor.execute(HELD_BY, {"id": store.id}).fetchone() == holder
+    return store.holder == holder

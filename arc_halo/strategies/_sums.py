@@ -50,7 +50,7 @@ def added(
 
 
 def moved(context: FuseContext, change: FloatArray, scale: float = 1.0) -> FloatArray:
-    """The base plus scale times the change, in the base's dtype, rounded once."""
+    """The base plus scale times the change, in the wider of their dtypes, then in the base's."""
     assert context.base is not None
     return np.asarray(np.add(context.base, change * scale), context.base.dtype)
 

@@ -71,7 +71,7 @@ def sce(
 
     Only elements of the largest variance over the members count. a_i is the sum of squares of
     member i's kept changes, over that of all. Signs are elected by the plain changes. The members'
-    weights do not count. In float64, rounded once.
+    weights do not count.
 
     F. Wan et al., "FuseChat" (arXiv 2408.07990).
     """
@@ -104,7 +104,7 @@ def _kept(changes: list[FloatArray], keeper: Keeper | None) -> list[FloatArray]:
     if keeper is None:
         return changes
     # Which elements are kept is one question for all members.
-    is_dropped = ~keeper.mask(_variance(changes))
+    mask = keeper.mask(_variance(changes))
     for change in changes:
-        change[is_dropped] = 0
+        np.multiply(change, mask, out=change)
     return changes

@@ -61,7 +61,7 @@ def ties(
 
     Of each change d_i = W_i - B only its max(1, floor(density * n)) largest elements count, in the
     tensor, equal ones by their place. Signs are elected and the sum divided as `elect` and `divide`
-    say; the defaults are mergekit's. In float64, rounded once.
+    say; the defaults are mergekit's.
 
     P. Yadav et al., "TIES-Merging" (NeurIPS 2023).
     """

@@ -48,7 +48,7 @@ def with_bodies(store: WeightStore, chunks: Iterable[StoredChunk]) -> Iterator[S
 def decode_chunk(store: WeightStore, chunk: StoredChunk, out: memoryview) -> None:
     """Fill `out` with the chunk's raw bytes.
 
-    A body elsewhere may have been written over since the row was read: it is then read once more.
+    A body elsewhere may have been written over since the row was read: both are then read again.
     Raises `MissingChunkError` and `CorruptChunkError`, neither of which knows the tensor.
     """
     for _ in range(READ_AGAIN):

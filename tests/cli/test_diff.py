@@ -96,3 +96,17 @@ def test_it_is_a_table_for_people(models, capsys):
     assert "F32 [2, 3] -> F32 [3, 2]" in "\n".join(lines)
     assert lines[-1].startswith("1 added, 3 changed, 1 removed, 1 reshaped; equal: 1 tensor")
     assert run(["diff", "a", "nobody"]) == 1
+
+
+def test_what_is_beyond_all_numbers_is_left_open(tmp_path, database, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARC_HALO_DATABASE_URL", database)
+    for name, value in (("a@1", 1.7e308), ("b@1", -1.7e308)):
+        save_file({"w": np.full(3, value)}, tmp_path / "m.safetensors")
+        assert run(["import", "m.safetensors", "--as", name]) == 0
+    code, facts = told(capsys, "a", "b")
+    assert code == 0
+    (found,) = facts["differences"]
+    assert found["distance"] == {
+        "norm": None, "relative": None, "largest": None, "cosine": None, "changed_share": 1.0
+    }  # fmt: skip

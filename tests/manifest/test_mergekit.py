@@ -108,6 +108,13 @@ REFUSED = {
         },
         "parameters.density: models have different ones",
     ),
+    "a param of one model only": (
+        {
+            "models": [{"model": "m/a", "parameters": {"density": 0.1}}, {"model": "m/b"}],
+            "parameters": {"density": 0.2},
+        },
+        "parameters.density: models have different ones",
+    ),
     "no models": ({"models": []}, "models: a list of models is needed"),
     "no method": ({"merge_method": "magic"}, "merge_method: 'magic' is none of"),
 }

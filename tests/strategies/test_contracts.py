@@ -37,7 +37,7 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("della", "stretched", {"params": {"rescale": "l1"}, **RANDOM}),
     ("breadcrumbs", "few", {"params": {"density": 0.3, "gamma": 0.1}}),
     ("model_stock", "by_rows", {"params": {"filter_wise": True}}),
-    ("sce", "few", {"params": {"select_topk": 0.2}, **QUIET}),
+    ("sce", "few", {"params": {"select_topk": 0.2}}),
 ]
 
 

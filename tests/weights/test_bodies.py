@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from arc_halo.bodies.object import arc_halo_body_stores
 from arc_halo.errors import BodyStoreError
 from arc_halo.plugins import PluginManager
+from arc_halo.store import body_stores
 from arc_halo.store.connection import pool
 from arc_halo.store.rows import Pool
 from arc_halo.weights.bodies import open_bodies
@@ -99,6 +100,17 @@ def test_a_copy_may_take_the_store_over(
         conn.execute("UPDATE body_stores SET holder = NULL")
     with opened(copied, place.as_uri()) as bodies:
         assert stored(store_of(copied, bodies), root) == RAW
+
+
+def test_two_programs_may_open_a_new_store_at_once(open_pool: Pool, place: Path) -> None:
+    with open_pool.connection() as conn:
+        first = body_stores.register(conn, kind="object", url=place.as_uri())
+        assert first.holder is None
+        assert body_stores.hold(conn, first)
+        # What the other one had read before.
+        assert body_stores.hold(conn, first)
+    with opened(open_pool, place.as_uri()):
+        pass
 
 
 @pytest.mark.parametrize("way", ["a slash at the end", "moved"])
