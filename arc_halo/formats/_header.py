@@ -114,6 +114,8 @@ def _parse_json(text: bytes, file: str) -> JsonObject:
 
 
 def _check_metadata(metadata: object, file: str) -> dict[str, str]:
+    if metadata is None:  # null says "none", to the safetensors library too
+        return {}
     if not isinstance(metadata, dict):
         refuse(file, f"{METADATA_KEY} is not an object of strings")
     for key, value in metadata.items():
