@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -17,7 +16,8 @@ from arc_halo.store.tensors import NewTensor, insert_tensors
 from arc_halo.tensors import digests
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.bases import Bases
-from arc_halo.weights.store import Advance, Cancellation, WeightStore, no_progress
+from arc_halo.weights.store import Advance, WeightStore, no_progress
+from arc_halo.weights.threads import Cancellation, in_threads
 from arc_halo.weights.writing import ChunkWriter, Cut, Heart, Session, Totals, cut
 
 GROUP_TENSORS = 1000
@@ -157,18 +157,7 @@ def _make_all(
             _GroupMaker(store, writer, produce, advance, cancellation).run(conn, session, group)
             return writer.totals
 
-    with ThreadPoolExecutor(store.threads, thread_name_prefix="arc-halo-build") as pool:
-        futures = [pool.submit(make, group) for group in _groups(missing, store)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            # On Ctrl-C too: what runs is stopped in the server as well, what waits never starts.
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not all(future.done() for future in futures):
-                cancellation.cancel()
-    if cancellation.cause is not None:
-        raise cancellation.cause
-    parts = [future.result() for future in futures]
+    parts = in_threads(store.threads, make, _groups(missing, store), cancellation)
     return Totals(sum(part.new_bytes for part in parts), sum(part.stored_bytes for part in parts))
 
 
