@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from arc_halo.errors import WeightsError
 from arc_halo.store import builds, projects
 from arc_halo.store.builds import BuildGoneError
 from arc_halo.store.rows import Connection
-from arc_halo.store.tensors import NewTensor, insert_tensors
+from arc_halo.store.tensors import insert_tensors
 from arc_halo.tensors import digests
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.bases import Bases
+from arc_halo.weights.making import Produce, TensorMaker
 from arc_halo.weights.store import Advance, WeightStore, no_progress
 from arc_halo.weights.threads import Cancellation, in_threads
-from arc_halo.weights.writing import ChunkWriter, Cut, Heart, Session, Totals, cut
+from arc_halo.weights.writing import ChunkWriter, Heart, Session, Totals
 
 GROUP_TENSORS = 1000
 """Small tensors that are entered together at most."""
-
-Produce = Callable[[TensorInfo], Iterable["bytes | memoryview"]]
-"""Gives a tensor's raw bytes in order, in pieces of any size; called from several threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +54,21 @@ class Built:
     stored_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenBuild:
+    """A build to be filled. `tensors` has (name, digest, place) of what earlier runs have made.
+
+    Chunks that are touched from `since` on are taken by no collection.
+    """
+
+    id: UUID
+    since: datetime
+    tensors: Sequence[tuple[str, bytes, int]]
+
+
+Fill = Callable[[OpenBuild], tuple[int, Totals]]
+"""Makes what a build lacks; how many tensors that were, and what was stored for them."""
+
 TRIES = 5
 """How often a build is begun anew that another program closed and let go meanwhile."""
 
@@ -74,19 +87,32 @@ def build(
     to the set when this returns. Raises what `produce` raises, and `WeightsError` when the
     result is not `recipe.expected`.
     """
+
+    def fill(opened: OpenBuild) -> tuple[int, Totals]:
+        missing = _missing(tensors, opened.tensors)
+        if opened.tensors:
+            advance(sum(t.size_bytes for t in tensors) - sum(t.size_bytes for _, t in missing))
+        session = Session(
+            build_id=opened.id,
+            since=opened.since,
+            codec=recipe.codec,
+            bases=Bases.of_root(store, recipe.delta_from),
+            heart=Heart(),
+        )
+        return len(missing), _make_all(store, session, missing, produce, advance)
+
+    return fill_build(store, recipe, len(tensors), fill)
+
+
+def fill_build(store: WeightStore, recipe: Recipe, tensor_count: int, fill: Fill) -> Built:
+    """Have the weight set of `recipe`, which has so many tensors, filled, or find it made."""
     for _ in range(TRIES - 1):
         with suppress(BuildGoneError):
-            return _build(store, recipe, tensors, produce, advance)
-    return _build(store, recipe, tensors, produce, advance)
+            return _fill_build(store, recipe, tensor_count, fill)
+    return _fill_build(store, recipe, tensor_count, fill)
 
 
-def _build(
-    store: WeightStore,
-    recipe: Recipe,
-    tensors: Sequence[TensorInfo],
-    produce: Produce,
-    advance: Advance,
-) -> Built:
+def _fill_build(store: WeightStore, recipe: Recipe, tensor_count: int, fill: Fill) -> Built:
     with store.pool.connection() as conn:
         known = builds.reuse(conn, recipe.key)
         if known is not None:
@@ -95,19 +121,9 @@ def _build(
         # After the build can be seen: what is touched from now on, no collection takes.
         since = builds.clock(conn)
         built = builds.built_tensors(conn, build_id)
-    missing = _missing(tensors, built)
-    if built:
-        advance(sum(t.size_bytes for t in tensors) - sum(t.size_bytes for _, t in missing))
-    session = Session(
-        build_id=build_id,
-        since=since,
-        codec=recipe.codec,
-        bases=Bases.of_root(store, recipe.delta_from),
-        heart=Heart(),
-    )
-    totals = _make_all(store, session, missing, produce, advance)
-    made = _complete(store, recipe, build_id, len(tensors))
-    return _found(made, built=len(missing), totals=totals)
+    made, totals = fill(OpenBuild(id=build_id, since=since, tensors=built))
+    completed = _complete(store, recipe, build_id, tensor_count)
+    return _found(completed, built=made, totals=totals)
 
 
 def _missing(
@@ -154,7 +170,14 @@ def _make_all(
             cancellation.watch(conn),
         ):
             writer = ChunkWriter(store, conn, session)
-            _GroupMaker(store, writer, produce, advance, cancellation).run(conn, session, group)
+            maker = TensorMaker(store, writer, produce, advance, cancellation)
+            made = [(place, info.name, maker.make(info)) for place, info in group]
+            maker.flush()
+            with conn.transaction():
+                builds.as_step(conn)
+                ids = insert_tensors(conn, [tensor for _, _, tensor in made])
+                named = [(name, place, ids[new.digest]) for place, name, new in made]
+                builds.add_tensors(conn, session.build_id, named)
             return writer.totals
 
     parts = in_threads(store.threads, make, _groups(missing, store), cancellation)
@@ -216,107 +239,3 @@ def _found(found: builds.WeightSet, *, built: int = 0, totals: Totals | None = N
         new_bytes=totals.new_bytes,
         stored_bytes=totals.stored_bytes,
     )
-
-
-class _GroupMaker:
-    """Makes the tensors of one group: their chunks in batches, then all their rows at once."""
-
-    def __init__(
-        self,
-        store: WeightStore,
-        writer: ChunkWriter,
-        produce: Produce,
-        advance: Advance,
-        cancellation: Cancellation,
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._produce = produce
-        self._advance = advance
-        self._cancellation = cancellation
-        self._batch_bytes = store.batch_bytes
-        self._batch: list[Cut] = []
-        self._batched_bytes = 0
-
-    def run(
-        self, conn: Connection, session: Session, group: Sequence[tuple[int, TensorInfo]]
-    ) -> None:
-        """Store the tensors of the group and enter them in the build."""
-        made = [(ordinal, self._make(info)) for ordinal, info in group]
-        self._flush()
-        with conn.transaction():
-            builds.as_step(conn)
-            ids = insert_tensors(conn, [tensor for _, (_, tensor) in made])
-            named = [(name, ordinal, ids[new.digest]) for ordinal, (name, new) in made]
-            builds.add_tensors(conn, session.build_id, named)
-
-    def _make(self, info: TensorInfo) -> tuple[str, NewTensor]:
-        hasher = digests.TensorHasher(info.dtype, info.shape)
-        by_leaf = self._store.chunk_bytes == digests.LEAF_BYTES
-        listed: list[bytes] = []
-        seen_bytes = 0
-        for raw in self._chunks(info):
-            item = cut(info, len(listed), raw)
-            listed.append(item.digest)
-            seen_bytes += len(raw)
-            if seen_bytes > info.size_bytes:
-                break
-            if by_leaf:
-                hasher.update_leaf(item.digest)
-            else:
-                hasher.update(raw)
-            self._add(item)
-        if seen_bytes != info.size_bytes:
-            raise WeightsError(
-                f"tensor {info.name!r} came with {seen_bytes} bytes, not {info.size_bytes}"
-            )
-        return info.name, NewTensor(
-            digest=hasher.digest(),
-            dtype=info.dtype,
-            shape=info.shape,
-            element_count=math.prod(info.shape),
-            size_bytes=info.size_bytes,
-            chunk_bytes=self._store.chunk_bytes,
-            chunks=listed,
-        )
-
-    def _chunks(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
-        """The tensor cut in chunks. What is borrowed is written before the next piece is read."""
-        size = self._store.chunk_bytes
-        if info.size_bytes < size:
-            if raw := b"".join(self._produce(info)):
-                yield raw
-            return
-        with closing(_closable(self._produce(info))) as pieces:
-            rest = b""
-            for piece in pieces:
-                view = memoryview(piece)
-                is_borrowed = view.nbytes >= self._batch_bytes // 2 and not rest
-                while len(rest) + len(view) >= size:
-                    take = size - len(rest)
-                    part = view[:take] if is_borrowed else b"".join((rest, view[:take]))
-                    yield part
-                    rest, view = b"", view[take:]
-                if is_borrowed:
-                    self._flush()
-                rest = b"".join((rest, view))
-            if rest:
-                yield rest
-
-    def _add(self, item: Cut) -> None:
-        self._cancellation.check()
-        self._batch.append(item)
-        self._batched_bytes += len(item.raw)
-        if self._batched_bytes >= self._batch_bytes:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._batch:
-            self._writer.write(self._batch)
-            self._advance(self._batched_bytes)
-            self._batch, self._batched_bytes = [], 0
-
-
-def _closable(pieces: Iterable[bytes | memoryview]) -> Generator[bytes | memoryview]:
-    """A generator of what may be a list, so that it can be closed."""
-    yield from pieces
