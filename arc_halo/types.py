@@ -221,6 +221,7 @@ class FusionStrategy:
     is_random: bool = False
     combine_outputs: Callable[..., Any] | None = None
     needs_base: bool = False
+    takes_base: bool = False
     min_members: int = 1
     max_members: int | None = None
 
@@ -228,6 +229,11 @@ class FusionStrategy:
         for function in (self.fuse_weights, self.measure, self.combine_outputs):
             if function is not None:
                 _check_params(self.name, function, self.params_schema)
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether a base that the reactor names decides anything."""
+        return self.needs_base or self.takes_base
 
     @property
     def fuses(self) -> tuple[Literal["weights", "outputs"], ...]:

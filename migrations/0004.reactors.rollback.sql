@@ -1,6 +1,11 @@
+DROP VIEW v_tensor_lineage;
+DROP VIEW v_fused_tensors;
 DROP VIEW v_reactor_status;
 DROP TABLE reactor_metrics;
 DROP TABLE cognitive_state;
+DROP TABLE fusion_tasks;
+DROP TABLE fused_tensor_inputs;
+DROP TABLE fused_tensors;
 DROP TABLE fusion_operation_inputs;
 DROP TABLE fusion_operations;
 DROP TABLE model_interaction_graph;

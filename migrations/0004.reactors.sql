@@ -191,6 +191,80 @@ COMMENT ON COLUMN fusion_operation_inputs.is_base IS
 CREATE INDEX fusion_operation_inputs_root_idx
     ON fusion_operation_inputs (root) WHERE root IS NOT NULL;
 
+CREATE TABLE fused_tensors (
+    tensor_key bytea PRIMARY KEY CHECK (octet_length(tensor_key) = 32),
+    recipe jsonb NOT NULL CHECK (jsonb_typeof(recipe) = 'object'),
+    tensor_digest bytea CHECK (octet_length(tensor_digest) = 32),
+    facts jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(facts) = 'object'),
+    cpu_seconds double precision CHECK (cpu_seconds >= 0),
+    made_at timestamptz,
+    CONSTRAINT fused_tensors_made_has_digest CHECK ((tensor_digest IS NULL) = (made_at IS NULL))
+);
+COMMENT ON TABLE fused_tensors IS
+    'Tensors that merges have computed, or are to: each once, whatever merges it is a part of.';
+COMMENT ON COLUMN fused_tensors.tensor_key IS
+    'SHA-256 of the recipe: equal keys are never computed twice.';
+COMMENT ON COLUMN fused_tensors.recipe IS
+    'Strategy, version, params, weights and the digests of the inputs: all it takes to compute it again.';
+COMMENT ON COLUMN fused_tensors.tensor_digest IS
+    'What came out; it stays when the tensor itself was collected. NULL until it is made.';
+COMMENT ON COLUMN fused_tensors.facts IS
+    'What was seen on the way: norms, cosines, conflicts of signs, density, of a sample of elements.';
+COMMENT ON COLUMN fused_tensors.cpu_seconds IS
+    'Of the thread that computed and stored it.';
+
+CREATE INDEX fused_tensors_tensor_digest_idx
+    ON fused_tensors (tensor_digest) WHERE tensor_digest IS NOT NULL;
+
+CREATE TABLE fused_tensor_inputs (
+    tensor_key bytea NOT NULL REFERENCES fused_tensors ON DELETE CASCADE,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    is_base boolean NOT NULL DEFAULT false,
+    weight double precision,
+    tensor_digest bytea NOT NULL CHECK (octet_length(tensor_digest) = 32),
+    PRIMARY KEY (tensor_key, ordinal)
+);
+COMMENT ON TABLE fused_tensor_inputs IS
+    'Lineage, tensor by tensor: the tensors that went in, by digest, so that it outlives them.';
+COMMENT ON COLUMN fused_tensor_inputs.weight IS
+    'The weight used for this tensor; the base has none.';
+
+CREATE INDEX fused_tensor_inputs_tensor_digest_idx ON fused_tensor_inputs (tensor_digest);
+
+CREATE TABLE fusion_tasks (
+    build_id uuid NOT NULL REFERENCES weight_builds ON DELETE CASCADE,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    tensor_name text NOT NULL,
+    tensor_key bytea REFERENCES fused_tensors,
+    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
+    labels jsonb NOT NULL CHECK (jsonb_typeof(labels) = 'array'),
+    status text NOT NULL DEFAULT 'todo' CHECK (status IN ('todo', 'done', 'failed')),
+    is_reused boolean NOT NULL DEFAULT false,
+    worker text,
+    error jsonb CHECK (jsonb_typeof(error) = 'object'),
+    finished_at timestamptz,
+    PRIMARY KEY (build_id, ordinal),
+    UNIQUE (build_id, tensor_name),
+    CONSTRAINT fusion_tasks_todo_has_no_time CHECK ((status = 'todo') = (finished_at IS NULL)),
+    CONSTRAINT fusion_tasks_failed_has_error CHECK ((status = 'failed') = (error IS NOT NULL))
+);
+COMMENT ON TABLE fusion_tasks IS
+    'The tensors of a merge: what is to be done, and by whom it was. Workers claim a row by locking it.';
+COMMENT ON COLUMN fusion_tasks.tensor_key IS
+    'NULL for a tensor that is taken as it is.';
+COMMENT ON COLUMN fusion_tasks.labels IS
+    'The model and the tensor behind each input, in the order of the inputs, for people.';
+COMMENT ON COLUMN fusion_tasks.is_reused IS
+    'Whether it was there already: nothing was computed.';
+COMMENT ON COLUMN fusion_tasks.worker IS
+    'Host and process that finished it.';
+
+CREATE INDEX fusion_tasks_todo_idx
+    ON fusion_tasks (build_id, size_bytes DESC, ordinal) WHERE status = 'todo';
+CREATE INDEX fusion_tasks_failed_idx ON fusion_tasks (build_id) WHERE status = 'failed';
+CREATE INDEX fusion_tasks_tensor_key_idx
+    ON fusion_tasks (tensor_key) WHERE tensor_key IS NOT NULL;
+
 CREATE TABLE cognitive_state (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     reactor_id uuid NOT NULL REFERENCES cognitive_fusion_reactors ON DELETE CASCADE,
@@ -297,3 +371,49 @@ LEFT JOIN LATERAL (
 ) AS l ON true;
 COMMENT ON VIEW v_reactor_status IS
     'One row for each reactor: its members, what it produces, and how its operations went.';
+
+CREATE VIEW v_fused_tensors AS
+SELECT
+    b.weight_set_id,
+    s.root,
+    k.tensor_name,
+    f.tensor_key,
+    f.tensor_digest,
+    k.is_reused,
+    f.recipe ->> 'strategy' AS strategy,
+    f.recipe ->> 'strategy_version' AS strategy_version,
+    f.recipe -> 'params' AS params,
+    f.recipe -> 'weights' AS weights,
+    (f.facts ->> 'density')::double precision AS density,
+    (f.facts ->> 'sign_conflict')::double precision AS sign_conflict,
+    (f.facts ->> 'mean_cosine')::double precision AS mean_cosine,
+    (f.facts ->> 'change_norm')::double precision AS change_norm,
+    f.facts,
+    f.cpu_seconds,
+    f.made_at
+FROM fusion_tasks AS k
+JOIN weight_builds AS b ON b.id = k.build_id
+JOIN weight_sets AS s ON s.id = b.weight_set_id
+LEFT JOIN fused_tensors AS f ON f.tensor_key = k.tensor_key;
+COMMENT ON VIEW v_fused_tensors IS
+    'How each tensor of merged weights was computed, and what was seen on the way.';
+
+CREATE VIEW v_tensor_lineage AS
+SELECT
+    b.weight_set_id,
+    s.root,
+    k.tensor_name,
+    f.tensor_digest,
+    i.ordinal,
+    k.labels -> i.ordinal ->> 'model' AS input_model,
+    k.labels -> i.ordinal ->> 'tensor' AS input_tensor,
+    i.tensor_digest AS input_digest,
+    i.is_base,
+    i.weight
+FROM fusion_tasks AS k
+JOIN weight_builds AS b ON b.id = k.build_id
+JOIN weight_sets AS s ON s.id = b.weight_set_id
+JOIN fused_tensors AS f ON f.tensor_key = k.tensor_key
+JOIN fused_tensor_inputs AS i ON i.tensor_key = f.tensor_key;
+COMMENT ON VIEW v_tensor_lineage IS
+    'What each tensor of merged weights was made of: one row for each input.';

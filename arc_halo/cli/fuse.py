@@ -82,6 +82,7 @@ def run(
     """
     from arc_halo.config import parse_size
     from arc_halo.fusion.files import FileMerge
+    from arc_halo.fusion.recipes import recipe_of
     from arc_halo.manifest.recipe_files import read_recipe
     from arc_halo.reconcile.report import as_json
 
@@ -93,26 +94,18 @@ def run(
         raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH013")
     with ExitStack() as stack:
         opened = {name: _open(stack, plugins, name, path) for name, path in paths.items()}
-        members = [
-            _member(plugins, wanted, opened[name], paths[name], weight)
-            for name, weight in wanted.members.items()
-        ]
+        roots = _roots(plugins, paths) if wanted.strategy.item.is_random else {}
         merge = FileMerge(
-            strategy=wanted.strategy,
-            params=wanted.params,
-            members=members,
-            base=opened[wanted.base] if wanted.base else None,
-            memory_bytes=parse_size(memory),
+            recipe_of(wanted.spec, wanted.strategy, roots), opened, memory_bytes=parse_size(memory)
         )
-        merge.check()
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"fuse {wanted.reactor}", merge.size_bytes) as advance:
             merge.write(plugins.format("safetensors"), out, advance=advance)
-    _copy_config(paths[wanted.base or next(iter(wanted.members))], directory)
+    _copy_config(paths[wanted.spec.base or wanted.spec.members[0].model], directory)
     facts = {
         "reactor": wanted.reactor,
-        "strategy": wanted.strategy.name,
-        "params": wanted.params,
+        "strategy": wanted.spec.uses,
+        "params": wanted.spec.params,
         "tensor_count": len(merge.tensors),
         "size_bytes": merge.size_bytes,
         "file": str(out),
@@ -172,7 +165,8 @@ def _paths(wanted: RecipeFile, files: Sequence[str]) -> dict[str, Path]:
         if not (name and separator and path):
             raise UsageError(f"{text!r} is not MODEL=PATH", hint="write base=base.safetensors")
         given[name] = Path(path)
-    needed = [*wanted.members, *([wanted.base] if wanted.base else [])]
+    spec = wanted.spec
+    needed = [*(m.model for m in spec.members), *([spec.base] if spec.base else [])]
     found = {name: _find(given, name) for name in needed}
     missing = [name for name, path in found.items() if path is None]
     if missing:
@@ -205,20 +199,17 @@ def _open(stack: ExitStack, plugins: PluginManager, name: str, path: Path) -> Op
     return OpenModel(name=name, reader=reader)
 
 
-def _member(
-    plugins: PluginManager, wanted: RecipeFile, model: OpenModel, path: Path, weight: float
-) -> OpenModel:
-    from dataclasses import replace
-
+def _roots(plugins: PluginManager, paths: Mapping[str, Path]) -> dict[str, bytes]:
+    """What is chosen at random is the weights' own: they have to be known."""
     from arc_halo.formats.finding import find_format
     from arc_halo.transfer.sources import DigestCache, source_facts
 
-    root = None
-    if wanted.strategy.is_random:
-        # What is chosen at random is the weights' own: they have to be known.
-        formats = {each: provided.item for each, provided in plugins.formats.items()}
-        root = source_facts(path.resolve(), find_format(path, formats), DigestCache(None)).root
-    return replace(model, weight=weight, root=root)
+    formats = {each: provided.item for each, provided in plugins.formats.items()}
+    cache = DigestCache(None)
+    return {
+        name: source_facts(path.resolve(), find_format(path, formats), cache).root
+        for name, path in paths.items()
+    }
 
 
 def _copy_config(path: Path, directory: Path) -> None:
@@ -231,4 +222,4 @@ def _sentence(count: int, size_bytes: int, wanted: RecipeFile, out: Path) -> str
     from arc_halo.sizes import format_count, format_size
 
     what = f"{format_count(count, 'tensor')}, {format_size(size_bytes)}"
-    return f"Fused {wanted.reactor} by {wanted.strategy.name}: {what} to {out}"
+    return f"Fused {wanted.reactor} by {wanted.spec.uses}: {what} to {out}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import ArcHaloError, FusionError
+from arc_halo.fusion.facts import Observer
 from arc_halo.types import Block, FuseContext, FusionStrategy, Part, Scan
 
 if TYPE_CHECKING:
@@ -61,10 +62,15 @@ def scan_arrays(
 
 
 def fused_parts(
-    strategy: FusionStrategy, params: Mapping[str, Any], context: FuseContext, scan: Scan
+    strategy: FusionStrategy,
+    params: Mapping[str, Any],
+    context: FuseContext,
+    scan: Scan,
+    observer: Observer | None = None,
 ) -> Iterator[FloatArray]:
     """The fused parts of a tensor in order, each of the shape of its block.
 
+    An `observer` is told each of them, with the block it was made of.
     Raises `FusionError` for a strategy that fails or returns what is no such part.
     """
     import numpy as np
@@ -80,6 +86,8 @@ def fused_parts(
             with _told(strategy, context):
                 fused = np.asarray(strategy.fuse_weights(list(block.tensors), part, **params))
             _check(strategy, context, fused, block)
+            if observer is not None:
+                observer.see(block, fused, context)
             yield fused
 
 

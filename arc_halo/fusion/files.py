@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from arc_halo.errors import IncompatibleModelsError
-from arc_halo.fusion import compatibility
-from arc_halo.fusion.inputs import Input, fused_bytes
-from arc_halo.types import (
-    FuseContext,
-    FusionStrategy,
-    JsonObject,
-    TensorInfo,
-    WeightFormat,
-    WeightReader,
-)
+from arc_halo.fusion.compatibility import Described, Table
+from arc_halo.fusion.computing import fused_pieces
+from arc_halo.fusion.planning import plan_tensors
+from arc_halo.fusion.recipes import FusionRecipe
+from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
+from arc_halo.types import TensorInfo, WeightFormat, WeightReader
 from arc_halo.weights.store import Advance, no_progress
 
 PAGE_BYTES = 65536
@@ -25,45 +21,62 @@ COMPARED_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenModel:
-    """A model whose files are open; `root` is there where the strategy needs it."""
+    """A model whose files are open."""
 
     name: str
     reader: WeightReader
-    weight: float = 1.0
-    root: bytes | None = None
     tensors: Mapping[str, TensorInfo] = field(init=False)
 
     def __post_init__(self) -> None:
         tensors = {tensor.name: tensor for tensor in self.reader.tensors}
         object.__setattr__(self, "tensors", tensors)
 
+    @property
+    def table(self) -> Table:
+        described = {n: Described(t.dtype, t.shape) for n, t in self.tensors.items()}
+        return Table(self.name, described)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class FileMerge:
-    """What is to be merged, and how. At most `memory_bytes` are taken for windows and parts."""
+    """A merge whose inputs are open files: what is to be written, and how.
 
-    strategy: FusionStrategy
-    params: JsonObject
-    members: Sequence[OpenModel]
-    base: OpenModel | None = None
-    memory_bytes: int = 256 * 1024 * 1024
+    At most `memory_bytes` are taken for windows and parts. Raises `IncompatibleModelsError` for
+    models that cannot be fused.
+    """
+
+    def __init__(
+        self,
+        recipe: FusionRecipe,
+        models: Mapping[str, OpenModel],
+        *,
+        memory_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        members = [models[member.model] for member in recipe.members]
+        base = models[recipe.base.model] if recipe.base else None
+        self._models = models
+        self._metadata = (base or members[0]).reader.metadata
+        self._memory_bytes = memory_bytes
+        self._recipes = {
+            each.name: each
+            for each in plan_tensors(
+                recipe, [model.table for model in members], base.table if base else None
+            )
+        }
+        for each in self._recipes.values():
+            if each.strategy is None:
+                self._check_equal(each)
 
     @property
     def tensors(self) -> list[TensorInfo]:
-        """What will be written, in the order of the first member's file."""
-        return list(self.members[0].reader.tensors)
+        """What will be written, in that order."""
+        return [
+            TensorInfo(name=t.name, dtype=t.dtype, shape=t.shape, size_bytes=t.size_bytes)
+            for t in self._recipes.values()
+        ]
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.size_bytes for tensor in self.tensors)
-
-    def check(self) -> None:
-        """Raise `IncompatibleModelsError` for models that cannot be fused."""
-        models = [(model.name, model.tensors) for model in self._models]
-        compatibility.check_shapes(models)
-        for tensor in self.tensors:
-            if not compatibility.is_computable(tensor.dtype):
-                self._check_equal(tensor)
+        return sum(each.size_bytes for each in self._recipes.values())
 
     def write(
         self, weight_format: WeightFormat, path: Path, *, advance: Advance = no_progress
@@ -71,41 +84,33 @@ class FileMerge:
         """Write the merge to `path`, tensor by tensor; it appears complete or not at all."""
 
         def read(tensor: TensorInfo) -> Iterator[memoryview]:
-            for piece in self._pieces(tensor):
+            for piece in self._pieces(self._recipes[tensor.name]):
                 yield piece
                 advance(piece.nbytes)
 
         assert weight_format.write is not None
-        weight_format.write(path, self.tensors, self.members[0].reader.metadata, read)
+        weight_format.write(path, self.tensors, self._metadata, read)
 
-    @property
-    def _models(self) -> list[OpenModel]:
-        return [*self.members, *([self.base] if self.base else [])]
+    def _pieces(self, recipe: TensorRecipe) -> Iterator[memoryview]:
+        if recipe.strategy is None:
+            return _raw(*self._find(recipe.members[0]))
+        return fused_pieces(recipe, self._open, self._memory_bytes // 4)
 
-    def _pieces(self, tensor: TensorInfo) -> Iterator[memoryview]:
-        if not compatibility.is_computable(tensor.dtype):
-            yield from _raw(self.members[0], tensor)
-            return
-        window = self.memory_bytes // (4 * len(self._models))
-        members = [_input(model, tensor, window) for model in self.members]
-        base = _input(self.base, tensor, window) if self.base else None
-        roots = [model.root for model in self.members if model.root is not None]
-        context = FuseContext(
-            tensor=tensor.name,
-            weights=tuple(model.weight for model in self.members),
-            shape=tensor.shape,
-            roots=tuple(roots),
-        )
-        yield from fused_bytes(self.strategy, self.params, context, members, base, tensor.dtype)
+    def _open(self, source: TensorSource) -> _FileTensor:
+        return _FileTensor(*self._find(source))
 
-    def _check_equal(self, tensor: TensorInfo) -> None:
-        first, *others = self._models
+    def _find(self, source: TensorSource) -> tuple[WeightReader, TensorInfo]:
+        model = self._models[source.model]
+        return model.reader, model.tensors[source.tensor]
+
+    def _check_equal(self, recipe: TensorRecipe) -> None:
+        first, *others = recipe.sources
         for other in others:
-            pairs = zip(_raw(first, tensor), _raw(other, tensor), strict=True)
+            pairs = zip(_raw(*self._find(first)), _raw(*self._find(other)), strict=True)
             if any(one != two for one, two in pairs):
                 raise IncompatibleModelsError(
-                    f"{first.name}, {other.name} cannot be fused: {tensor.name}: dtype "
-                    f"{tensor.dtype} cannot be averaged",
+                    f"{first.model}, {other.model} cannot be fused: {recipe.name}: dtype "
+                    f"{recipe.dtype} cannot be averaged",
                     hint="fuse models that agree in all tensors that are not of floats",
                 )
 
@@ -133,14 +138,9 @@ class _FileTensor:
         self.reader.read_into(self.info.name, offset, out)
 
 
-def _input(model: OpenModel, tensor: TensorInfo, window_bytes: int) -> Input:
-    source = _FileTensor(model.reader, model.tensors[tensor.name])
-    return Input(model.name, tensor.name, source, window_bytes)
-
-
-def _raw(model: OpenModel, tensor: TensorInfo) -> Iterator[memoryview]:
+def _raw(reader: WeightReader, tensor: TensorInfo) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(min(COMPARED_BYTES, tensor.size_bytes)))
     for offset in range(0, tensor.size_bytes, COMPARED_BYTES):
         out = buffer[: min(COMPARED_BYTES, tensor.size_bytes - offset)]
-        model.reader.read_into(tensor.name, offset, out)
+        reader.read_into(tensor.name, offset, out)
         yield out

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from arc_halo.errors import FusionError
 from arc_halo.fusion.blocks import BLOCK_ITEMS, Span, fused_parts, spans
+from arc_halo.fusion.facts import Observer
+from arc_halo.fusion.recipes import Compute
 from arc_halo.tensors import dtypes
 from arc_halo.types import Block, FuseContext, FusionStrategy, JsonObject, Part
 
@@ -37,7 +39,14 @@ class RawTensor(Protocol):
 class Input:
     """One model's tensor, as floats, part after part; a small one is read once."""
 
-    def __init__(self, model: str, tensor: str, source: RawTensor, window_bytes: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        tensor: str,
+        source: RawTensor,
+        window_bytes: int,
+        compute: Compute = "F32",
+    ) -> None:
         self._model = model
         self._tensor = tensor
         self._source = source
@@ -46,15 +55,19 @@ class Input:
         self._buffer = memoryview(b"")
         self._start = self._end = 0
         self._is_checked = False
+        self._is_wide = "F64" in (compute, source.dtype)
 
     def block(self, span: Span) -> FloatArray:
-        """That part in float32, or float64 for F64. Raises `FusionError` for NaN and infinities."""
+        """That part in float32, or float64 for F64 and where it is asked for.
+
+        Raises `FusionError` for NaN and infinities.
+        """
         import numpy as np
 
         dtype = dtypes.numpy_dtype(self._source.dtype)
         raw = self._take(span.start * dtype.itemsize, span.count * dtype.itemsize)
         values = np.frombuffer(raw, dtype).reshape(span.shape)
-        floats: FloatArray = values.astype(np.float64 if dtype == np.float64 else np.float32)
+        floats: FloatArray = values.astype(np.float64 if self._is_wide else np.float32)
         if not self._is_checked and not np.isfinite(floats).all():
             raise FusionError(
                 f"{self._model}: {self._tensor!r} holds NaN or infinity",
@@ -104,6 +117,7 @@ def fused_bytes(
     members: Sequence[Input],
     base: Input | None,
     dtype: str,
+    observer: Observer | None = None,
 ) -> Iterator[memoryview]:
     """The raw bytes of a fused tensor, part by part, rounded once to `dtype`.
 
@@ -115,7 +129,7 @@ def fused_bytes(
         return scan_inputs(members, base, context.shape, strategy.part)
 
     target = dtypes.numpy_dtype(dtype)
-    for part in fused_parts(strategy, params, context, scan):
+    for part in fused_parts(strategy, params, context, scan, observer):
         with np.errstate(over="ignore", invalid="ignore"):
             rounded = part.astype(target)
         yield dtypes.raw_bytes(rounded)

@@ -4,39 +4,101 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+from arc_halo.manifest.documents import ReactorSpec
+from arc_halo.plugins import Provided
 from arc_halo.tensors.digests import format_digest
 from arc_halo.types import FusionStrategy, JsonObject
 
 NUMERICS_VERSION = 1
 """Raised when the engine itself, not a strategy, gives other bits for the same inputs."""
 
+Compute = Literal["F32", "F64"]
+"""What members of narrower dtypes are widened to; members of F64 are always computed in F64."""
+
+Gradient = float | tuple[float, ...]
+"""A number, or several that the layers go through from the first to the last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionInput:
-    """A model that goes into a merge: `model` is for people, `root` decides."""
+    """A model that goes into a merge: `model` is for people, `root` decides.
+
+    Files whose root nobody needs have none.
+    """
 
     model: str
-    root: bytes
+    root: bytes | None
     role: str | None = None
     weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRule:
+    """What is different for the tensors whose names match one of the patterns.
+
+    Patterns are those of a shell. `weights` are by the place of the member.
+    """
+
+    match: tuple[str, ...]
+    params: JsonObject = field(default_factory=dict)
+    weights: Mapping[int, Gradient] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "match": list(self.match),
+            "params": self.params,
+            "weights": {str(place): weight for place, weight in sorted(self.weights.items())},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSlice:
+    """Layers of the result: from each member, by its place, those from the first up to the end.
+
+    `base` is where the base's begin; None takes the same ones as of the first member here.
+    """
+
+    layers: Mapping[int, tuple[int, int]]
+    base: int | None = None
+    params: JsonObject = field(default_factory=dict)
+    weights: Mapping[int, Gradient] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "layers": {str(place): list(span) for place, span in sorted(self.layers.items())},
+            "base": self.base,
+            "params": self.params,
+            "weights": {str(place): weight for place, weight in sorted(self.weights.items())},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FusionRecipe:
-    """A merge whose inputs are all known."""
+    """A merge whose inputs are all known.
+
+    `params` and weights hold for every tensor of which no rule says otherwise; of several rules
+    the last one that matches counts, param by param. `out_dtype` is written where it is given,
+    else the members' own.
+    """
 
     strategy: FusionStrategy
     strategy_version: str
     params: JsonObject
     members: tuple[FusionInput, ...]
     base: FusionInput | None = None
+    rules: tuple[TensorRule, ...] = ()
+    slices: tuple[LayerSlice, ...] = ()
+    compute: Compute = "F32"
+    out_dtype: str | None = None
 
     @property
     def key(self) -> bytes:
         """Equal keys give equal weights, so what is made once is never made again."""
-        return hashlib.sha256(b"arc-halo/fuse/1\0" + _canonical(self.identity())).digest()
+        return hashlib.sha256(b"arc-halo/fuse/2\0" + canonical(self.identity())).digest()
 
     def identity(self) -> JsonObject:
         """All that decides the result, and nothing else: names and roles do not."""
@@ -45,11 +107,14 @@ class FusionRecipe:
             "strategy": self.strategy.name,
             "strategy_version": self.strategy_version,
             "params": self.params,
-            "base": format_digest(self.base.root) if self.base else None,
+            "base": _digest(self.base.root) if self.base else None,
             "members": [
-                {"root": format_digest(member.root), "weight": member.weight}
-                for member in self.members
+                {"root": _digest(member.root), "weight": member.weight} for member in self.members
             ],
+            "rules": [rule.as_json() for rule in self.rules],
+            "slices": [each.as_json() for each in self.slices],
+            "compute": self.compute,
+            "out_dtype": self.out_dtype,
         }
 
     def lineage(self) -> list[JsonObject]:
@@ -62,7 +127,7 @@ class FusionRecipe:
                 "ordinal": ordinal,
                 "model_name": item.model.partition("@")[0],
                 "model_version": item.model.partition("@")[2],
-                "root": item.root.hex(),
+                "root": item.root.hex() if item.root else None,
                 "role": None if is_base else item.role,
                 "is_base": is_base,
                 "weight": None if is_base else item.weight,
@@ -71,5 +136,38 @@ class FusionRecipe:
         ]
 
 
-def _canonical(value: JsonObject) -> bytes:
+def recipe_of(
+    spec: ReactorSpec, provided: Provided[FusionStrategy], roots: Mapping[str, bytes | None]
+) -> FusionRecipe:
+    """The recipe of a merge reactor, with the roots of its models as far as they are known.
+
+    A base of which the strategy makes nothing is left out.
+    """
+    strategy = provided.item
+    base = None
+    if spec.base is not None and strategy.uses_base:
+        base = FusionInput(model=spec.base, root=roots.get(spec.base))
+    return FusionRecipe(
+        strategy=strategy,
+        strategy_version=provided.version,
+        params=spec.params,
+        members=tuple(
+            FusionInput(
+                model=member.model,
+                root=roots.get(member.model),
+                role=member.role,
+                weight=member.weight,
+            )
+            for member in spec.members
+        ),
+        base=base,
+    )
+
+
+def canonical(value: JsonObject) -> bytes:
+    """JSON that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _digest(root: bytes | None) -> str | None:
+    return None if root is None else format_digest(root)

@@ -1,23 +1,25 @@
-"""Running a merge: tensor by tensor, from the database to the database."""
+"""Running a merge from the database to the database: planned, entered as tasks, worked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from arc_halo.errors import WeightsError
-from arc_halo.fusion import compatibility
-from arc_halo.fusion.inputs import Input, fused_bytes
+from arc_halo.errors import FusionError, WeightsError
+from arc_halo.fusion.compatibility import Table
+from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
-from arc_halo.store import builds
-from arc_halo.store.builds import NamedTensor
+from arc_halo.fusion.tensor_recipes import TensorRecipe
+from arc_halo.fusion.working import Strategies, Worked, work
+from arc_halo.store import builds, fusions
+from arc_halo.store.fusions import NewTask
+from arc_halo.store.rows import Connection
 from arc_halo.tensors.digests import format_digest
-from arc_halo.types import FuseContext, TensorInfo
-from arc_halo.weights.building import Built, Recipe, build
-from arc_halo.weights.reading import read_pieces
-from arc_halo.weights.spans import StoredTensor
+from arc_halo.weights.building import Built, OpenBuild, Recipe, fill_build
 from arc_halo.weights.store import Advance, WeightStore, no_progress
+from arc_halo.weights.threads import Cancellation, in_threads
+from arc_halo.weights.writing import Totals
 
-Tensors = dict[str, NamedTensor]
+SHOWN = 10
 
 
 def fuse(
@@ -29,86 +31,102 @@ def fuse(
 ) -> Built:
     """Make the weights that `recipe` describes, or find them made; returns their root.
 
-    Tensors go through part by part, within `store.memory_bytes` unless the strategy wants them
-    whole. Members are accumulated in float32 or wider and rounded once to the members' dtype. A
-    tensor that is the same in every member and the base, and is not of floats, is taken as it is.
-    Raises `IncompatibleModelsError` before anything is computed.
+    Each tensor commits by itself; one whose key was computed before, for whatever merge, is not
+    computed again. Tensors go through part by part, within `store.memory_bytes` unless the
+    strategy wants them whole. Raises `IncompatibleModelsError` before anything is computed, and
+    `FusionError` for what a strategy cannot do.
     """
-    members = [_tensors(store, member) for member in recipe.members]
-    base = _tensors(store, recipe.base) if recipe.base else None
-    named = [(m.model, t) for m, t in zip(recipe.members, members, strict=True)]
-    if recipe.base is not None and base is not None:
-        named.append((f"{recipe.base.model} (base)", base))
-    compatibility.check_shapes(named)
-    compatibility.check_contents(named)
-    merge = _Merge(store, recipe, members, base)
-    infos = [
-        TensorInfo(name=t.name, dtype=t.dtype, shape=tuple(t.shape), size_bytes=t.size_bytes)
-        for t in members[0].values()
-    ]
+    tensors = plan_merge(store, recipe)
+    tasks = [_task(place, tensor) for place, tensor in enumerate(tensors)]
     request = Recipe(purpose="fuse", key=recipe.key, recipe=recipe.identity(), project=project)
-    return build(store, request, infos, merge.produce, advance=advance)
+    strategies = {recipe.strategy.name: (recipe.strategy, recipe.strategy_version)}
+
+    def fill(opened: OpenBuild) -> tuple[int, Totals]:
+        with store.pool.connection() as conn, conn.transaction():
+            reused = fusions.enter(conn, opened.id, tasks)
+        done = {name for name, _, _ in opened.tensors}
+        advance(sum(reused) + sum(task.size_bytes for task in tasks if task.name in done))
+        return _work(store, strategies, opened, advance)
+
+    return fill_build(store, request, len(tensors), fill)
+
+
+def plan_merge(store: WeightStore, recipe: FusionRecipe) -> list[TensorRecipe]:
+    """The tensors of a merge whose inputs are in the database.
+
+    Raises `IncompatibleModelsError`, and `WeightsError` for an input that is not stored.
+    """
+    with store.pool.connection() as conn:
+        members = [_table(conn, member) for member in recipe.members]
+        base = _table(conn, recipe.base, "{} (base)") if recipe.base else None
+    return plan_tensors(recipe, members, base)
 
 
 def output_bytes(store: WeightStore, recipe: FusionRecipe) -> int:
     """Raw bytes that `fuse` will write: as many as the first member has; 0 while it has none."""
     root = recipe.members[0].root
+    if root is None:
+        return 0
     with store.pool.connection() as conn:
         found = builds.sets_by_root(conn, [root]).get(root)
     return found.size_bytes if found else 0
 
 
-def _tensors(store: WeightStore, source: FusionInput) -> Tensors:
-    with store.pool.connection() as conn:
-        found = builds.sets_by_root(conn, [source.root]).get(source.root)
-        if found is None:
-            raise WeightsError(
-                f"the weights {format_digest(source.root)} of {source.model} are not stored",
-                hint="apply the manifest that declares this model",
-                code="AH064",
-            )
-        return {tensor.name: tensor for tensor in builds.set_tensors(conn, found.id)}
-
-
-class _Merge:
-    """Computes one output tensor at a time; called from several threads."""
-
-    def __init__(
-        self,
-        store: WeightStore,
-        recipe: FusionRecipe,
-        members: list[Tensors],
-        base: Tensors | None,
-    ) -> None:
-        self._store = store
-        self._recipe = recipe
-        self._members = members
-        self._base = base
-
-    def produce(self, info: TensorInfo) -> Iterator[bytes | memoryview]:
-        first = self._members[0][info.name]
-        if not compatibility.is_computable(info.dtype):
-            yield from read_pieces(self._store, first, info.name)
-            return
-        recipe = self._recipe
-        members = [
-            self._input(member, tensors[info.name])
-            for member, tensors in zip(recipe.members, self._members, strict=True)
-        ]
-        base = None
-        if recipe.base is not None and self._base is not None:
-            base = self._input(recipe.base, self._base[info.name])
-        context = FuseContext(
-            tensor=info.name,
-            weights=tuple(member.weight for member in recipe.members),
-            shape=info.shape,
-            roots=tuple(member.root for member in recipe.members),
+def _table(conn: Connection, source: FusionInput, label: str = "{}") -> Table:
+    root = source.root or b""
+    found = builds.sets_by_root(conn, [root]).get(root)
+    if found is None:
+        raise WeightsError(
+            f"the weights {format_digest(root)} of {source.model} are not stored",
+            hint="apply the manifest that declares this model",
+            code="AH064",
         )
-        yield from fused_bytes(recipe.strategy, recipe.params, context, members, base, info.dtype)
+    tensors = builds.set_tensors(conn, found.id)
+    return Table(label.format(source.model), {tensor.name: tensor for tensor in tensors})
 
-    def _input(self, source: FusionInput, tensor: NamedTensor) -> Input:
-        # A thread's share; the rest is for parts as floats, and for what is being written.
-        share = self._store.memory_bytes // (4 * self._store.threads)
-        count = len(self._members) + (self._base is not None)
-        stored = StoredTensor(self._store, tensor, tensor.name)
-        return Input(source.model, tensor.name, stored, share // count)
+
+def _task(place: int, tensor: TensorRecipe) -> NewTask:
+    is_computed = tensor.strategy is not None
+    return NewTask(
+        ordinal=place,
+        name=tensor.name,
+        size_bytes=tensor.size_bytes,
+        labels=tensor.labels(),
+        key=tensor.key if is_computed else None,
+        recipe=tensor.identity() if is_computed else None,
+        taken=None if is_computed else tensor.members[0].digest,
+    )
+
+
+def _work(
+    store: WeightStore,
+    strategies: Strategies,
+    opened: OpenBuild,
+    advance: Advance,
+) -> tuple[int, Totals]:
+    cancellation = Cancellation()
+
+    def one(_: int) -> Worked:
+        return work(store, strategies, opened.id, advance=advance, cancellation=cancellation)
+
+    done = in_threads(store.threads, one, range(store.threads), cancellation)
+    with store.pool.connection() as conn:
+        _check_failures(fusions.failures(conn, opened.id))
+    totals = Totals(
+        new_bytes=sum(each.totals.new_bytes for each in done),
+        stored_bytes=sum(each.totals.stored_bytes for each in done),
+    )
+    return sum(each.tensors for each in done), totals
+
+
+def _check_failures(failures: Sequence[fusions.Failure]) -> None:
+    """Raise what the workers have written down."""
+    if not failures:
+        return
+    first = failures[0].error
+    if len(failures) == 1:
+        raise FusionError(first["message"], hint=first["hint"], code=first["code"])
+    listed = "".join(f"\n  {failure.error['message']}" for failure in failures[:SHOWN])
+    raise FusionError(
+        f"{len(failures)} tensors cannot be fused:{listed}", hint=first["hint"], code=first["code"]
+    )

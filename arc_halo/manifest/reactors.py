@@ -77,14 +77,7 @@ class ReactorResolver:
             if any(member.model == name for member in members):
                 self.problems.add(found, pointer, "AH013", f"{name} is already a member", None)
                 continue
-            members.append(
-                MemberSpec(
-                    model=name,
-                    role=data.get("role", "secondary"),
-                    weight=float(data.get("weight", 1.0)),
-                    priority=data.get("priority"),
-                )
-            )
+            members.append(member_spec(data, name))
         return members
 
     def _interactions(self, found: Found, members: Sequence[MemberSpec]) -> list[InteractionSpec]:
@@ -140,6 +133,16 @@ class ReactorResolver:
             self.problems.add(found, (), "AH023", message, "add `base: MODEL`", key=True)
 
     # References
+
+
+def member_spec(data: JsonObject, model: str) -> MemberSpec:
+    """A member as it is written, of the model that it names."""
+    return MemberSpec(
+        model=model,
+        role=data.get("role", "secondary"),
+        weight=float(data.get("weight", 1.0)),
+        priority=data.get("priority"),
+    )
 
 
 def _range(low: int, high: int | None) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from arc_halo.config import load_environment
 from arc_halo.errors import InvalidInputError, ManifestError
+from arc_halo.manifest.documents import ReactorSpec
 from arc_halo.manifest.load import Source, load_text
 from arc_halo.manifest.params import params_problems, with_defaults
+from arc_halo.manifest.reactors import member_spec
 from arc_halo.manifest.reading import read_manifest, schema_of
 from arc_halo.manifest.schema import INCLUDED_FIELDS, validate
 from arc_halo.names import did_you_mean
-from arc_halo.plugins import PluginManager
+from arc_halo.plugins import PluginManager, Provided
 from arc_halo.types import FusionStrategy, JsonObject
 
 
@@ -21,14 +23,12 @@ from arc_halo.types import FusionStrategy, JsonObject
 class RecipeFile:
     """What a reactor says of a merge, and the plugins it was read with.
 
-    Models are named as the reactor writes them; `members` has their weights.
+    Models are named as the reactor writes them.
     """
 
     reactor: str
-    strategy: FusionStrategy
-    params: JsonObject
-    members: Mapping[str, float]
-    base: str | None
+    spec: ReactorSpec
+    strategy: Provided[FusionStrategy]
     plugins: PluginManager
 
 
@@ -52,17 +52,17 @@ def read_recipe(
         plugins = PluginManager.load({str(file): file for file in plugin_files})
         sources = [_file(path, plugins)]
     name, data = _choose(path, _all(sources, "reactors"), reactor)
-    uses, params = _strategy(path, name, data, _all(sources, "strategies"), plugins)
-    members = {m["model"]: float(m.get("weight", 1.0)) for m in data["members"]}
-    _check(path, name, uses, members, data.get("base"))
-    return RecipeFile(
-        reactor=name,
-        strategy=uses,
+    strategy, params = _strategy(path, name, data, _all(sources, "strategies"), plugins)
+    spec = ReactorSpec(
+        type="merge",
+        strategy=data["strategy"],
+        uses=strategy.item.name,
         params=params,
-        members=members,
+        members=tuple(member_spec(each, each["model"]) for each in data["members"]),
         base=data.get("base"),
-        plugins=plugins,
     )
+    _check(path, name, strategy.item, spec)
+    return RecipeFile(reactor=name, spec=spec, strategy=strategy, plugins=plugins)
 
 
 def _file(path: Path, plugins: PluginManager) -> Source:
@@ -113,7 +113,7 @@ def _strategy(
     data: JsonObject,
     declared: Mapping[str, JsonObject],
     plugins: PluginManager,
-) -> tuple[FusionStrategy, JsonObject]:
+) -> tuple[Provided[FusionStrategy], JsonObject]:
     named = declared.get(data["strategy"], {"uses": data["strategy"]})
     if named["uses"] not in plugins.strategies:
         raise InvalidInputError(
@@ -122,28 +122,23 @@ def _strategy(
             hint="declare it in the same file, name the project's directory, or give `--plugin`",
             code="AH020",
         )
-    found = plugins.strategy(named["uses"]).item
+    found = plugins.strategy(named["uses"])
+    schema = found.item.params_schema
     params = {**named.get("params", {}), **data.get("params", {})}
-    for pointer, code, message in params_problems(params, found.params_schema):
+    for pointer, code, message in params_problems(params, schema):
         where = ".".join(map(str, ("reactors", name, "params", *pointer)))
         raise InvalidInputError(f"{path}: {where}: {message}", code=code)
-    return found, with_defaults(params, found.params_schema)
+    return found, with_defaults(params, schema)
 
 
-def _check(
-    path: Path,
-    name: str,
-    strategy: FusionStrategy,
-    members: Mapping[str, float],
-    base: str | None,
-) -> None:
-    count, most = len(members), strategy.max_members
+def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -> None:
+    count, most = len(spec.members), strategy.max_members
     problem = None
     if strategy.fuse_weights is None:
         problem = "does not fuse weights"
     elif count < strategy.min_members or count > (most or count):
         problem = f"takes {strategy.min_members} to {most or 'any number of'} members, not {count}"
-    elif strategy.needs_base and base is None:
+    elif strategy.needs_base and spec.base is None:
         problem = "needs a base model"
     if problem:
         raise InvalidInputError(

@@ -8,7 +8,7 @@ from arc_halo.fusion.running import fuse, output_bytes
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile.changes import Build, Change, FuseBuild, ImportBuild, Plan
 from arc_halo.reconcile.progress import Progress
-from arc_halo.reconcile.resources import needed_inputs, recipe_of
+from arc_halo.reconcile.resources import known_recipe, needed_inputs
 from arc_halo.transfer.importing import import_weights
 from arc_halo.types import Key
 from arc_halo.weights.building import Built
@@ -63,7 +63,7 @@ class Builder:
 
     def _recipe(self, change: Change, build: FuseBuild) -> FusionRecipe:
         roots = {**build.roots, **{n: r for n, r in self._roots.items() if n in build.roots}}
-        recipe = recipe_of(build.spec, self._plugins, roots)
+        recipe = known_recipe(build.spec, self._plugins, roots)
         if recipe is None:
             needed = needed_inputs(build.spec, self._plugins)
             missing = ", ".join(name for name in needed if roots[name] is None)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from arc_halo.errors import ManifestError
 from arc_halo.fusion import compatibility
-from arc_halo.fusion.recipes import FusionInput, FusionRecipe
+from arc_halo.fusion.planning import plan_tensors
+from arc_halo.fusion.recipes import FusionRecipe, recipe_of
 from arc_halo.manifest.documents import (
     MODEL,
     Declaration,
@@ -104,7 +105,7 @@ class Planner:
 
     def _merge_level(self, level: Mapping[Key, ReactorSpec], found: dict[Key, Build]) -> None:
         recipes = {
-            key: recipe_of(spec, self._plugins, self._roots(spec)) for key, spec in level.items()
+            key: known_recipe(spec, self._plugins, self._roots(spec)) for key, spec in level.items()
         }
         keys = [recipe.key for recipe in recipes.values() if recipe is not None]
         roots = builds.roots_by_key(self._conn, keys) if self._conn and keys else {}
@@ -137,29 +138,49 @@ class Planner:
 
     def _check_compatible(self, spec: ReactorSpec) -> None:
         """Refuse, before anything is imported, what could not be fused afterwards."""
-        named = [
-            (name, tensors)
-            for name in needed_inputs(spec, self._plugins)
+        names = needed_inputs(spec, self._plugins)
+        tables = [
+            compatibility.Table(name, tensors)
+            for name in names
             if (tensors := self._tensors(name)) is not None
         ]
-        if len(named) > 1:
-            compatibility.check_shapes(named)
+        if len(tables) == len(names):
+            count = len(spec.members)
+            plan_tensors(
+                recipe_of(spec, self._plugins.strategy(spec.uses), {}),
+                tables[:count],
+                next(iter(tables[count:]), None),
+            )
 
-    def _tensors(self, name: str) -> Mapping[str, compatibility.Shaped] | None:
-        """The tensors of a model, from its file or the database; of a merge, its first member's."""
+    def _tensors(self, name: str) -> Mapping[str, compatibility.Known] | None:
+        """The tensors of a model, from its file or the database; of a merge, what it will have."""
         key = Key(kind=MODEL, name=name)
         if key in self._desired.merges:
-            return self._tensors(self._desired.merges[key].members[0].model)
+            return self._merged_tensors(self._desired.merges[key])
         if key in self._sources.facts:
             source = source_of(self._desired.declarations[key])
             assert source is not None
             with self._plugins.format(source.format).open(source.path) as reader:
-                return {tensor.name: tensor for tensor in reader.tensors}
+                return {
+                    tensor.name: compatibility.Described(tensor.dtype, tensor.shape)
+                    for tensor in reader.tensors
+                }
         root = weights_root(self._weights[name])
         if root is None or self._conn is None:
             return None
         found = builds.sets_by_root(self._conn, [root]).get(root)
         return {t.name: t for t in builds.set_tensors(self._conn, found.id)} if found else None
+
+    def _merged_tensors(self, spec: ReactorSpec) -> Mapping[str, compatibility.Known] | None:
+        names = needed_inputs(spec, self._plugins)
+        tables = {name: self._tensors(name) for name in names}
+        known = [compatibility.Table(name, t) for name, t in tables.items() if t is not None]
+        if len(known) < len(names):
+            return None
+        count = len(spec.members)
+        recipe = recipe_of(spec, self._plugins.strategy(spec.uses), {})
+        planned = plan_tensors(recipe, known[:count], next(iter(known[count:]), None))
+        return {each.name: compatibility.Described(each.dtype, each.shape) for each in planned}
 
     def _roots(self, spec: ReactorSpec) -> dict[str, bytes | None]:
         return {name: weights_root(self._weights[name]) for name in inputs(spec)}
@@ -216,39 +237,20 @@ class Planner:
             raise ManifestError(problems)
 
 
-def recipe_of(
+def known_recipe(
     spec: ReactorSpec, plugins: PluginManager, roots: Mapping[str, bytes | None]
 ) -> FusionRecipe | None:
     """The recipe of a merge, or None while the root of an input is not known."""
     if any(roots[name] is None for name in needed_inputs(spec, plugins)):
         return None
-    provided = plugins.strategy(spec.uses)
-    members = tuple(
-        FusionInput(
-            model=member.model,
-            root=roots[member.model] or b"",
-            role=member.role,
-            weight=member.weight,
-        )
-        for member in spec.members
-    )
-    base = None
-    if spec.base is not None and provided.item.needs_base:
-        base = FusionInput(model=spec.base, root=roots[spec.base] or b"")
-    return FusionRecipe(
-        strategy=provided.item,
-        strategy_version=provided.version,
-        params=spec.params,
-        members=members,
-        base=base,
-    )
+    return recipe_of(spec, plugins.strategy(spec.uses), roots)
 
 
 def needed_inputs(spec: ReactorSpec, plugins: PluginManager) -> tuple[str, ...]:
     """The models without whose weights there is no merge; many strategies ask for no base."""
     members = tuple(member.model for member in spec.members)
-    needs_base = spec.base is not None and plugins.strategy(spec.uses).item.needs_base
-    return (*members, spec.base) if needs_base and spec.base else members
+    uses_base = plugins.strategy(spec.uses).item.uses_base
+    return (*members, spec.base) if uses_base and spec.base else members
 
 
 def inputs(spec: ReactorSpec) -> tuple[str, ...]:

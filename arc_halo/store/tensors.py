@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psycopg.rows import class_row
+
 from arc_halo.store.binary import bytea_array, int4_array, int8_array, read_int, text_array
 from arc_halo.store.prepared import Prepared
 from arc_halo.store.rows import Connection, as_bytes
@@ -32,6 +34,25 @@ INSERT_TENSOR_DATA = """
 INSERT INTO tensor_data (tensor_id, chunk_index, chunk_digest)
 SELECT * FROM unnest(%(tensor_ids)s::int8[], %(chunk_indexes)s::int4[], %(digests)s::bytea[])
 """
+
+
+TENSORS_BY_DIGEST = """
+SELECT id, digest, dtype, shape, size_bytes, chunk_bytes, chunk_count
+FROM tensor_metadata WHERE digest = ANY(%(digests)s)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRow:
+    """A tensor that is stored, whatever it is called."""
+
+    id: int
+    digest: bytes
+    dtype: str
+    shape: list[int]
+    size_bytes: int
+    chunk_bytes: int
+    chunk_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +83,13 @@ def insert_tensors(conn: Connection, tensors: Sequence[NewTensor]) -> dict[bytes
         ids |= _keep(conn, [digest for digest in missing if digest not in new])
         missing = {digest: tensor for digest, tensor in missing.items() if digest not in ids}
     return ids
+
+
+def by_digest(conn: Connection, digests: Sequence[bytes]) -> dict[bytes, StoredRow]:
+    """Those of the tensors that are there."""
+    with conn.cursor(row_factory=class_row(StoredRow)) as cursor:
+        found = cursor.execute(TENSORS_BY_DIGEST, {"digests": list(digests)}).fetchall()
+    return {bytes(row.digest): row for row in found}
 
 
 _INSERT_TENSORS = Prepared(INSERT_TENSORS)

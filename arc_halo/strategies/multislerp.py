@@ -27,6 +27,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=multislerp,
         part="elements",
         numerics="exact",
+        takes_base=True,
         min_members=2,
         params_schema=schema(
             normalize_weights=flag("Divide the weights by their sum.", default=True),

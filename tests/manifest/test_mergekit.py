@@ -49,8 +49,8 @@ def test_the_result_is_a_recipe_that_can_be_run(tmp_path: Path, method: str) -> 
     file = tmp_path / "m.yaml"
     file.write_text(yaml.safe_dump(convert(given, label="m", reactor="out").document))
     recipe = read_recipe(file, environ={})
-    assert recipe.strategy.name == method
-    assert (recipe.base is not None) == STRATEGIES[method].needs_base
+    assert recipe.spec.uses == method
+    assert (recipe.spec.base is not None) == STRATEGIES[method].needs_base
 
 
 def test_defaults_that_differ_are_written_out() -> None:

@@ -1,0 +1,246 @@
+"""From a recipe to its tensors: names matched, params resolved, and what does not fit refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from arc_halo.errors import IncompatibleModelsError
+from arc_halo.fusion.compatibility import (
+    Table,
+    is_computable,
+    name_problems,
+    refuse,
+    source_problems,
+)
+from arc_halo.fusion.layers import is_before_layers, layered, position, stacks
+from arc_halo.fusion.recipes import FusionRecipe, LayerSlice
+from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
+from arc_halo.tensors import dtypes
+from arc_halo.types import JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A tensor of the result: what it is called in each input, and where among the layers it is.
+
+    `names` are by the place of the member. `position` is from 0 to 1.
+    """
+
+    name: str
+    names: Mapping[int, str]
+    base: str | None
+    position: float
+    part: LayerSlice | None = None
+
+
+def plan_tensors(
+    recipe: FusionRecipe, members: Sequence[Table], base: Table | None = None
+) -> list[TensorRecipe]:
+    """The tensors of a merge, in the order of the first member's file.
+
+    Raises `IncompatibleModelsError`, which lists the first ten tensors concerned, and for a rule
+    that no tensor matches.
+    """
+    tables = [*members, *([base] if base else [])]
+    problems = [] if recipe.slices else list(name_problems(tables))
+    places = list(_sliced(recipe, members, base) if recipe.slices else _whole(members[0], recipe))
+    for place in places:
+        sources = [(tables[index], name) for index, name in _sources(place, len(members))]
+        absent = [(table, name) for table, name in sources if name not in table.tensors]
+        if not absent:
+            problems += source_problems(sources, is_free=recipe.out_dtype is not None)
+        elif recipe.slices:
+            problems += [f"{name}: not in {table.name}" for table, name in absent]
+    refuse(tables, problems)
+    _check_rules(recipe, [place.name for place in places])
+    return [_tensor_recipe(recipe, place, members, base) for place in places]
+
+
+def _sources(place: _Place, member_count: int) -> Iterator[tuple[int, str]]:
+    yield from place.names.items()
+    if place.base is not None:
+        yield member_count, place.base
+
+
+def _whole(first: Table, recipe: FusionRecipe) -> Iterator[_Place]:
+    counts = stacks(first.tensors)
+    for name in first.tensors:
+        found = layered(name)
+        yield _Place(
+            name=name,
+            names=dict.fromkeys(range(len(recipe.members)), name),
+            base=name if recipe.base else None,
+            position=position(found.index, counts[found.stack]) if found else 0.0,
+        )
+
+
+def _sliced(recipe: FusionRecipe, members: Sequence[Table], base: Table | None) -> Iterator[_Place]:
+    """What precedes the layers is taken of the first slice, what follows them of the last."""
+    stack = _only_stack(members)
+    yield from _outside(recipe, members, recipe.slices[0], before=True)
+    start = 0
+    for part in recipe.slices:
+        _check_slice(part, members, stack)
+        yield from _slice(part, members, base, stack, start)
+        start += _length(part)
+    yield from _outside(recipe, members, recipe.slices[-1], before=False)
+
+
+def _only_stack(members: Sequence[Table]) -> str:
+    counts = stacks(members[0].tensors)
+    if len(counts) != 1:
+        listed = ", ".join(repr(stack) for stack in sorted(counts)) or "none"
+        raise IncompatibleModelsError(
+            f"{members[0].name} cannot be cut in slices: its stacks of layers are {listed}",
+            hint="slices are for models with one stack of layers",
+        )
+    return next(iter(counts))
+
+
+def _check_slice(part: LayerSlice, members: Sequence[Table], stack: str) -> None:
+    lengths = {members[place].name: end - first for place, (first, end) in part.layers.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+        raise IncompatibleModelsError(
+            f"a slice takes {told} layers", hint="take as many layers of each member"
+        )
+    for place, (_, end) in part.layers.items():
+        count = stacks(members[place].tensors).get(stack, 0)
+        if end > count:
+            raise IncompatibleModelsError(
+                f"a slice takes layers up to {end} of {members[place].name}, which has {count}",
+                hint="the first layer is 0; the end is not taken along",
+            )
+
+
+def _length(part: LayerSlice) -> int:
+    first, end = next(iter(part.layers.values()))
+    return end - first
+
+
+def _slice(
+    part: LayerSlice, members: Sequence[Table], base: Table | None, stack: str, start: int
+) -> Iterator[_Place]:
+    leader, (first, end) = next(iter(part.layers.items()))
+    base_first = first if part.base is None else part.base
+    by_layer: dict[int, list[str]] = {}
+    for name in members[leader].tensors:
+        found = layered(name)
+        if found is not None and found.stack == stack:
+            by_layer.setdefault(found.index, []).append(name)
+    for step in range(end - first):
+        for name in by_layer.get(first + step, ()):
+            found = layered(name)
+            assert found is not None
+            yield _Place(
+                name=found.at(start + step),
+                names={place: found.at(begin + step) for place, (begin, _) in part.layers.items()},
+                base=found.at(base_first + step) if base else None,
+                position=position(step, end - first),
+                part=part,
+            )
+
+
+def _outside(
+    recipe: FusionRecipe, members: Sequence[Table], part: LayerSlice, *, before: bool
+) -> Iterator[_Place]:
+    leader = next(iter(part.layers))
+    for name in members[leader].tensors:
+        if layered(name) is None and is_before_layers(name) == before:
+            yield _Place(
+                name=name,
+                names=dict.fromkeys(part.layers, name),
+                base=name if recipe.base else None,
+                position=0.0,
+                part=part,
+            )
+
+
+def _check_rules(recipe: FusionRecipe, names: Sequence[str]) -> None:
+    for rule in recipe.rules:
+        for pattern in rule.match:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise IncompatibleModelsError(
+                    f"a rule is for {pattern!r}, and no tensor has such a name",
+                    hint=f"tensors are called {names[0]!r}; * stands for any text",
+                )
+
+
+def _tensor_recipe(
+    recipe: FusionRecipe, place: _Place, members: Sequence[Table], base: Table | None
+) -> TensorRecipe:
+    used = list(place.names)
+    sources = tuple(_source(members[index], place.names[index]) for index in used)
+    first = members[used[0]].tensors[place.names[used[0]]]
+    is_fused = is_computable(first.dtype)
+    params, weights = _resolved(recipe, place)
+    dtype = recipe.out_dtype if is_fused and recipe.out_dtype else first.dtype
+    is_random = is_fused and recipe.strategy.is_random
+    roots = [recipe.members[index].root for index in used] if is_random else []
+    return TensorRecipe(
+        name=place.name,
+        dtype=dtype,
+        shape=tuple(first.shape),
+        size_bytes=dtypes.size_bytes(dtype, first.shape),
+        strategy=recipe.strategy if is_fused else None,
+        strategy_version=recipe.strategy_version,
+        params=params,
+        weights=tuple(weights[index] for index in used),
+        members=sources,
+        base=_source(base, place.base) if base and place.base else None,
+        roots=tuple(root for root in roots if root is not None),
+        compute=recipe.compute,
+    )
+
+
+def _source(table: Table, name: str) -> TensorSource:
+    tensor = table.tensors[name]
+    return TensorSource(model=table.name, tensor=name, dtype=tensor.dtype, digest=tensor.digest)
+
+
+def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int, float]]:
+    """The params and weights of one tensor, gradients taken at its layer."""
+    params: JsonObject = dict(recipe.params)
+    weights: dict[int, Any] = {index: m.weight for index, m in enumerate(recipe.members)}
+    if place.part is not None:
+        params |= place.part.params
+        weights |= place.part.weights
+    for rule in recipe.rules:
+        if any(fnmatchcase(place.name, pattern) for pattern in rule.match):
+            params |= rule.params
+            weights |= rule.weights
+    properties = recipe.strategy.params_schema.get("properties", {})
+    return (
+        {
+            name: value if takes_lists(properties.get(name, {})) else at(value, place.position)
+            for name, value in params.items()
+        },
+        {index: float(at(weight, place.position)) for index, weight in weights.items()},
+    )
+
+
+def takes_lists(schema: JsonObject) -> bool:
+    """Whether a param is a list by itself, so that a list is no gradient."""
+    kinds = schema.get("type", "array")
+    return "array" in ([kinds] if isinstance(kinds, str) else kinds) and "enum" not in schema
+
+
+def at(value: Any, place: float) -> Any:
+    """A gradient's value at a place from 0 to 1; what is no gradient stays.
+
+    Between numbers on the straight line, of anything else the one whose turn it is.
+    """
+    if not isinstance(value, list | tuple):
+        return value
+    steps = place * (len(value) - 1)
+    if all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
+        low = min(math.floor(steps), len(value) - 1)
+        high = min(low + 1, len(value) - 1)
+        if steps == low:
+            return value[low]
+        return value[low] + (value[high] - value[low]) * (steps - low)
+    return value[min(int(place * len(value)), len(value) - 1)]

@@ -1,0 +1,352 @@
+"""SQL of merges at work: the tasks of a build, claimed by locking them, and what they came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from arc_halo.store.rows import Connection, as_bytes
+from arc_halo.types import JsonObject
+
+ENTER_RECIPES = """
+INSERT INTO fused_tensors (tensor_key, recipe)
+SELECT decode(item.key, 'hex'), item.recipe
+FROM jsonb_to_recordset(%(items)s) AS item (key text, recipe jsonb)
+ORDER BY item.key
+ON CONFLICT (tensor_key) DO NOTHING
+"""
+
+ENTER_INPUTS = """
+INSERT INTO fused_tensor_inputs (tensor_key, ordinal, is_base, weight, tensor_digest)
+SELECT decode(item.key, 'hex'), item.ordinal, item.is_base, item.weight,
+       decode(item.tensor, 'hex')
+FROM jsonb_to_recordset(%(items)s) AS item (
+    key text, ordinal int, is_base boolean, weight double precision, tensor text)
+ORDER BY item.key, item.ordinal
+ON CONFLICT DO NOTHING
+"""
+
+# What failed before is tried again.
+ENTER_TASKS = """
+INSERT INTO fusion_tasks (build_id, ordinal, tensor_name, tensor_key, size_bytes, labels)
+SELECT %(build_id)s, item.ordinal, item.name, decode(item.key, 'hex'), item.size_bytes, item.labels
+FROM jsonb_to_recordset(%(items)s) AS item (
+    ordinal int, name text, key text, size_bytes bigint, labels jsonb)
+ON CONFLICT (build_id, ordinal) DO UPDATE
+SET status = 'todo', error = NULL, finished_at = NULL, worker = NULL
+WHERE fusion_tasks.status = 'failed'
+"""
+
+# The lock keeps tensors that are there from collection until the set refers to them.
+REUSE = """
+WITH there AS (
+    SELECT task.ordinal, task.tensor_name, tensor.id
+    FROM fusion_tasks AS task
+    JOIN fused_tensors AS fused ON fused.tensor_key = task.tensor_key
+    JOIN tensor_metadata AS tensor ON tensor.digest = fused.tensor_digest
+    WHERE task.build_id = %(build_id)s AND task.status = 'todo'
+    ORDER BY tensor.digest
+    FOR KEY SHARE OF tensor
+), taken AS (
+    SELECT task.ordinal, task.tensor_name, tensor.id
+    FROM jsonb_to_recordset(%(taken)s) AS item (ordinal int, digest text)
+    JOIN fusion_tasks AS task ON task.build_id = %(build_id)s AND task.ordinal = item.ordinal
+    JOIN tensor_metadata AS tensor ON tensor.digest = decode(item.digest, 'hex')
+    WHERE task.status = 'todo'
+    ORDER BY tensor.digest
+    FOR KEY SHARE OF tensor
+), found AS (
+    SELECT * FROM there UNION ALL SELECT * FROM taken
+), entered AS (
+    INSERT INTO weight_set_tensors (weight_set_id, ordinal, tensor_name, tensor_id)
+    SELECT build.weight_set_id, found.ordinal, found.tensor_name, found.id
+    FROM found JOIN weight_builds AS build ON build.id = %(build_id)s
+    WHERE build.status = 'building'
+    ORDER BY found.tensor_name
+    ON CONFLICT DO NOTHING
+)
+UPDATE fusion_tasks AS task
+SET status = 'done', is_reused = true, finished_at = clock_timestamp()
+FROM found
+WHERE task.build_id = %(build_id)s AND task.ordinal = found.ordinal
+RETURNING task.size_bytes
+"""
+
+# A worker that is lost gives its claim up at once where the server sees its socket close, and
+# within seconds where a network lost it without a word.
+CLAIM_SETTINGS = """
+SET LOCAL synchronous_commit = off;
+SET LOCAL tcp_keepalives_idle = 3;
+SET LOCAL tcp_keepalives_interval = 2;
+SET LOCAL tcp_keepalives_count = 3;
+SET LOCAL tcp_user_timeout = 10000;
+SET LOCAL idle_in_transaction_session_timeout = '1h'
+"""
+
+CLAIM = """
+SELECT task.ordinal, task.tensor_name AS name, task.tensor_key AS key, task.size_bytes,
+       task.labels, fused.recipe, tensor.id AS tensor_id
+FROM fusion_tasks AS task
+LEFT JOIN fused_tensors AS fused ON fused.tensor_key = task.tensor_key
+LEFT JOIN tensor_metadata AS tensor ON tensor.digest = fused.tensor_digest
+WHERE task.build_id = %(build_id)s AND task.status = 'todo'
+  AND NOT EXISTS (SELECT FROM fusion_tasks AS other
+                  WHERE other.build_id = %(build_id)s AND other.status = 'failed')
+ORDER BY task.size_bytes DESC, task.ordinal
+LIMIT 1
+FOR UPDATE OF task SKIP LOCKED
+"""
+
+FINISH = """
+UPDATE fusion_tasks
+SET status = 'done', is_reused = %(is_reused)s, worker = %(worker)s,
+    finished_at = clock_timestamp()
+WHERE build_id = %(build_id)s AND ordinal = %(ordinal)s
+"""
+
+RECORD = """
+UPDATE fused_tensors
+SET tensor_digest = %(digest)s, facts = %(facts)s, cpu_seconds = %(cpu_seconds)s,
+    made_at = clock_timestamp()
+WHERE tensor_key = %(key)s
+"""
+
+FAIL = """
+UPDATE fusion_tasks
+SET status = 'failed', error = %(error)s, worker = %(worker)s, finished_at = clock_timestamp()
+WHERE build_id = %(build_id)s AND ordinal = %(ordinal)s AND status = 'todo'
+"""
+
+PROGRESS = """
+SELECT count(*) FILTER (WHERE status = 'todo') AS todo,
+       count(*) FILTER (WHERE status = 'done') AS done,
+       coalesce(sum(size_bytes) FILTER (WHERE status = 'done'), 0)::bigint AS done_bytes,
+       count(*) FILTER (WHERE status = 'failed') AS failed
+FROM fusion_tasks WHERE build_id = %(build_id)s
+"""
+
+FAILURES = """
+SELECT tensor_name AS name, error FROM fusion_tasks
+WHERE build_id = %(build_id)s AND status = 'failed'
+ORDER BY ordinal
+"""
+
+# Several merges may have come to the same weights: of each tensor the one made last counts.
+OF_SET = """
+SELECT DISTINCT ON (task.tensor_name)
+       task.tensor_name AS name, task.ordinal, task.tensor_key AS key, task.size_bytes,
+       task.labels, task.is_reused, fused.recipe, fused.tensor_digest AS digest, fused.facts,
+       fused.cpu_seconds
+FROM weight_builds AS build
+JOIN fusion_tasks AS task ON task.build_id = build.id
+LEFT JOIN fused_tensors AS fused ON fused.tensor_key = task.tensor_key
+WHERE build.weight_set_id = %(weight_set_id)s AND build.status = 'complete'
+  AND (%(name)s::text IS NULL OR task.tensor_name = %(name)s)
+ORDER BY task.tensor_name, build.finished_at DESC
+"""
+
+# Where the tensor itself went in, or went into what went in is not asked: one step down.
+MADE_OF = """
+SELECT DISTINCT fused.tensor_digest AS digest, task.tensor_name AS name,
+       coalesce(model.model_name || '@' || model.version,
+                'sha256:' || encode(sets.root, 'hex')) AS model
+FROM fused_tensor_inputs AS input
+JOIN fused_tensors AS fused ON fused.tensor_key = input.tensor_key
+JOIN fusion_tasks AS task ON task.tensor_key = fused.tensor_key
+JOIN weight_builds AS build ON build.id = task.build_id AND build.status = 'complete'
+JOIN weight_sets AS sets ON sets.id = build.weight_set_id
+LEFT JOIN models AS model ON model.weight_set_id = sets.id
+WHERE input.tensor_digest = %(digest)s
+ORDER BY model, name
+"""
+
+KNOWN_KEYS = """
+SELECT fused.tensor_key AS key
+FROM fused_tensors AS fused
+JOIN tensor_metadata AS tensor ON tensor.digest = fused.tensor_digest
+WHERE fused.tensor_key = ANY(%(keys)s)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTask:
+    """A tensor to be made. Without a `recipe` the tensor `taken` is taken as it is."""
+
+    ordinal: int
+    name: str
+    size_bytes: int
+    labels: list[JsonObject]
+    key: bytes | None = None
+    recipe: JsonObject | None = None
+    taken: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A task that is this transaction's. It needs no computing where `tensor_id` is known."""
+
+    ordinal: int
+    name: str
+    key: bytes | None
+    size_bytes: int
+    labels: list[JsonObject]
+    recipe: JsonObject | None
+    tensor_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    todo: int
+    done: int
+    done_bytes: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    name: str
+    error: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedTensor:
+    """How a tensor of merged weights was made. What was taken as it is has no key and recipe."""
+
+    name: str
+    ordinal: int
+    key: bytes | None
+    size_bytes: int
+    labels: list[JsonObject]
+    is_reused: bool
+    recipe: JsonObject | None
+    digest: bytes | None
+    facts: JsonObject | None
+    cpu_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A tensor, of a model or of weights without one, that another one went into."""
+
+    model: str
+    name: str
+    digest: bytes | None
+
+
+def enter(conn: Connection, build_id: UUID, tasks: Sequence[NewTask]) -> list[int]:
+    """Enter the tasks of a build, and finish those for which nothing is to be computed.
+
+    The sizes of those, in bytes. Tasks that are there already stay as they are.
+    """
+    computed = {task.key: task for task in tasks if task.key is not None}
+    recipes = [{"key": k.hex(), "recipe": task.recipe} for k, task in computed.items()]
+    conn.execute(ENTER_RECIPES, {"items": Jsonb(recipes)})
+    inputs = [each for key, task in computed.items() for each in _inputs(key, task.recipe or {})]
+    conn.execute(ENTER_INPUTS, {"items": Jsonb(inputs)})
+    items = [
+        {
+            "ordinal": task.ordinal,
+            "name": task.name,
+            "key": task.key.hex() if task.key else None,
+            "size_bytes": task.size_bytes,
+            "labels": task.labels,
+        }
+        for task in tasks
+    ]
+    conn.execute(ENTER_TASKS, {"build_id": build_id, "items": Jsonb(items)})
+    taken = [
+        {"ordinal": task.ordinal, "digest": task.taken.hex()}
+        for task in tasks
+        if task.taken is not None
+    ]
+    rows = conn.execute(REUSE, {"build_id": build_id, "taken": Jsonb(taken)}).fetchall()
+    return [int(str(row[0])) for row in rows]
+
+
+def claim(conn: Connection, build_id: UUID) -> Claim | None:
+    """The next task that nobody works at, locked until the transaction ends.
+
+    None if there is none, or one has failed. The lock dies with the connection, so that no task
+    is ever lost.
+    """
+    conn.execute(CLAIM_SETTINGS)
+    with conn.cursor(row_factory=class_row(Claim)) as cursor:
+        return cursor.execute(CLAIM, {"build_id": build_id}).fetchone()
+
+
+def finish(conn: Connection, build_id: UUID, ordinal: int, *, worker: str, is_reused: bool) -> None:
+    """Mark a claimed task as done."""
+    conn.execute(
+        FINISH,
+        {"build_id": build_id, "ordinal": ordinal, "worker": worker, "is_reused": is_reused},
+    )
+
+
+def record(
+    conn: Connection, key: bytes, digest: bytes, facts: JsonObject, cpu_seconds: float
+) -> None:
+    """Write down what a key's recipe came to."""
+    conn.execute(
+        RECORD,
+        {"key": key, "digest": digest, "facts": Jsonb(facts), "cpu_seconds": cpu_seconds},
+    )
+
+
+def fail(conn: Connection, build_id: UUID, ordinal: int, error: JsonObject, *, worker: str) -> None:
+    """Mark a task as one that cannot be done, unless another worker has done it."""
+    conn.execute(
+        FAIL,
+        {"build_id": build_id, "ordinal": ordinal, "error": Jsonb(error), "worker": worker},
+    )
+
+
+def progress(conn: Connection, build_id: UUID) -> Progress:
+    with conn.cursor(row_factory=class_row(Progress)) as cursor:
+        found = cursor.execute(PROGRESS, {"build_id": build_id}).fetchone()
+    assert found is not None
+    return found
+
+
+def failures(conn: Connection, build_id: UUID) -> list[Failure]:
+    with conn.cursor(row_factory=class_row(Failure)) as cursor:
+        return cursor.execute(FAILURES, {"build_id": build_id}).fetchall()
+
+
+def of_set(conn: Connection, weight_set_id: int, name: str | None = None) -> list[FusedTensor]:
+    """How the tensors of a merged set were made, or the one of that name."""
+    with conn.cursor(row_factory=class_row(FusedTensor)) as cursor:
+        found = cursor.execute(OF_SET, {"weight_set_id": weight_set_id, "name": name}).fetchall()
+    return sorted(found, key=lambda tensor: tensor.ordinal)
+
+
+def made_of(conn: Connection, digest: bytes) -> list[Product]:
+    """The tensors that this one went into."""
+    with conn.cursor(row_factory=class_row(Product)) as cursor:
+        return cursor.execute(MADE_OF, {"digest": digest}).fetchall()
+
+
+def known_keys(conn: Connection, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of the keys whose tensors are there."""
+    rows = conn.execute(KNOWN_KEYS, {"keys": list(keys)}, binary=True).fetchall()
+    return {as_bytes(row[0]) for row in rows}
+
+
+def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:
+    listed = [(each, False) for each in recipe["members"]]
+    if recipe["base"]:
+        listed.append((recipe["base"], True))
+    weights = [*recipe["weights"], None]
+    return [
+        {
+            "key": key.hex(),
+            "ordinal": ordinal,
+            "is_base": is_base,
+            "weight": None if is_base else weights[ordinal],
+            "tensor": each["tensor"],
+        }
+        for ordinal, (each, is_base) in enumerate(listed)
+    ]
