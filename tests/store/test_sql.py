@@ -14,6 +14,7 @@ from arc_halo.store.connection import Connection
 
 NOT_PLANNED = {
     "builds.STEP": "SET has no plan",
+    "fusions.CLAIM_SETTINGS": "SET has no plan",
 }
 """Texts that EXPLAIN cannot take, each with the reason; a test runs every one of them."""
 
