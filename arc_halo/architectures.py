@@ -7,7 +7,7 @@ GPT-2 and BERT. A model of another family is registered all the same, without la
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ from arc_halo.types import JsonObject
 MAX_SIZE = 2**31
 MAX_LAYERS, MAX_HEADS, MAX_ROWS = 10_000, 4_096, 1_000_000
 """Beyond these a config is taken for a mistake, and its layers are not written as rows."""
+
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYER_LISTS = ("layer_types",)
+TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +189,30 @@ def read_architecture(config: JsonObject) -> Architecture:
     return Architecture(
         family=family.name, layer_count=layers, layer=_layer(family, config, heads, hidden)
     )
+
+
+def changed_architecture(
+    config: JsonObject, *, layers: Sequence[int] | None = None, dtype: str | None = None
+) -> JsonObject:
+    """The config of a model that has these layers of the one it was made from, or another dtype.
+
+    Only what the config says already is changed: its number of layers, what it lists for each of
+    them, and its dtype, by their usual names.
+    """
+    changed = dict(config)
+    if layers is not None:
+        for key in LAYER_COUNTS:
+            if key in changed:
+                changed[key] = len(layers)
+        for key in LAYER_LISTS:
+            listed = changed.get(key)
+            if isinstance(listed, list) and all(layer < len(listed) for layer in layers):
+                changed[key] = [listed[layer] for layer in layers]
+    if dtype in TORCH_DTYPES:
+        for key in ("torch_dtype", "dtype"):
+            if key in changed:
+                changed[key] = TORCH_DTYPES[dtype]
+    return changed
 
 
 def tensor_part(family: str | None, name: str) -> TensorPart:

@@ -30,6 +30,7 @@ CREATE TABLE cognitive_fusion_reactors (
     params jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(params) = 'object'),
     base_model_id uuid REFERENCES models DEFERRABLE INITIALLY DEFERRED,
     produces_model_id uuid REFERENCES models ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED,
+    recipe jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(recipe) = 'object'),
     config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
     status text NOT NULL DEFAULT 'registered' CHECK (status IN
         ('registered', 'fusing', 'ready', 'disabled', 'failed')),
@@ -50,6 +51,8 @@ COMMENT ON COLUMN cognitive_fusion_reactors.params IS
     'The params that the implementation gets, resolved.';
 COMMENT ON COLUMN cognitive_fusion_reactors.produces_model_id IS
     'The model a merge writes; NULL after that model was deleted.';
+COMMENT ON COLUMN cognitive_fusion_reactors.recipe IS
+    'What differs among the tensors of a merge: rules by name, slices of layers, dtypes.';
 COMMENT ON COLUMN cognitive_fusion_reactors.config IS
     'What else the manifest says: failure policy, quorum, thresholds, recording.';
 

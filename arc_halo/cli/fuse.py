@@ -16,6 +16,7 @@ from arc_halo.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.fusion.files import OpenModel
+    from arc_halo.manifest.documents import ReactorSpec
     from arc_halo.manifest.recipe_files import RecipeFile
     from arc_halo.plugins import PluginManager
 
@@ -101,7 +102,7 @@ def run(
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"fuse {wanted.reactor}", merge.size_bytes) as advance:
             merge.write(plugins.format("safetensors"), out, advance=advance)
-    _copy_config(paths[wanted.spec.base or wanted.spec.members[0].model], directory)
+    _write_config(paths[wanted.spec.base or wanted.spec.members[0].model], wanted.spec, directory)
     facts = {
         "reactor": wanted.reactor,
         "strategy": wanted.spec.uses,
@@ -212,10 +213,25 @@ def _roots(plugins: PluginManager, paths: Mapping[str, Path]) -> dict[str, bytes
     }
 
 
-def _copy_config(path: Path, directory: Path) -> None:
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    if config.is_file() and config.resolve() != (directory / "config.json").resolve():
-        shutil.copyfile(config, directory / "config.json")
+def _write_config(path: Path, spec: ReactorSpec, directory: Path) -> None:
+    """The `config.json` beside a model, as it is for the result."""
+    import json
+
+    from arc_halo.architectures import changed_architecture
+    from arc_halo.manifest.model_files import read_architecture
+
+    config, out = (
+        (path if path.is_dir() else path.parent) / "config.json",
+        directory / "config.json",
+    )
+    if not config.is_file() or config.resolve() == out.resolve():
+        return
+    if spec.layers is None and spec.out_dtype is None:
+        shutil.copyfile(config, out)
+        return
+    found = read_architecture(config, str(config))
+    changed = changed_architecture(found, layers=spec.layers, dtype=spec.out_dtype)
+    out.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
 
 
 def _sentence(count: int, size_bytes: int, wanted: RecipeFile, out: Path) -> str:

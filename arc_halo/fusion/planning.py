@@ -19,6 +19,7 @@ from arc_halo.fusion.compatibility import (
 from arc_halo.fusion.layers import is_before_layers, layered, position, stacks
 from arc_halo.fusion.recipes import FusionRecipe, LayerSlice
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
+from arc_halo.manifest.params import takes_lists
 from arc_halo.tensors import dtypes
 from arc_halo.types import JsonObject
 
@@ -221,12 +222,6 @@ def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int
         },
         {index: float(at(weight, place.position)) for index, weight in weights.items()},
     )
-
-
-def takes_lists(schema: JsonObject) -> bool:
-    """Whether a param is a list by itself, so that a list is no gradient."""
-    kinds = schema.get("type", "array")
-    return "array" in ([kinds] if isinstance(kinds, str) else kinds) and "enum" not in schema
 
 
 def at(value: Any, place: float) -> Any:

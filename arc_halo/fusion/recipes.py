@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from arc_halo.manifest.documents import ReactorSpec
+from arc_halo.manifest.documents import Gradient, ReactorSpec
 from arc_halo.plugins import Provided
 from arc_halo.tensors.digests import format_digest
 from arc_halo.types import FusionStrategy, JsonObject
@@ -18,9 +18,6 @@ NUMERICS_VERSION = 1
 
 Compute = Literal["F32", "F64"]
 """What members of narrower dtypes are widened to; members of F64 are always computed in F64."""
-
-Gradient = float | tuple[float, ...]
-"""A number, or several that the layers go through from the first to the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +144,7 @@ def recipe_of(
     base = None
     if spec.base is not None and strategy.uses_base:
         base = FusionInput(model=spec.base, root=roots.get(spec.base))
+    places = {member.model: place for place, member in enumerate(spec.members)}
     return FusionRecipe(
         strategy=strategy,
         strategy_version=provided.version,
@@ -161,6 +159,25 @@ def recipe_of(
             for member in spec.members
         ),
         base=base,
+        rules=tuple(
+            TensorRule(
+                match=rule.match,
+                params=rule.params,
+                weights={places[model]: weight for model, weight in rule.weights.items()},
+            )
+            for rule in spec.tensors
+        ),
+        slices=tuple(
+            LayerSlice(
+                layers={places[model]: span for model, span in each.layers.items()},
+                base=each.base,
+                params=each.params,
+                weights={places[model]: weight for model, weight in each.weights.items()},
+            )
+            for each in spec.slices
+        ),
+        compute=spec.compute,
+        out_dtype=spec.out_dtype,
     )
 
 

@@ -128,6 +128,48 @@ class InteractionSpec:
         return {"from": self.source, "to": self.target, "kind": self.kind, "weight": self.weight}
 
 
+Gradient = float | tuple[float, ...]
+"""A number, or several that the layers go through from the first to the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSpec:
+    """What is different for the tensors whose names match one of the patterns."""
+
+    match: tuple[str, ...]
+    params: JsonObject = field(default_factory=dict)
+    weights: Mapping[str, Gradient] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "match": list(self.match),
+            "params": self.params,
+            "weights": _weights_json(self.weights),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceSpec:
+    """Layers of the result: of each model the first one and the one before which it ends."""
+
+    layers: Mapping[str, tuple[int, int]]
+    base: int | None = None
+    params: JsonObject = field(default_factory=dict)
+    weights: Mapping[str, Gradient] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "layers": {model: list(span) for model, span in self.layers.items()},
+            "base": self.base,
+            "params": self.params,
+            "weights": _weights_json(self.weights),
+        }
+
+
+def _weights_json(weights: Mapping[str, Gradient]) -> JsonObject:
+    return {m: list(w) if isinstance(w, tuple) else w for m, w in weights.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReactorSpec:
     """`strategy` is the name written, `uses` the implementation, `params` what reaches it."""
@@ -138,11 +180,23 @@ class ReactorSpec:
     params: JsonObject
     members: tuple[MemberSpec, ...]
     base: str | None = None
+    tensors: tuple[RuleSpec, ...] = ()
+    slices: tuple[SliceSpec, ...] = ()
+    compute: Literal["F32", "F64"] = "F32"
+    out_dtype: str | None = None
     interactions: tuple[InteractionSpec, ...] = ()
     produces: str | None = None
     config: JsonObject = field(default_factory=dict)
     description: str | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[int] | None:
+        """Where each layer of a sliced result comes from, in the first member of its slice."""
+        if not self.slices:
+            return None
+        spans = [next(iter(each.layers.values())) for each in self.slices]
+        return [layer for first, end in spans for layer in range(first, end)]
 
     def as_json(self) -> JsonObject:
         return {
@@ -152,6 +206,10 @@ class ReactorSpec:
             "params": self.params,
             "members": [member.as_json() for member in self.members],
             "base": self.base,
+            "tensors": [rule.as_json() for rule in self.tensors],
+            "slices": [each.as_json() for each in self.slices],
+            "compute": self.compute,
+            "out_dtype": self.out_dtype,
             "interactions": [edge.as_json() for edge in self.interactions],
             "produces": self.produces,
             "config": self.config,

@@ -18,6 +18,32 @@ def with_defaults(params: JsonObject, schema: JsonObject) -> JsonObject:
     return {**defaults, **params}
 
 
+def with_gradients(schema: JsonObject) -> JsonObject:
+    """The schema of params of which each may be a list, one value after another; none is required.
+
+    A param that is a list by itself stays as it is.
+    """
+    properties = {
+        name: each if takes_lists(each) else _or_list(each)
+        for name, each in schema.get("properties", {}).items()
+    }
+    return {**{k: v for k, v in schema.items() if k != "required"}, "properties": properties}
+
+
+def takes_lists(schema: JsonObject) -> bool:
+    """Whether a param may be a list by itself, so that a list is no gradient."""
+    kinds = schema.get("type", "array")
+    return "array" in ([kinds] if isinstance(kinds, str) else kinds) and "enum" not in schema
+
+
+def _or_list(schema: JsonObject) -> JsonObject:
+    return {
+        "if": {"type": "array"},
+        "then": {"type": "array", "minItems": 1, "items": schema},
+        "else": schema,
+    }
+
+
 def params_problems(
     params: JsonObject, schema: JsonObject
 ) -> Iterator[tuple[tuple[Any, ...], str, str]]:

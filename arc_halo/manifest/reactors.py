@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from arc_halo.manifest.collect import Names
-from arc_halo.manifest.documents import InteractionSpec, MemberSpec, ReactorSpec
-from arc_halo.manifest.params import params_problems, with_defaults
+from arc_halo.manifest.documents import (
+    Gradient,
+    InteractionSpec,
+    MemberSpec,
+    ReactorSpec,
+    RuleSpec,
+    SliceSpec,
+)
+from arc_halo.manifest.params import params_problems, with_defaults, with_gradients
 from arc_halo.manifest.problems import Found, Pointer, Problems
 from arc_halo.manifest.references import References
 from arc_halo.plugins import PluginManager
-from arc_halo.types import JsonObject
+from arc_halo.types import FusionStrategy, JsonObject
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +38,9 @@ class ReactorResolver:
         base = found.data.get("base")
         base_name = self.references.find(found, ("base",), base) if base else None
         interactions = self._interactions(found, members)
+        if strategy is not None:
+            self._check_params(found, strategy[0])
+        places = self._places(found, members)
         if strategy is None or len(self.problems.listed) > count:
             return None
         uses, params = strategy
@@ -42,6 +52,7 @@ class ReactorResolver:
             params=params,
             members=tuple(members),
             base=base_name,
+            **parts_of(found.data, places),
             interactions=tuple(interactions),
             produces=f"{produces['model']}@{produces['version']}" if produces else None,
             config=found.data.get("config", {}),
@@ -95,6 +106,25 @@ class ReactorResolver:
             edges.append(edge)
         return edges
 
+    def _check_params(self, found: Found, uses: str) -> None:
+        """Those of rules and slices."""
+        schema = with_gradients(self.plugins.strategies[uses].item.params_schema)
+        for field in ("tensors", "slices"):
+            for index, data in enumerate(found.data.get(field, ())):
+                for pointer, code, message in params_problems(data.get("params", {}), schema):
+                    place = (field, index, "params", *pointer)
+                    self.problems.add(found, place, code, message, None)
+
+    def _places(self, found: Found, members: Sequence[MemberSpec]) -> dict[str, str]:
+        """The full names of the members that rules and slices name, by what they write."""
+        places: dict[str, str] = {}
+        for field, kind in (("tensors", "weights"), ("slices", "weights"), ("slices", "layers")):
+            for index, data in enumerate(found.data.get(field, ())):
+                for text in data.get(kind, {}):
+                    name = self._end(found, (field, index, kind, text), text, members)
+                    places[text] = name or text
+        return places
+
     def _end(
         self, found: Found, pointer: Pointer, text: str, members: Sequence[MemberSpec]
     ) -> str | None:
@@ -116,15 +146,36 @@ class ReactorResolver:
             message = f"{edge.source} {edge.kind} {edge.target} is there already"
             self.problems.add(found, ("interactions", index), "AH013", message, None)
 
+    def _check_merge(self, found: Found, spec: ReactorSpec) -> None:
+        """What is about tensors is for those that fuse weights, and has to make sense."""
+        if spec.type != "merge":
+            for field in ("tensors", "slices", "compute", "out_dtype"):
+                if field in found.data:
+                    message = f"{field}: a reactor of type {spec.type} fuses outputs, not tensors"
+                    self.problems.add(found, (field,), "AH023", message, None, key=True)
+        for index, each in enumerate(spec.slices):
+            for text, (first, end) in found.data["slices"][index]["layers"].items():
+                if end <= first:
+                    message = f"layers of {text}: it ends at {end}, before it has begun"
+                    hint = "write [first, end]; the end is not taken along"
+                    self.problems.add(
+                        found, ("slices", index, "layers", text), "AH007", message, hint
+                    )
+            if len({end - first for first, end in each.layers.values()}) > 1:
+                message = "a slice takes as many layers of each member"
+                self.problems.add(found, ("slices", index, "layers"), "AH023", message, None)
+
     def _check_fit(self, found: Found, spec: ReactorSpec) -> None:
         strategy = self.plugins.strategies[spec.uses].item
         needed = "weights" if spec.type == "merge" else "outputs"
-        count = len(spec.members)
+        counts = member_counts(spec)
+        count = next((c for c in counts if not takes_count(strategy, c)), counts[0])
+        self._check_merge(found, spec)
         if needed not in strategy.fuses:
             hint = f"it fuses {' and '.join(strategy.fuses)}; `arc-halo plugins` lists the others"
             message = f"the strategy {spec.uses!r} does not fuse {needed}"
             self.problems.add(found, ("strategy",), "AH023", message, hint)
-        if count < strategy.min_members or count > (strategy.max_members or count):
+        if not takes_count(strategy, count):
             wanted = _range(strategy.min_members, strategy.max_members)
             message = f"the strategy {spec.uses!r} takes {wanted} members, not {count}"
             self.problems.add(found, ("members",), "AH023", message, None)
@@ -132,7 +183,54 @@ class ReactorResolver:
             message = f"the strategy {spec.uses!r} needs a base model"
             self.problems.add(found, (), "AH023", message, "add `base: MODEL`", key=True)
 
-    # References
+
+def parts_of(data: JsonObject, places: Mapping[str, str]) -> JsonObject:
+    """The fields of a `ReactorSpec` that say what differs among tensors.
+
+    `places` has the full name of each model by the text that is written.
+    """
+    return {
+        "tensors": tuple(
+            RuleSpec(
+                match=_texts(rule["match"]),
+                params=rule.get("params", {}),
+                weights=_weights(rule, places),
+            )
+            for rule in data.get("tensors", ())
+        ),
+        "slices": tuple(
+            SliceSpec(
+                layers={places[t]: (first, end) for t, (first, end) in each["layers"].items()},
+                base=each.get("base"),
+                params=each.get("params", {}),
+                weights=_weights(each, places),
+            )
+            for each in data.get("slices", ())
+        ),
+        "compute": data.get("compute", "F32"),
+        "out_dtype": data.get("out_dtype"),
+    }
+
+
+def _texts(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _weights(data: JsonObject, places: Mapping[str, str]) -> dict[str, Gradient]:
+    return {
+        places[text]: tuple(map(float, weight)) if isinstance(weight, list) else float(weight)
+        for text, weight in data.get("weights", {}).items()
+    }
+
+
+def member_counts(spec: ReactorSpec) -> list[int]:
+    """How many members are fused at once: of each slice those that it names."""
+    return [len(each.layers) for each in spec.slices] or [len(spec.members)]
+
+
+def takes_count(strategy: FusionStrategy, count: int) -> bool:
+    """Whether a strategy fuses so many members."""
+    return strategy.min_members <= count <= (strategy.max_members or count)
 
 
 def member_spec(data: JsonObject, model: str) -> MemberSpec:

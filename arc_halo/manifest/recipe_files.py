@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from arc_halo.config import load_environment
 from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.manifest.documents import ReactorSpec
 from arc_halo.manifest.load import Source, load_text
-from arc_halo.manifest.params import params_problems, with_defaults
-from arc_halo.manifest.reactors import member_spec
+from arc_halo.manifest.params import params_problems, with_defaults, with_gradients
+from arc_halo.manifest.reactors import member_counts, member_spec, parts_of, takes_count
 from arc_halo.manifest.reading import read_manifest, schema_of
 from arc_halo.manifest.schema import INCLUDED_FIELDS, validate
 from arc_halo.names import did_you_mean
@@ -60,8 +60,10 @@ def read_recipe(
         params=params,
         members=tuple(member_spec(each, each["model"]) for each in data["members"]),
         base=data.get("base"),
+        **parts_of(data, {text: text for text in _named(data)}),
     )
     _check(path, name, strategy.item, spec)
+    _check_parts(path, name, strategy.item, data)
     return RecipeFile(reactor=name, spec=spec, strategy=strategy, plugins=plugins)
 
 
@@ -131,16 +133,43 @@ def _strategy(
     return found, with_defaults(params, schema)
 
 
+def _named(data: JsonObject) -> Iterator[str]:
+    """What rules and slices call members."""
+    for part in (*data.get("tensors", ()), *data.get("slices", ())):
+        yield from part.get("weights", {})
+        yield from part.get("layers", {})
+
+
 def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -> None:
-    count, most = len(spec.members), strategy.max_members
+    counts, most = member_counts(spec), strategy.max_members
     problem = None
     if strategy.fuse_weights is None:
         problem = "does not fuse weights"
-    elif count < strategy.min_members or count > (most or count):
-        problem = f"takes {strategy.min_members} to {most or 'any number of'} members, not {count}"
+    elif not all(takes_count(strategy, count) for count in counts):
+        few, count = strategy.min_members, next(c for c in counts if not takes_count(strategy, c))
+        problem = f"takes {few} to {most or 'any number of'} members, not {count}"
     elif strategy.needs_base and spec.base is None:
         problem = "needs a base model"
     if problem:
         raise InvalidInputError(
             f"{path}: reactors.{name}: the strategy {strategy.name!r} {problem}", code="AH023"
         )
+
+
+def _check_parts(path: Path, name: str, strategy: FusionStrategy, data: JsonObject) -> None:
+    """Rules and slices: their members, and their params."""
+    members = [member["model"] for member in data["members"]]
+    for text in _named(data):
+        if text not in members:
+            raise InvalidInputError(
+                f"{path}: reactors.{name}: {text!r} is not a member",
+                hint=did_you_mean(text, members) or f"the members are {', '.join(members)}",
+                code="AH020",
+            )
+    schema = with_gradients(strategy.params_schema)
+    for field in ("tensors", "slices"):
+        for index, part in enumerate(data.get(field, ())):
+            for pointer, code, message in params_problems(part.get("params", {}), schema):
+                place = (field, index, "params", *pointer)
+                where = ".".join(map(str, ("reactors", name, *place)))
+                raise InvalidInputError(f"{path}: {where}: {message}", code=code)

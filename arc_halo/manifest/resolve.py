@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from arc_halo.architectures import changed_architecture
 from arc_halo.config import parse_size
 from arc_halo.errors import ManifestError
 from arc_halo.manifest import load
@@ -141,6 +142,9 @@ def _model_texts(data: JsonObject) -> Iterator[str]:
             yield reactor["base"]
         for member in reactor.get("members", ()):
             yield member["model"]
+        for part in (*reactor.get("tensors", ()), *reactor.get("slices", ())):
+            yield from part.get("weights", {})
+            yield from part.get("layers", {})
         for edge in reactor.get("interactions", ()):
             yield edge["from"]
             yield edge["to"]
@@ -251,7 +255,11 @@ class _Resolver:
         spec = self.specs.get(self.names.producers[name].name)
         if spec is None:
             return None
-        return self._like(spec.base or spec.members[0].model, seen | {name})
+        found_like = self._like(spec.base or spec.members[0].model, seen | {name})
+        if found_like is None:
+            return None
+        kind, architecture = found_like
+        return kind, changed_architecture(architecture, layers=spec.layers, dtype=spec.out_dtype)
 
     def _reactor(self, found: Found) -> Declaration | None:
         spec = self.reactors.spec(found)

@@ -86,6 +86,7 @@ def write_reactors(
             {
                 "name": item.name,
                 **{k: v for k, v in item.spec.items() if k not in ("members", "interactions")},
+                "recipe": {field: item.spec[field] for field in reactors.RECIPE_FIELDS},
                 "status": "ready" if item.spec["produces"] else "registered",
             }
             for item in items

@@ -13,6 +13,9 @@ from psycopg.types.json import Jsonb
 from arc_halo.store.rows import Connection, LiveRow, as_uuid
 from arc_halo.types import JsonObject
 
+RECIPE_FIELDS = ("tensors", "slices", "compute", "out_dtype")
+"""The fields of a spec that the column `recipe` holds."""
+
 SPECS = """
 SELECT reactor.id, reactor.reactor_name AS name,
        jsonb_build_object(
@@ -26,7 +29,7 @@ SELECT reactor.id, reactor.reactor_name AS name,
            'produces', produced.model_name || '@' || produced.version,
            'config', reactor.config,
            'description', reactor.description,
-           'tags', reactor.tags) AS spec
+           'tags', reactor.tags) || reactor.recipe AS spec
 FROM cognitive_fusion_reactors AS reactor
 LEFT JOIN models AS base ON base.id = reactor.base_model_id
 LEFT JOIN models AS produced ON produced.id = reactor.produces_model_id
@@ -61,13 +64,13 @@ SELECT live.name, live.spec FROM ({SPECS}) AS live
 
 UPSERT = """
 INSERT INTO cognitive_fusion_reactors (reactor_name, reactor_type, strategy_name, strategy_uses,
-                                       params, base_model_id, produces_model_id, config,
+                                       params, base_model_id, produces_model_id, recipe, config,
                                        description, tags, status)
 SELECT item.name, item.type, item.strategy, item.uses, item.params, base.id, produced.id,
-       item.config, item.description, item.tags, item.status
+       item.recipe, item.config, item.description, item.tags, item.status
 FROM jsonb_to_recordset(%(items)s) AS item (
     name text, type text, strategy text, uses text, params jsonb, base text, produces text,
-    config jsonb, description text, tags jsonb, status text)
+    recipe jsonb, config jsonb, description text, tags jsonb, status text)
 LEFT JOIN models AS base
   ON base.model_name = split_part(item.base, '@', 1)
  AND base.version = split_part(item.base, '@', 2)
@@ -78,7 +81,8 @@ ON CONFLICT (reactor_name) DO UPDATE
 SET reactor_type = excluded.reactor_type, strategy_name = excluded.strategy_name,
     strategy_uses = excluded.strategy_uses, params = excluded.params,
     base_model_id = excluded.base_model_id, produces_model_id = excluded.produces_model_id,
-    config = excluded.config, description = excluded.description, tags = excluded.tags,
+    recipe = excluded.recipe, config = excluded.config, description = excluded.description,
+    tags = excluded.tags,
     status = CASE WHEN cognitive_fusion_reactors.status IN ('registered', 'ready')
                   THEN excluded.status ELSE cognitive_fusion_reactors.status END
 RETURNING reactor_name, id

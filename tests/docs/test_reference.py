@@ -33,6 +33,8 @@ MANIFEST_SECTIONS = {
     "Strategies": SCHEMA["$defs"]["strategy"],
     "Reactors": SCHEMA["$defs"]["reactor"],
     "Members": SCHEMA["$defs"]["member"],
+    "Tensor rules": SCHEMA["$defs"]["tensor_rule"],
+    "Slices": SCHEMA["$defs"]["layer_slice"],
     "Interactions": SCHEMA["$defs"]["interaction"],
     "Produces": SCHEMA["$defs"]["product"],
     "Database": SCHEMA["$defs"]["database"],
