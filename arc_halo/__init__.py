@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from arc_halo.types import FusionStrategy as FusionStrategy
     from arc_halo.types import TensorCodec as TensorCodec
     from arc_halo.types import WeightFormat as WeightFormat
+    from arc_halo.types import WorkExecutor as WorkExecutor
 
 _HOMES = {
     "ArcHaloError": "arc_halo.errors",
     "BodyStore": "arc_halo.types",
+    "WorkExecutor": "arc_halo.types",
     "ChunkBodies": "arc_halo.types",
     "FuseContext": "arc_halo.types",
     "FusionStrategy": "arc_halo.types",

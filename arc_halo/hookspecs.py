@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from arc_halo.types import BodyStore, FusionStrategy, TensorCodec, WeightFormat
+from arc_halo.types import BodyStore, FusionStrategy, TensorCodec, WeightFormat, WorkExecutor
 
 PROJECT_NAME = "arc_halo"
 
@@ -82,5 +82,24 @@ def arc_halo_body_stores() -> Iterable[BodyStore]:
             yield BodyStore(
                 name="shelf", version=1, summary="files of a directory", open=open_shelf
             )
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_executors() -> Iterable[WorkExecutor]:
+    """Yield places where the workers of merges run.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_executors():
+            yield WorkExecutor(
+                name="loky", version=1, summary="processes that are kept", open=open_loky
+            )
+
+        @contextmanager
+        def open_loky(address, workers):
+            yield loky.get_reusable_executor(workers)
     """
     raise NotImplementedError

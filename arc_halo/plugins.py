@@ -20,7 +20,14 @@ from arc_halo import hookspecs
 from arc_halo._version import __version__
 from arc_halo.errors import PluginConflictError, PluginError, UnknownPluginError
 from arc_halo.names import did_you_mean
-from arc_halo.types import BodyStore, FusionStrategy, JsonObject, TensorCodec, WeightFormat
+from arc_halo.types import (
+    BodyStore,
+    FusionStrategy,
+    JsonObject,
+    TensorCodec,
+    WeightFormat,
+    WorkExecutor,
+)
 
 ENTRY_POINT_GROUP = "arc_halo"
 
@@ -31,6 +38,9 @@ BUILTIN = (
     "arc_halo.codecs.planes",
     "arc_halo.codecs.raw",
     "arc_halo.codecs.zstd",
+    "arc_halo.executors.dask",
+    "arc_halo.executors.processes",
+    "arc_halo.executors.threads",
     "arc_halo.formats.safetensors",
     "arc_halo.formats.torch_files",
     "arc_halo.strategies.arcee_fusion",
@@ -100,6 +110,7 @@ class PluginManager:
         self._pm = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         self._pm.add_hookspecs(hookspecs)
         self._providers: dict[str, Provider] = {}
+        self.files: Mapping[str, Path] = {}
         for module in BUILTIN:
             self._register(
                 importlib.import_module(module), Provider(name="arc-halo", version=__version__)
@@ -109,6 +120,7 @@ class PluginManager:
     def load(cls, files: Mapping[str, Path] | None = None) -> PluginManager:
         """Built-ins, then installed packages, then the project's own files, by their labels."""
         manager = cls()
+        manager.files = dict(files or {})
         manager._load_entry_points()
         for label, path in (files or {}).items():
             manager._load_file(label, path)
@@ -131,6 +143,10 @@ class PluginManager:
     def body_stores(self) -> Mapping[str, Provided[BodyStore]]:
         return self._index(BodyStore, "arc_halo_body_stores")
 
+    @cached_property
+    def executors(self) -> Mapping[str, Provided[WorkExecutor]]:
+        return self._index(WorkExecutor, "arc_halo_executors")
+
     @property
     def providers(self) -> tuple[Provider, ...]:
         """Every provider once, built-ins first."""
@@ -147,6 +163,9 @@ class PluginManager:
 
     def body_store(self, name: str) -> BodyStore:
         return _find(self.body_stores, name, "body store").item
+
+    def executor(self, name: str) -> WorkExecutor:
+        return _find(self.executors, name, "executor").item
 
     def strategy_params(self) -> dict[str, JsonObject]:
         """The params schema of each strategy, for the manifest's schema."""

@@ -16,7 +16,8 @@ from arc_halo.errors import NotFoundError, WeightsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from arc_halo.manifest.documents import BodiesSetting, Desired
+    from arc_halo.fusion.driving import Workers
+    from arc_halo.manifest.documents import BodiesSetting, Desired, Settings
     from arc_halo.manifest.reading import Manifest
     from arc_halo.plugins import PluginManager
     from arc_halo.reconcile.applying import Report
@@ -43,12 +44,14 @@ class Project:
         environ: Mapping[str, str] | None = None,
         allow_paths: Sequence[Path] = (),
         waiting: Waiting | None = None,
+        executor: str | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self._flag = database_url
         self._environ = os.environ if environ is None else environ
         self._allow_paths = tuple(allow_paths)
         self._waiting = waiting
+        self._executor = executor
         self._stack = ExitStack()
 
     @cached_property
@@ -143,6 +146,26 @@ class Project:
         descriptor = self.plugins.body_store(setting.store)
         return self._stack.enter_context(open_bodies(self.pool, descriptor, setting.url))
 
+    def check_executor(self) -> None:
+        """Raise `UnknownPluginError` for an executor that no plugin provides."""
+        self.plugins.executor(self._executor_name[0])
+
+    @cached_property
+    def workers(self) -> Workers:
+        """Where merges are computed: `--executor`, or `settings.executor`."""
+        from arc_halo.fusion.driving import Workers
+
+        name, address = self._executor_name
+        bodies = self._settings.bodies
+        return Workers(
+            executor=self.plugins.executor(name),
+            address=address or None,
+            url=self.url,
+            is_embedded=self.target.url is None,
+            plugin_files=tuple(self.plugins.files.items()),
+            bodies=(bodies.store, bodies.url) if bodies else None,
+        )
+
     @cached_property
     def digests(self) -> DigestCache:
         from arc_halo.transfer.sources import DigestCache
@@ -198,9 +221,7 @@ class Project:
     @property
     def retain_revisions(self) -> int:
         """`settings.retain_revisions`: how many weight sets of a model's history are kept."""
-        from arc_halo.manifest.resolve import read_settings
-
-        return read_settings(self.manifest.head if self.has_manifest else {}).retain_revisions
+        return self._settings.retain_revisions
 
     def plan(self, *, prune: bool | None = None, advance: Advance | None = None) -> Plan:
         """What apply would do. Nothing is written, in the database or anywhere but the cache."""
@@ -242,6 +263,7 @@ class Project:
                 plan,
                 self.plugins,
                 project_directory=self.directory,
+                workers=self.workers,
                 progress=progress,
             )
         except WeightsError:
@@ -272,6 +294,17 @@ class Project:
                 source = change.build.source
                 self.digests.forget(source.path, source.format)
         self.digests.save()
+
+    @property
+    def _executor_name(self) -> tuple[str, str]:
+        name, _, address = (self._executor or self._settings.executor).partition("://")
+        return name, address
+
+    @property
+    def _settings(self) -> Settings:
+        from arc_halo.manifest.resolve import read_settings
+
+        return read_settings(self.manifest.head if self.has_manifest else {})
 
     def _declared_database(self) -> str | Mapping[str, object] | None:
         from arc_halo.manifest.database import declared_database

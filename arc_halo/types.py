@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -146,6 +147,26 @@ class BodyStore:
     version: int
     summary: str
     open: Callable[[str], AbstractContextManager[ChunkBodies]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkExecutor:
+    """A place where the workers of a merge run.
+
+    `open(address, workers)` is a context manager giving a `concurrent.futures.Executor` that runs
+    so many functions at once; left by an exception, it has what runs end. Workers that do not
+    share the program's memory are given a picklable job, and connect to the database themselves;
+    remote ones find its address in ARC_HALO_DATABASE_URL of their own environment.
+
+    Nothing depends on what the executor remembers: the tasks of a merge are rows of the database.
+    """
+
+    name: str
+    version: int
+    summary: str
+    open: Callable[[str | None, int], AbstractContextManager[Executor]]
+    shares_memory: bool = False
+    is_remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 @click.command("apply")
 @click.option("--prune/--no-prune", default=None, help="Delete what left the manifest, or not.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option(
+    "--executor",
+    metavar="NAME[://ADDRESS]",
+    help="Where merges are computed: threads, processes, dask://HOST:PORT.",
+)
 @click.pass_obj
-def apply(invocation: Invocation, prune: bool | None, yes: bool) -> None:
+def apply(invocation: Invocation, prune: bool | None, yes: bool, executor: str | None) -> None:
     """Make the database match the manifest.
 
     Migrates it first. New weights are imported or fused, then everything changes in one
@@ -30,12 +35,14 @@ def apply(invocation: Invocation, prune: bool | None, yes: bool) -> None:
       arc-halo apply --output json
       arc-halo apply --prune --yes       delete what left the manifest, without asking
       arc-halo apply --database-url postgresql://me@db.example.org/models
+      arc-halo apply --executor processes
     """
     from arc_halo.reconcile.applying import check_applicable
     from arc_halo.reconcile.report import as_json, plan_json, plan_lines, plan_markdown
 
-    with invocation.open() as project:
+    with invocation.open(executor=executor) as project:
         project.desired_without_database()
+        project.check_executor()
         _migrate(invocation, project)
         with invocation.console.task("read weight files", 0) as advance:
             plan = project.plan(prune=prune, advance=advance)

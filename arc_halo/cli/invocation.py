@@ -52,7 +52,13 @@ class Invocation:
                 "the current directory does not exist any more", hint="change into another one"
             ) from exc
 
-    def open(self, *, needs_manifest: bool = True, needs_database: bool = False) -> Project:
+    def open(
+        self,
+        *,
+        needs_manifest: bool = True,
+        needs_database: bool = False,
+        executor: str | None = None,
+    ) -> Project:
         """The project these options name. Nothing is started yet.
 
         What `needs_database` wants a manifest's, or one that is named: a command that only reads
@@ -75,6 +81,7 @@ class Invocation:
             database_url=self.database_url,
             allow_paths=self.allow_path,
             waiting=self.console.note,
+            executor=executor,
         )
 
 

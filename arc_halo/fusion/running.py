@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from arc_halo.errors import FusionError, WeightsError
+from arc_halo.errors import WeightsError
 from arc_halo.fusion.compatibility import Table
+from arc_halo.fusion.driving import LOCAL, Workers, drive
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe
-from arc_halo.fusion.working import Strategies, Worked, work
 from arc_halo.store import builds, fusions
 from arc_halo.store.fusions import NewTask
 from arc_halo.store.rows import Connection
 from arc_halo.tensors.digests import format_digest
 from arc_halo.weights.building import Built, OpenBuild, Recipe, fill_build
 from arc_halo.weights.store import Advance, WeightStore, no_progress
-from arc_halo.weights.threads import Cancellation, in_threads
 from arc_halo.weights.writing import Totals
-
-SHOWN = 10
 
 
 def fuse(
@@ -27,6 +22,7 @@ def fuse(
     recipe: FusionRecipe,
     *,
     project: str | None = None,
+    workers: Workers = LOCAL,
     advance: Advance = no_progress,
 ) -> Built:
     """Make the weights that `recipe` describes, or find them made; returns their root.
@@ -46,7 +42,7 @@ def fuse(
             reused = fusions.enter(conn, opened.id, tasks)
         done = {name for name, _, _ in opened.tensors}
         advance(sum(reused) + sum(task.size_bytes for task in tasks if task.name in done))
-        return _work(store, strategies, opened, advance)
+        return drive(store, strategies, opened, workers, advance)
 
     return fill_build(store, request, len(tensors), fill)
 
@@ -95,38 +91,4 @@ def _task(place: int, tensor: TensorRecipe) -> NewTask:
         key=tensor.key if is_computed else None,
         recipe=tensor.identity() if is_computed else None,
         taken=None if is_computed else tensor.members[0].digest,
-    )
-
-
-def _work(
-    store: WeightStore,
-    strategies: Strategies,
-    opened: OpenBuild,
-    advance: Advance,
-) -> tuple[int, Totals]:
-    cancellation = Cancellation()
-
-    def one(_: int) -> Worked:
-        return work(store, strategies, opened.id, advance=advance, cancellation=cancellation)
-
-    done = in_threads(store.threads, one, range(store.threads), cancellation)
-    with store.pool.connection() as conn:
-        _check_failures(fusions.failures(conn, opened.id))
-    totals = Totals(
-        new_bytes=sum(each.totals.new_bytes for each in done),
-        stored_bytes=sum(each.totals.stored_bytes for each in done),
-    )
-    return sum(each.tensors for each in done), totals
-
-
-def _check_failures(failures: Sequence[fusions.Failure]) -> None:
-    """Raise what the workers have written down."""
-    if not failures:
-        return
-    first = failures[0].error
-    if len(failures) == 1:
-        raise FusionError(first["message"], hint=first["hint"], code=first["code"])
-    listed = "".join(f"\n  {failure.error['message']}" for failure in failures[:SHOWN])
-    raise FusionError(
-        f"{len(failures)} tensors cannot be fused:{listed}", hint=first["hint"], code=first["code"]
     )

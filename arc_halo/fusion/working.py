@@ -51,11 +51,13 @@ def work(
     *,
     advance: Advance = no_progress,
     cancellation: Cancellation | None = None,
+    needs_driver: bool = False,
 ) -> Worked:
     """Work at a build until no task is left that nobody works at, or one has failed.
 
-    What a strategy cannot do is written down in the task, for whoever waits for the build. Raises
-    what reading, storing and connecting raise.
+    One that `needs_driver` stops when nobody drives the build any more. What a strategy cannot do
+    is written down in the task, for whoever waits for the build. Raises what reading, storing and
+    connecting raise.
     """
     cancellation = cancellation or Cancellation()
     with (
@@ -74,6 +76,7 @@ def work(
         )
         writer = ChunkWriter(store, conn, session)
         worker = _Worker(store, strategies, build_id, claims, writer, advance, cancellation)
+        worker.needs_driver = needs_driver
         while worker.do_next():
             cancellation.check()
         return Worked(tensors=worker.tensors, totals=writer.totals)
@@ -117,6 +120,7 @@ class _Worker:
         cancellation: Cancellation,
     ) -> None:
         self.tensors = 0
+        self.needs_driver = False
         self._store = store
         self._strategies = strategies
         self._build_id = build_id
@@ -132,6 +136,8 @@ class _Worker:
         claim = None
         try:
             with self._claims.transaction():
+                if self.needs_driver and not fusions.has_driver(self._claims, self._build_id):
+                    return False
                 claim = fusions.claim(self._claims, self._build_id)
                 if claim is not None:
                     self._do(claim)

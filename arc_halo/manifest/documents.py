@@ -266,6 +266,7 @@ class Settings:
     prune: bool = False
     max_deletes: int | None = None
     retain_revisions: int = 20
+    executor: str = "threads"
     bodies: BodiesSetting | None = None
 
 

@@ -127,6 +127,7 @@ def read_settings(head: JsonObject) -> Settings:
         prune=settings.get("prune", defaults.prune),
         max_deletes=settings.get("max_deletes"),
         retain_revisions=settings.get("retain_revisions", defaults.retain_revisions),
+        executor=settings.get("executor", defaults.executor),
         bodies=BodiesSetting(**storage["bodies"]) if "bodies" in storage else None,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arc_halo.errors import RefusedError
+from arc_halo.fusion.driving import LOCAL, Workers
 from arc_halo.manifest.documents import spec_digest
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile.building import Builder
@@ -62,6 +63,7 @@ def apply_plan(
     plugins: PluginManager,
     *,
     project_directory: Path,
+    workers: Workers = LOCAL,
     progress: Progress | None = None,
 ) -> Report:
     """Make the database as `plan` says, all of it or nothing.
@@ -74,7 +76,7 @@ def apply_plan(
     started = time.monotonic()
     if not plan.changes:
         return Report(plan=plan, revision=plan.base_revision, seconds=0.0)
-    builder = Builder(store, plan, plugins, progress or Silent())
+    builder = Builder(store, plan, plugins, workers, progress or Silent())
     built = builder.run()
     changes = [_with_weights(change, built) for change in plan.changes]
     recipes = {c.key: recipe for c in changes if (recipe := builder.recipe(c)) is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from arc_halo.errors import WeightsError
+from arc_halo.fusion.driving import Workers
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.running import fuse, output_bytes
 from arc_halo.plugins import PluginManager
@@ -19,11 +20,17 @@ class Builder:
     """Imports and fuses what the changes of a plan need, in their order."""
 
     def __init__(
-        self, store: WeightStore, plan: Plan, plugins: PluginManager, progress: Progress
+        self,
+        store: WeightStore,
+        plan: Plan,
+        plugins: PluginManager,
+        workers: Workers,
+        progress: Progress,
     ) -> None:
         self._store = store
         self._plan = plan
         self._plugins = plugins
+        self._workers = workers
         self._progress = progress
         self._roots: dict[str, bytes] = {}
 
@@ -59,7 +66,13 @@ class Builder:
         recipe = self._recipe(change, build)
         size_bytes = output_bytes(self._store, recipe)
         with self._progress.task(f"fuse {change.key.name}", size_bytes) as advance:
-            return fuse(self._store, recipe, project=self._plan.project, advance=advance)
+            return fuse(
+                self._store,
+                recipe,
+                project=self._plan.project,
+                workers=self._workers,
+                advance=advance,
+            )
 
     def _recipe(self, change: Change, build: FuseBuild) -> FusionRecipe:
         roots = {**build.roots, **{n: r for n, r in self._roots.items() if n in build.roots}}

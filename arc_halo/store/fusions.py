@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.store.rows import Connection, as_bytes
@@ -172,6 +172,22 @@ WHERE fused.tensor_key = ANY(%(keys)s)
 """
 
 
+IS_ENTERED = """
+SELECT EXISTS (SELECT FROM fusion_tasks WHERE build_id = %(build_id)s)
+"""
+
+# Held by whoever drives a build, so that workers of other processes know that somebody still
+# wants what they do. It dies with the driver, however that goes.
+HOLD_DRIVER = """
+SELECT pg_advisory_xact_lock_shared(
+    hashtextextended('arc-halo/driver/' || %(build_id)s::text, 0))
+"""
+
+HAS_NO_DRIVER = """
+SELECT pg_try_advisory_xact_lock(hashtextextended('arc-halo/driver/' || %(build_id)s::text, 0))
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
     """A tensor to be made. Without a `recipe` the tensor `taken` is taken as it is."""
@@ -276,6 +292,23 @@ def claim(conn: Connection, build_id: UUID) -> Claim | None:
     conn.execute(CLAIM_SETTINGS)
     with conn.cursor(row_factory=class_row(Claim)) as cursor:
         return cursor.execute(CLAIM, {"build_id": build_id}).fetchone()
+
+
+def is_entered(conn: Connection, build_id: UUID) -> bool:
+    """Whether this database has the tasks of the build."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return bool(cursor.execute(IS_ENTERED, {"build_id": build_id}).fetchone())
+
+
+def hold_driver(conn: Connection, build_id: UUID) -> None:
+    """Say until the transaction ends that the build is being driven."""
+    conn.execute(HOLD_DRIVER, {"build_id": build_id})
+
+
+def has_driver(conn: Connection, build_id: UUID) -> bool:
+    """Whether somebody drives the build; ask it in a transaction."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return not cursor.execute(HAS_NO_DRIVER, {"build_id": build_id}).fetchone()
 
 
 def finish(conn: Connection, build_id: UUID, ordinal: int, *, worker: str, is_reused: bool) -> None:

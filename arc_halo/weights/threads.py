@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -29,19 +29,26 @@ def in_threads(
 
     `work` runs inside `cancellation.guard()`, and of what waits nothing begins after a failure.
     """
+    with ThreadPoolExecutor(threads, thread_name_prefix="arc-halo") as pool:
+        return in_pool(pool, work, items, cancellation)
+
+
+def in_pool(
+    pool: Executor, work: Callable[[T], R], items: Iterable[T], cancellation: Cancellation
+) -> list[R]:
+    """The same by an open executor whose workers are threads of this process; it is shut down."""
     futures: list[Future[R]] = []
     is_finished = False
-    with ThreadPoolExecutor(threads, thread_name_prefix="arc-halo") as pool:
-        try:
-            # An interrupt may come here too, while the first ones run already.
-            futures.extend(pool.submit(work, item) for item in items)
-            wait(futures, return_when=FIRST_EXCEPTION)
-            is_finished = all(future.done() for future in futures)
-        finally:
-            # On Ctrl-C too: what runs is stopped in the server as well, what waits never starts.
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not is_finished:
-                cancellation.cancel()
+    try:
+        # An interrupt may come here too, while the first ones run already.
+        futures.extend(pool.submit(work, item) for item in items)
+        wait(futures, return_when=FIRST_EXCEPTION)
+        is_finished = all(future.done() for future in futures)
+    finally:
+        # On Ctrl-C too: what runs is stopped in the server as well, what waits never starts.
+        pool.shutdown(wait=False, cancel_futures=True)
+        if not is_finished:
+            cancellation.cancel()
     if cancellation.cause is not None:
         raise cancellation.cause
     return [future.result() for future in futures]

@@ -47,6 +47,7 @@ RESOURCES = ("Models", "Strategies", "Reactors")
 
 DESCRIPTORS = (
     "FusionStrategy", "FuseContext", "TensorCodec", "WeightFormat", "TensorInfo", "BodyStore",
+    "WorkExecutor",
 )  # fmt: skip
 
 
