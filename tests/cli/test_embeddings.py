@@ -20,7 +20,7 @@ def template_of_demo(tmp_path_factory, create_database, template):
     """The demo project applied once, and a database to copy."""
     directory = tmp_path_factory.mktemp("demo")
     for name in ("reactors", "plugins", "examples"):
-        shutil.copytree(ROOT / name, directory / name)
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(".arc-halo"))
     shutil.copy(ROOT / "arc_halo.yaml", directory)
     url = create_database(template)
     assert run(["apply", "--project", str(directory), "--database-url", url, "--quiet"]) == 0

@@ -263,7 +263,7 @@ def test_export_never_overwrites_by_itself(shop, tmp_path, capsys):
 def test_ctrl_c_leaves_nothing_half_done(tmp_path, empty_database):
     directory = tmp_path / "demo"
     for name in ("reactors", "plugins", "examples"):
-        shutil.copytree(ROOT / name, directory / name)
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(".arc-halo"))
     shutil.copy(ROOT / "arc_halo.yaml", directory)
     command = [sys.executable, "-m", "arc_halo", "apply", "--database-url", empty_database]
     process = subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE, text=True)

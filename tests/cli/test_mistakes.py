@@ -24,7 +24,7 @@ def checkout(tmp_path, monkeypatch):
     """The demo project, not applied, and the current directory."""
     directory = tmp_path / "demo"
     for name in ("reactors", "plugins", "examples"):
-        shutil.copytree(ROOT / name, directory / name)
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(".arc-halo"))
     shutil.copy(ROOT / "arc_halo.yaml", directory)
     monkeypatch.chdir(directory)
     return directory

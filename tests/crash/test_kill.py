@@ -25,7 +25,7 @@ RESOURCES = 6
 def demo(tmp_path_factory):
     directory = tmp_path_factory.mktemp("crash") / "demo"
     for name in ("reactors", "plugins", "examples"):
-        shutil.copytree(ROOT / name, directory / name)
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(".arc-halo"))
     shutil.copy(ROOT / "arc_halo.yaml", directory)
     return directory
 

@@ -17,6 +17,6 @@ def demo(tmp_path: Path) -> Path:
     """A copy of what `arc-halo apply` reads in a checkout."""
     directory = tmp_path / "demo"
     for name in ("reactors", "plugins", "examples"):
-        shutil.copytree(ROOT / name, directory / name)
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns(".arc-halo"))
     shutil.copy(ROOT / "arc_halo.yaml", directory)
     return directory

@@ -280,7 +280,7 @@ def _environment(home: Path, database_url: str | None) -> dict[str, str]:
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".arc-halo"))
     else:
         shutil.copy(source, target)
 
