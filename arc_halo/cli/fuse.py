@@ -92,7 +92,7 @@ def run(
     paths = _paths(wanted, files)
     out = directory / OUTPUT
     if out.exists() and not force:
-        raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH013")
+        raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH014")
     with ExitStack() as stack:
         opened = {name: _open(stack, plugins, name, path) for name, path in paths.items()}
         roots = _roots(plugins, paths) if wanted.strategy.item.is_random else {}
