@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,23 +14,32 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from arc_halo.errors import FusionError
-from arc_halo.fusion.blocks import fuse_arrays
-from arc_halo.types import FuseContext, FusionStrategy
+from arc_halo.fusion.blocks import fuse_arrays, fused_parts
+from arc_halo.fusion.inputs import Input, scan_inputs
+from arc_halo.types import Block, FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
     from arc_halo.types import FloatArray
 
 SHAPES = ((), (1,), (7,), (3, 5), (2, 3, 4), (0,), (4, 0), (300, 301))
+WHOLE_SHAPE, PARTS_SHAPE = (60, 80), (170, 1000)
+WINDOWS = ((2**16, 4096), (2**20, 2**18), (3 * 2**20, 100_000))
+"""Bytes that are read at once, and what offsets are multiples of: as files and chunks have it."""
 TOLERANCE_EPS = 8
 
 
 class StrategyContract:
     """Subclass it with a `strategy`; state its `params` and what it claims where that differs.
 
+    Give an `oracle` if you can: nothing else here knows what the numbers should be.
+
     Example:
 
-        class TestMedian(StrategyContract):
+        class TestMidrange(StrategyContract):
             strategy = midrange_strategy
+
+            def oracle(self, tensors, weights, base, params):
+                return (np.min(tensors, axis=0) + np.max(tensors, axis=0)) / 2
     """
 
     strategy: ClassVar[FusionStrategy]
@@ -44,6 +54,23 @@ class StrategyContract:
 
     spreads_nan: ClassVar[bool] = True
     """Where a member is NaN, the result is, or it is refused. (The engine refuses it before.)"""
+
+    oracle_eps: ClassVar[float] = 16
+    """How far from the oracle a result may be: units of its dtype's epsilon, times the largest
+    absolute value of the members and the result."""
+
+    def oracle(
+        self,
+        tensors: Sequence[FloatArray],
+        weights: Sequence[float],
+        base: FloatArray | None,
+        params: Mapping[str, Any],
+    ) -> FloatArray:
+        """Override it: the result in float64, by code that is not the strategy's own.
+
+        `tensors` and `base` are whole and in float64; `params` has all of them.
+        """
+        raise NotImplementedError
 
     def test_its_params_schema_is_one_and_describes_every_param(self) -> None:
         schema = self.strategy.params_schema
@@ -73,6 +100,39 @@ class StrategyContract:
         result = self._fuse(self._members(shape, dtype))
         assert result.shape == shape
         assert result.dtype == dtype
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_it_is_what_its_oracle_says_if_it_has_one(self, dtype: type[np.floating[Any]]) -> None:
+        if type(self).oracle is StrategyContract.oracle:
+            return
+        for shape in SHAPES:
+            tensors = self._members(shape, dtype)
+            expected = np.asarray(self._expected(tensors), np.float64)
+            assert expected.shape == shape, "the oracle gives another shape"
+            if expected.size:
+                error = np.abs(self._fuse(tensors).astype(np.float64) - expected).max()
+                scale = max(float(np.abs(each).max()) for each in (*tensors, expected))
+                assert error <= self.oracle_eps * float(np.finfo(dtype).eps) * scale, shape
+
+    def test_it_does_not_matter_how_tensors_are_read(self) -> None:
+        tensors = self._members(self._large_shape())
+        expected = self._fuse(tensors)
+        for window in WINDOWS:
+            found = self._fuse_read(tensors, *window)
+            if self.strategy.numerics == "exact":
+                assert found.tobytes() == expected.tobytes(), "numerics='exact' is not so"
+            assert _is_close(found, expected)
+
+    def test_its_part_is_all_that_it_needs(self) -> None:
+        # Who measures, or draws an element's number, knows more than the part on purpose.
+        if self.strategy.part == "tensor" or self.strategy.measure or self.strategy.is_random:
+            return
+        tensors = self._members((40, 30))
+        upper = self._fuse([tensor[:17] for tensor in tensors])
+        assert _is_close(upper, self._fuse(tensors)[:17]), (
+            f"part={self.strategy.part!r}, but the result depends on what else is in the tensor: "
+            "measure that, or say part='tensor'"
+        )
 
     def test_nothing_is_written_into_the_members_or_the_base(self) -> None:
         tensors = self._members((20, 30))
@@ -117,13 +177,40 @@ class StrategyContract:
         self, tensors: list[FloatArray], weights: tuple[float, ...] | None = None
     ) -> FloatArray:
         """Fuse all but the last of `tensors`, which is the base if one is needed."""
-        assert self.strategy.fuse_weights, "the contract is for strategies that fuse weights"
-        context = FuseContext(
-            tensor="a.weight",
-            weights=weights or self._weights(),
-            base=tensors[-1] if self.strategy.needs_base else None,
-        )
+        context = replace(self._context(weights), base=self._base(tensors))
         return fuse_arrays(self.strategy, tensors[:-1], context, self._all_params())
+
+    def _fuse_read(
+        self, tensors: list[FloatArray], window_bytes: int, alignment: int
+    ) -> FloatArray:
+        """The same, of tensors that are read through windows, as a merge does."""
+        context = replace(self._context(), shape=tensors[0].shape)
+        *members, base = [
+            Input("m", context.tensor, _Stored(tensor, alignment), window_bytes)
+            for tensor in tensors
+        ]
+
+        def scan() -> Iterator[Block]:
+            used = base if self.strategy.needs_base else None
+            return scan_inputs(members, used, context.shape, self.strategy.part)
+
+        parts = fused_parts(self.strategy, self._all_params(), context, scan)
+        return np.concatenate([part.reshape(-1) for part in parts]).reshape(context.shape)
+
+    def _expected(self, tensors: list[FloatArray]) -> FloatArray:
+        wide = [np.asarray(tensor, np.float64) for tensor in tensors]
+        return self.oracle(wide[:-1], self._weights(), self._base(wide), self._all_params())
+
+    def _context(self, weights: tuple[float, ...] | None = None) -> FuseContext:
+        assert self.strategy.fuse_weights, "the contract is for strategies that fuse weights"
+        return FuseContext(tensor="a.weight", weights=weights or self._weights())
+
+    def _base(self, tensors: Sequence[FloatArray]) -> FloatArray | None:
+        return tensors[-1] if self.strategy.needs_base else None
+
+    def _large_shape(self) -> tuple[int, int]:
+        """More than one part, unless a whole tensor is one: those may be slow."""
+        return WHOLE_SHAPE if self.strategy.part == "tensor" else PARTS_SHAPE
 
     def _count(self) -> int:
         return max(self.strategy.min_members, min(3, self.strategy.max_members or 3))
@@ -150,6 +237,19 @@ class StrategyContract:
 
     def _all_params(self) -> dict[str, Any]:
         return {**self._defaults(), **self.params}
+
+
+class _Stored:
+    """A tensor as the engine finds it in a file or in the database."""
+
+    def __init__(self, array: FloatArray, alignment: int) -> None:
+        self.dtype = {4: "F32", 8: "F64"}[array.dtype.itemsize]
+        self.size_bytes = array.nbytes
+        self.alignment = alignment
+        self._raw = array.tobytes()
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self._raw[offset : offset + out.nbytes]
 
 
 def _is_close(actual: FloatArray, expected: FloatArray) -> bool:
