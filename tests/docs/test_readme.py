@@ -46,7 +46,7 @@ PAGES = sorted(
 
 LANGUAGES = {"sh", "console", "python", "yaml", "text", "mermaid", "sql"}
 
-DONE_BY_CI = re.compile(r"\b(?:pip install|git clone|pytest)\b[^&\n]*")
+DONE_BY_CI = re.compile(r"(?:\bpython -m )?\b(?:pip install|git clone|pytest)\b[^&\n]*")
 SECONDS = 120
 
 
@@ -130,7 +130,8 @@ class Reader:
 
     def finish(self) -> None:
         """Run the tests that the page wrote."""
-        if tests := sorted(path.name for path in self.root.glob("test_*.py")):
+        places = [*self.root.glob("test_*.py"), *self.root.glob("tests/test_*.py")]
+        if tests := sorted(path.relative_to(self.root).as_posix() for path in places):
             self.directory = self.root
             finished = self._run(f"python -m pytest -q -p no:cacheprovider {' '.join(tests)}")
             assert finished.returncode == 0, finished.stdout
