@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keyword
 import re
+import shlex
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal
@@ -108,18 +110,11 @@ def new(
     where = directory or _nearest(invocation)
     files = _files(name, kind, package=package)
     written = [where / file for file in files]
-    label = _label(invocation, written[0], where)
+    label = None if package else _label(invocation, written[0], where)
     manager = _loaded(invocation)
     _check_free(manager, name, kind, label)
-    for path in written:
-        if path.exists() and not force:
-            raise RefusedError(
-                f"{path} is there already", hint="`--force` overwrites it", code="AH014"
-            )
-    for path, text in zip(written, files.values(), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    add = [] if package or label in _listed(manager) else [label]
+    _write(dict(zip(written, files.values(), strict=True)), force=force)
+    add = [] if label is None or label in _listed(manager) else [label]
     facts = {"name": name, "kind": kind, "files": [str(p) for p in written], "add_plugins": add}
     lines = [*(f"+ {path}" for path in written), *_added(add), *_used(name, kind)]
     lines += _installed(written) if package else _tested(written)
@@ -173,13 +168,16 @@ def _listed(manager: PluginManager) -> set[str]:
     return {PurePath(each.file).as_posix() for each in manager.providers if each.file}
 
 
-def _check_free(manager: PluginManager, name: str, kind: Kind, label: str) -> None:
+def _check_free(manager: PluginManager, name: str, kind: Kind, label: str | None) -> None:
+    """Raise `PluginConflictError` for a name that another has; `label` is a single file's."""
     found = (manager.strategies if kind == "strategy" else manager.codecs).get(name)
     if found is None:
         return
     provider = found.provider
     # What is to be written again may be loaded: by its file, or as a package.
-    if provider.name == _distribution(name) or PurePath(provider.file or "") == PurePath(label):
+    if label is None and (provider.name, provider.file) == (_distribution(name), None):
+        return
+    if label is not None and provider.file and PurePath(provider.file) == PurePath(label):
         return
     raise PluginConflictError(
         f"{name!r} is the name of a {kind} of {provider} already",
@@ -212,9 +210,7 @@ def _text(template: str, name: str, kind: Kind, *, package: bool) -> str:
         "PluginName": "".join(part.capitalize() for part in name.split("_")),
         "plugin_name": name,
     }
-    for word, meaning in meanings.items():
-        text = text.replace(word, meaning)
-    return text
+    return re.sub("|".join(meanings), lambda word: meanings[word[0]], text)
 
 
 def _distribution(name: str) -> str:
@@ -230,6 +226,17 @@ def _label(invocation: Invocation, file: Path, where: Path) -> str:
     return file.resolve().relative_to(project).as_posix()
 
 
+def _write(texts: Mapping[Path, str], *, force: bool) -> None:
+    for path in texts:
+        if path.exists() and not force:
+            raise RefusedError(
+                f"{path} is there already", hint="`--force` overwrites it", code="AH014"
+            )
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
 def _added(plugins: list[str]) -> list[str]:
     if not plugins:
         return []
@@ -242,9 +249,11 @@ def _used(name: str, kind: Kind) -> list[str]:
 
 
 def _tested(written: list[Path]) -> list[str]:
-    return ["", "Test it:", f"  pip install pytest hypothesis && python -m pytest {written[-1]}"]
+    test = shlex.quote(str(written[-1]))
+    return ["", "Test it:", f"  pip install pytest hypothesis && python -m pytest {test}"]
 
 
 def _installed(written: list[Path]) -> list[str]:
-    root = written[0].parent
-    return ["", "Install and test it:", f"  pip install -e '{root}[test]'", f"  pytest {root}"]
+    root = str(written[0].parent)
+    install = f"  pip install -e {shlex.quote(root + '[test]')}"
+    return ["", "Install and test it:", install, f"  pytest {shlex.quote(root)}"]

@@ -127,11 +127,16 @@ def test_a_new_package_installs_as_it_is_written_and_keeps_its_contract(
 ) -> None:
     name = f"fresh_{kind}"
     root = models / f"halo-fresh-{kind}"
-    said = run("arc-halo", "plugin", "new", name, "--kind", kind, "--package", cwd=models)
+    new = ("arc-halo", "plugin", "new", name, "--kind", kind)
+    said = run(*new, "--package", cwd=models)
     assert f"  pip install -e 'halo-fresh-{kind}[test]'\n" in said
     run(*PIP, "--no-build-isolation", "-e", f"halo-fresh-{kind}[test]", cwd=models)
     assert provider(run, name, models) == f"halo-fresh-{kind} 0.1.0"
     assert "passed" in run("pytest", "-q", root, cwd=models)
+    # A file of that name would be a second one; the package may be written again.
+    with pytest.raises(AssertionError, match=f"of halo-fresh-{kind} 0.1.0 already"):
+        run(*new, cwd=models)
+    run(*new, "--package", "--force", cwd=models)
     if kind == "strategy":
         # Each element is a mean of what stays within 0.01 of the median.
         assert merge(run, models, name) == pytest.approx([1.0, 0.0], abs=0.01)
