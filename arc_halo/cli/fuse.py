@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, render
+from arc_halo.cli.verifying import verify
 from arc_halo.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ OUTPUT = "model.safetensors"
 @click.group("fuse")
 def fuse() -> None:
     """Fuse the weights of models."""
+
+
+fuse.add_command(verify)
 
 
 @fuse.command("run")

@@ -1,8 +1,9 @@
-"""`arc-halo lineage`: what a model was made of."""
+"""`arc-halo lineage`: what a model, or one tensor of it, was made of, and what was made of it."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,21 +11,33 @@ from arc_halo.cli.invocation import Invocation, render
 from arc_halo.errors import NotFoundError
 from arc_halo.types import JsonObject
 
+if TYPE_CHECKING:
+    from arc_halo.store.fusions import FusedTensor
+    from arc_halo.store.models import ModelRecord
+    from arc_halo.store.rows import Connection
+
+DEPTH = 50
+"""Generations that are followed; a digest cannot be its own ancestor."""
+
 
 @click.command("lineage")
 @click.argument("model")
+@click.option("--tensor", metavar="NAME", help="One tensor of it.")
 @click.pass_obj
-def lineage(invocation: Invocation, model: str) -> None:
-    """Show what a fused model was made of: strategy, params, and the exact weights that went in.
+def lineage(invocation: Invocation, model: str, tensor: str | None) -> None:
+    """Show what a fused model was made of, up to what was imported, and what was made of it.
+
+    Of a tensor: the params and weights that were used, the tensors that went in, and what was
+    seen on the way: norms of the changes, their cosines, conflicts of signs, density.
 
     \b
     Examples:
       arc-halo lineage story
       arc-halo lineage story@1.0.0 --output json
+      arc-halo lineage story --tensor model.norm.weight
     """
     from arc_halo.reconcile.report import as_json
     from arc_halo.reconcile.showing import find_model
-    from arc_halo.store import reactors
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()
@@ -34,11 +47,43 @@ def lineage(invocation: Invocation, model: str) -> None:
                 raise NotFoundError(
                     f"there is no model {model!r}", hint="see `arc-halo get models`"
                 )
-            merges = reactors.lineage(conn, bytes(record.root)) if record.root else []
-    facts: JsonObject = {
+            if tensor is None:
+                facts = _of_model(conn, record)
+                lines = _model_lines(facts)
+            else:
+                facts = _of_tensor(conn, record, tensor)
+                lines = _tensor_lines(facts)
+    render(
+        invocation,
+        text=lambda: invocation.console.print("\n".join(lines)),
+        json=lambda: as_json(facts),
+        markdown=lambda: "```\n" + "\n".join(lines) + "\n```",
+    )
+
+
+def _of_model(conn: Connection, record: ModelRecord) -> JsonObject:
+    from arc_halo.store import reactors
+
+    root = bytes(record.root) if record.root else None
+    return {
         "model": record.full_name,
-        "root": f"sha256:{bytes(record.root).hex()}" if record.root else None,
-        "made_by": [
+        "root": f"sha256:{root.hex()}" if root else None,
+        "made_by": _merges(conn, root, DEPTH) if root else [],
+        "made_of_it": reactors.made_of(conn, root) if root else [],
+    }
+
+
+def _merges(conn: Connection, root: bytes, depth: int) -> list[JsonObject]:
+    """The merges that came to these weights, and those behind their inputs."""
+    from arc_halo.store import reactors
+
+    found = []
+    for merge in reactors.lineage(conn, root) if depth else ():
+        for item in merge.inputs:
+            digest = (item["root"] or "").removeprefix("sha256:")
+            if behind := _merges(conn, bytes.fromhex(digest), depth - 1) if digest else []:
+                item["made_by"] = behind
+        found.append(
             {
                 "reactor": merge.reactor,
                 "strategy": merge.strategy,
@@ -47,28 +92,121 @@ def lineage(invocation: Invocation, model: str) -> None:
                 "finished_at": merge.finished_at.isoformat() if merge.finished_at else None,
                 "inputs": merge.inputs,
             }
-            for merge in merges
-        ],
+        )
+    return found
+
+
+def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
+    from arc_halo.names import did_you_mean
+    from arc_halo.store import builds, fusions
+
+    root = bytes(record.root) if record.root else b""
+    found = builds.sets_by_root(conn, [root]).get(root)
+    tensors = {t.name: t for t in builds.set_tensors(conn, found.id)} if found else {}
+    if name not in tensors or found is None:
+        raise NotFoundError(
+            f"{record.full_name} has no tensor {name!r}",
+            hint=did_you_mean(name, tensors) or f"see `arc-halo tensors ls {record.full_name}`",
+        )
+    digest = bytes(tensors[name].digest)
+    products = fusions.made_of(conn, digest)
+    made = fusions.of_set(conn, found.id, name)
+    return {
+        "model": record.full_name,
+        "tensor": name,
+        "digest": f"sha256:{digest.hex()}",
+        "made_by": [_tensor_facts(conn, each, DEPTH) for each in made],
+        "made_of_it": [{"model": each.model, "tensor": each.name} for each in products],
     }
-    render(
-        invocation,
-        text=lambda: invocation.console.print("\n".join(_lines(facts))),
-        json=lambda: as_json(facts),
-        markdown=lambda: "```\n" + "\n".join(_lines(facts)) + "\n```",
-    )
 
 
-def _lines(facts: JsonObject) -> list[str]:
+def _tensor_facts(conn: Connection, made: FusedTensor, depth: int) -> JsonObject:
+    from arc_halo.store import fusions
+
+    recipe = made.recipe
+    if recipe is None:
+        return {"taken_from": made.labels[0]}
+    told = [*recipe["members"], *([recipe["base"]] if recipe["base"] else [])]
+    weights = [*recipe["weights"], None]
+    inputs: list[JsonObject] = []
+    for place, (source, label) in enumerate(zip(told, made.labels, strict=True)):
+        item = {**label, "digest": f"sha256:{source['tensor']}", "weight": weights[place]}
+        behind = fusions.made_by(conn, bytes.fromhex(source["tensor"])) if depth else []
+        if behind:
+            item["made_by"] = [_tensor_facts(conn, each, depth - 1) for each in behind]
+        inputs.append(item)
+    return {
+        "strategy": recipe["strategy"],
+        "strategy_version": recipe["strategy_version"],
+        "params": recipe["params"],
+        "key": f"sha256:{(made.key or b'').hex()}",
+        "cpu_seconds": made.cpu_seconds,
+        "inputs": inputs,
+        "facts": made.facts,
+    }
+
+
+def _model_lines(facts: JsonObject) -> list[str]:
     lines = [f"{facts['model']}  {facts['root'] or 'has no weights'}"]
     if not facts["made_by"]:
         lines.append("  not fused here: its weights were imported")
-    for merge in facts["made_by"]:
+    lines += _merge_lines(facts["made_by"], "  ")
+    if facts["made_of_it"]:
+        lines.append("  went into")
+        lines += [
+            f"    {each['model']:<24} {each['root']}  {each['strategy']}"
+            for each in facts["made_of_it"]
+        ]
+    return lines
+
+
+def _merge_lines(merges: list[JsonObject], indent: str) -> list[str]:
+    lines = []
+    for merge in merges:
         lines.append(
-            f"  fused by {merge['strategy']} (version {merge['strategy_version']}) "
+            f"{indent}fused by {merge['strategy']} (version {merge['strategy_version']}) "
             f"with {json.dumps(merge['params'])} "
             f"in reactor/{merge['reactor']}, {merge['finished_at']}"
         )
         for item in merge["inputs"]:
             part = "base" if item["is_base"] else f"{item['role']}, weight {item['weight']:g}"
-            lines.append(f"    {item['model']:<24} {item['root']}  {part}")
+            lines.append(f"{indent}  {item['model']:<24} {item['root']}  {part}")
+            lines += _merge_lines(item.get("made_by", []), indent + "    ")
     return lines
+
+
+def _tensor_lines(facts: JsonObject) -> list[str]:
+    lines = [f"{facts['model']}  {facts['tensor']}  {facts['digest']}"]
+    if not facts["made_by"]:
+        lines.append("  not fused here: it was imported")
+    lines += _source_lines(facts["made_by"], "  ")
+    if facts["made_of_it"]:
+        lines.append("  went into")
+        lines += [f"    {each['model']}  {each['tensor']}" for each in facts["made_of_it"]]
+    return lines
+
+
+def _source_lines(made: list[JsonObject], indent: str) -> list[str]:
+    lines = []
+    for each in made:
+        if "taken_from" in each:
+            source = each["taken_from"]
+            lines.append(f"{indent}taken as it is from {source['model']}  {source['tensor']}")
+            continue
+        lines.append(
+            f"{indent}fused by {each['strategy']} (version {each['strategy_version']}) "
+            f"with {json.dumps(each['params'])}"
+        )
+        for item in each["inputs"]:
+            part = "base" if item["weight"] is None else f"weight {item['weight']:g}"
+            lines.append(f"{indent}  {item['model']:<24} {item['digest']}  {part}")
+            lines += _source_lines(item.get("made_by", []), indent + "    ")
+        seen = ", ".join(f"{name} {_shown(value)}" for name, value in each["facts"].items())
+        lines.append(f"{indent}  seen: {seen}")
+    return lines
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

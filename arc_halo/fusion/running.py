@@ -54,7 +54,7 @@ def plan_merge(store: WeightStore, recipe: FusionRecipe) -> list[TensorRecipe]:
     """
     with store.pool.connection() as conn:
         members = [_table(conn, member) for member in recipe.members]
-        base = _table(conn, recipe.base, "{} (base)") if recipe.base else None
+        base = _table(conn, recipe.base) if recipe.base else None
     return plan_tensors(recipe, members, base)
 
 
@@ -68,7 +68,7 @@ def output_bytes(store: WeightStore, recipe: FusionRecipe) -> int:
     return found.size_bytes if found else 0
 
 
-def _table(conn: Connection, source: FusionInput, label: str = "{}") -> Table:
+def _table(conn: Connection, source: FusionInput) -> Table:
     root = source.root or b""
     found = builds.sets_by_root(conn, [root]).get(root)
     if found is None:
@@ -78,7 +78,7 @@ def _table(conn: Connection, source: FusionInput, label: str = "{}") -> Table:
             code="AH064",
         )
     tensors = builds.set_tensors(conn, found.id)
-    return Table(label.format(source.model), {tensor.name: tensor for tensor in tensors})
+    return Table(source.model, {tensor.name: tensor for tensor in tensors})
 
 
 def _task(place: int, tensor: TensorRecipe) -> NewTask:

@@ -22,7 +22,7 @@ from arc_halo.store import builds, fusions
 from arc_halo.store.fusions import Claim
 from arc_halo.store.rows import Connection
 from arc_halo.store.tensors import by_digest, insert_tensors
-from arc_halo.types import FusionStrategy, TensorInfo
+from arc_halo.types import FusionStrategy, JsonObject, TensorInfo
 from arc_halo.weights.bases import Bases
 from arc_halo.weights.making import TensorMaker
 from arc_halo.weights.spans import StoredTensor
@@ -106,6 +106,24 @@ def compute(
     return fused_pieces(recipe, open_source, share, observer)
 
 
+def known_recipe(
+    identity: JsonObject, labels: list[JsonObject], size_bytes: int, strategies: Strategies
+) -> TensorRecipe:
+    """The recipe of a tensor, with its strategy found.
+
+    Raises `FusionError` where the strategy is not there, or of another version.
+    """
+    name, wanted = identity["strategy"], identity["strategy_version"]
+    strategy, version = strategies.get(name, (None, None))
+    if strategy is None or version != wanted:
+        here = f"it is of version {version}" if strategy else "there is none"
+        raise FusionError(
+            f"the merge was planned with the strategy {name!r} of version {wanted}; here {here}",
+            hint="give every worker the same plugins",
+        )
+    return from_identity(identity, labels, strategy, size_bytes)
+
+
 class _Worker:
     """Does one task after another over two connections: one for claims, one for chunks."""
 
@@ -170,7 +188,7 @@ class _Worker:
             )
         started = time.thread_time()
         observer = Observer()
-        recipe = _recipe(claim, self._strategies)
+        recipe = known_recipe(claim.recipe, claim.labels, claim.size_bytes, self._strategies)
         info = TensorInfo(
             name=recipe.name, dtype=recipe.dtype, shape=recipe.shape, size_bytes=recipe.size_bytes
         )
@@ -194,16 +212,3 @@ class _Worker:
         if time.monotonic() - self._pinged_at > PING_SECONDS:
             self._claims.execute("SELECT")
             self._pinged_at = time.monotonic()
-
-
-def _recipe(claim: Claim, strategies: Strategies) -> TensorRecipe:
-    assert claim.recipe is not None
-    name, wanted = claim.recipe["strategy"], claim.recipe["strategy_version"]
-    strategy, version = strategies.get(name, (None, None))
-    if strategy is None or version != wanted:
-        here = f"it is of version {version}" if strategy else "there is none"
-        raise FusionError(
-            f"the merge was planned with the strategy {name!r} of version {wanted}; here {here}",
-            hint="give every worker the same plugins",
-        )
-    return from_identity(claim.recipe, claim.labels, strategy, claim.size_bytes)

@@ -182,6 +182,18 @@ ORDER BY operation.created_at DESC
 """
 
 
+MADE_OF = """
+SELECT DISTINCT operation.output_model_name || '@' || operation.output_model_version AS model,
+       'sha256:' || encode(operation.output_root, 'hex') AS root,
+       operation.strategy_name AS strategy
+FROM fusion_operation_inputs AS input
+JOIN fusion_operations AS operation ON operation.id = input.operation_id
+WHERE input.root = %(root)s AND operation.operation_type = 'merge'
+  AND operation.status = 'completed'
+ORDER BY model, root
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
     """How a merged set of weights was made."""
@@ -281,3 +293,9 @@ def lineage(conn: Connection, root: bytes) -> list[Lineage]:
     """The merges that ended in the weights `root`, the latest first."""
     with conn.cursor(row_factory=class_row(Lineage)) as cursor:
         return cursor.execute(LINEAGE, {"root": root}).fetchall()
+
+
+def made_of(conn: Connection, root: bytes) -> list[JsonObject]:
+    """The models that these weights went into: name, root and strategy of each merge."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(MADE_OF, {"root": root}).fetchall()

@@ -207,3 +207,135 @@ def test_mistakes_have_a_place_and_a_code(directory: Path, mistake: str) -> None
     (problem,) = caught.value.problems
     assert problem.code in codes.split("|")
     assert problem.line > 1
+
+
+def output(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def verified(database: str, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, Any]:
+    capsys.readouterr()
+    shared = ["--database-url", database, "--output", "json"]
+    code = run(["fuse", "verify", "blend", *options, *shared])
+    return code, output(capsys)
+
+
+@pytest.mark.parametrize("strategy", ["ties", "slerp", "dare_ties"])
+def test_a_merge_computed_again_is_the_same(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str], strategy: str
+) -> None:
+    params = {"ties": {"density": 0.5}, "dare_ties": {"density": 0.3}}.get(strategy)
+    write(directory, strategy=strategy, params=params)
+    apply(directory, database)
+    code, found = verified(database, capsys)
+    assert (code, found["is_sound"]) == (0, True)
+    assert [each["verdict"] for each in found["tensors"]] == ["same"] * len(tensors(0))
+    code, found = verified(database, capsys, "--tensor", "model.norm.weight")
+    assert [each["name"] for each in found["tensors"]] == ["model.norm.weight"]
+
+
+def test_a_lineage_that_comes_to_something_else_is_told(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    apply(directory, database)
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            """UPDATE fused_tensors SET recipe = jsonb_set(recipe, '{weights}', '[0.1, 0.9]')
+               WHERE recipe ->> 'name' = 'model.layers.1.mlp.up.weight'"""
+        )
+    code, found = verified(database, capsys)
+    assert (code, found["is_sound"]) == (1, False)
+    verdicts = {each["name"]: each for each in found["tensors"] if each["verdict"] != "same"}
+    assert verdicts.keys() == {"model.layers.1.mlp.up.weight"}
+    (wrong,) = verdicts.values()
+    assert wrong["verdict"] == "different"
+    assert wrong["computed"] != wrong["digest"]
+    assert wrong["distance"] > 0.01
+
+
+def test_what_cannot_be_computed_again_says_why(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    apply(directory, database)
+    with psycopg.connect(database) as conn:
+        conn.execute("""UPDATE fused_tensors
+                        SET recipe = jsonb_set(recipe, '{strategy_version}', '"99"')""")
+    code, found = verified(database, capsys, "--tensor", "model.norm.weight")
+    assert code == 1
+    assert "version 99" in found["tensors"][0]["reason"]
+    capsys.readouterr()
+    assert run(["fuse", "verify", "poet", "--database-url", database]) == 1
+    assert "not fused here" in capsys.readouterr().err
+
+
+def test_the_lineage_of_a_tensor_goes_up_and_down(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory, tensors=[{"match": "*.1.*", "params": {"density": 0.25}}])
+    manifest = yaml.safe_load((directory / "arc_halo.yaml").read_text())
+    manifest["reactors"]["again"] = {
+        "type": "merge",
+        "strategy": "linear",
+        "members": [{"model": "blend"}, {"model": "poet"}],
+        "produces": {"model": "twice", "version": "1"},
+    }
+    (directory / "arc_halo.yaml").write_text(yaml.safe_dump(manifest))
+    apply(directory, database)
+    name = "model.layers.1.mlp.up.weight"
+    shared = ["--database-url", database, "--output", "json"]
+    assert run(["lineage", "twice", "--tensor", name, *shared]) == 0
+    (made,) = output(capsys)["made_by"]
+    assert made["strategy"] == "linear"
+    blend, poet = made["inputs"]
+    assert (poet["model"], poet["tensor"], poet["weight"]) == ("poet@1", name, 1.0)
+    assert "made_by" not in poet
+    (behind,) = blend["made_by"]
+    assert behind["params"]["density"] == 0.25
+    assert [each["model"] for each in behind["inputs"]] == ["poet@1", "coder@1", "base@1"]
+    facts = behind["facts"]
+    assert 0 < facts["density"] < 0.5
+    assert 0 < facts["sign_conflict"] < 0.6
+    assert run(["lineage", "poet", "--tensor", name, *shared]) == 0
+    found = output(capsys)
+    assert found["made_by"] == []
+    assert {each["model"] for each in found["made_of_it"]} == {"blend@1", "twice@1"}
+    assert run(["lineage", "twice", *shared]) == 0
+    (merge,) = output(capsys)["made_by"]
+    assert merge["inputs"][0]["made_by"][0]["strategy"] == "ties"
+    assert run(["lineage", "poet", *shared]) == 0
+    assert {each["model"] for each in output(capsys)["made_of_it"]} == {"blend@1", "twice@1"}
+
+
+def test_what_was_seen_of_a_tensor_is_what_a_look_at_it_shows(
+    directory: Path, database: str
+) -> None:
+    write(directory, strategy="task_arithmetic", params={"scale": 1.0})
+    apply(directory, database)
+    base, poet, coder = (tensors(seed)["model.layers.0.attn.q.weight"] for seed in range(3))
+    one, two = (poet - base).ravel().astype(float), (coder - base).ravel().astype(float)
+    with psycopg.connect(database) as conn:
+        row = conn.execute(
+            """SELECT mean_cosine, sign_conflict, change_norm, density FROM v_fused_tensors
+               WHERE tensor_name = 'model.layers.0.attn.q.weight'"""
+        ).fetchone()
+    cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+    change = 0.6 * one + 0.3 * two
+    expected = (cosine, np.mean(one * two < 0), np.sqrt(np.mean(change**2)), 1.0)
+    assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_views_say_what_each_tensor_was_made_of(directory: Path, database: str) -> None:
+    write(directory, tensors=[{"match": "*norm*", "weights": {"poet": 0.25}}])
+    apply(directory, database)
+    with psycopg.connect(database) as conn:
+        rows = conn.execute(
+            """SELECT input_model, input_tensor, is_base, weight FROM v_tensor_lineage
+               WHERE tensor_name = 'model.norm.weight' ORDER BY ordinal"""
+        ).fetchall()
+    assert rows == [
+        ("poet@1", "model.norm.weight", False, 0.25),
+        ("coder@1", "model.norm.weight", False, 0.3),
+        ("base@1", "model.norm.weight", True, None),
+    ]
