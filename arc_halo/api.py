@@ -484,7 +484,13 @@ def _write_reactor(conn: Connection, name: str, spec: JsonObject) -> UUID:
 
 def _member(conn: Connection, model: str | UUID) -> JsonObject:
     record = _find_model(conn, model)
-    return {"model": record.full_name, "role": "secondary", "weight": 1.0, "priority": None}
+    return {
+        "model": record.full_name,
+        "role": "secondary",
+        "weight": 1.0,
+        "priority": None,
+        "adapters": [],
+    }
 
 
 def _check_name(text: str, is_valid: bool, what: str, pattern: str) -> None:

@@ -9,6 +9,7 @@ DROP TABLE fused_tensors;
 DROP TABLE fusion_operation_inputs;
 DROP TABLE fusion_operations;
 DROP TABLE model_interaction_graph;
+DROP TABLE reactor_adapters;
 DROP TABLE reactor_models;
 DROP TABLE cognitive_fusion_reactors;
 DROP TABLE fusion_strategies;

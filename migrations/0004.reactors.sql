@@ -86,6 +86,23 @@ COMMENT ON COLUMN reactor_models.weight IS
 COMMENT ON COLUMN reactor_models.priority IS
     'The order in a cascade, lowest first; NULL means the order of declaration.';
 
+CREATE TABLE reactor_adapters (
+    reactor_id uuid NOT NULL,
+    model_id uuid NOT NULL,
+    ordinal integer NOT NULL CHECK (ordinal >= 0),
+    adapter_id uuid NOT NULL REFERENCES models DEFERRABLE INITIALLY DEFERRED,
+    scale double precision NOT NULL DEFAULT 1.0 CHECK (scale > '-Infinity' AND scale < 'Infinity'),
+    PRIMARY KEY (reactor_id, model_id, ordinal),
+    FOREIGN KEY (reactor_id, model_id) REFERENCES reactor_models ON DELETE CASCADE
+        DEFERRABLE INITIALLY DEFERRED
+);
+COMMENT ON TABLE reactor_adapters IS
+    'LoRA adapters that are added to a member before it is fused. One cannot be deleted while it is used.';
+COMMENT ON COLUMN reactor_adapters.scale IS
+    'What the adapter is multiplied by, besides its own alpha and rank.';
+
+CREATE INDEX reactor_adapters_adapter_id_idx ON reactor_adapters (adapter_id);
+
 CREATE INDEX reactor_models_model_id_idx ON reactor_models (model_id);
 
 CREATE TABLE model_interaction_graph (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +17,10 @@ from arc_halo.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.fusion.files import OpenModel
-    from arc_halo.manifest.documents import ReactorSpec
+    from arc_halo.manifest.documents import AdapterSpec, ReactorSpec
     from arc_halo.manifest.recipe_files import RecipeFile
     from arc_halo.plugins import PluginManager
+    from arc_halo.types import JsonObject
 
 OUTPUT = "model.safetensors"
 
@@ -100,9 +101,9 @@ def run(
     with ExitStack() as stack:
         opened = {name: _open(stack, plugins, name, path) for name, path in paths.items()}
         roots = _roots(plugins, paths) if wanted.strategy.item.is_random else {}
-        merge = FileMerge(
-            recipe_of(wanted.spec, wanted.strategy, roots), opened, memory_bytes=parse_size(memory)
-        )
+        configs = {m.model: _adapter_config(paths[m.model]) for m in _adapters(wanted)}
+        fusion = recipe_of(wanted.spec, wanted.strategy, roots, configs)
+        merge = FileMerge(fusion, opened, memory_bytes=parse_size(memory))
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"fuse {wanted.reactor}", merge.size_bytes) as advance:
             merge.write(plugins.format("safetensors"), out, advance=advance)
@@ -170,8 +171,7 @@ def _paths(wanted: RecipeFile, files: Sequence[str]) -> dict[str, Path]:
         if not (name and separator and path):
             raise UsageError(f"{text!r} is not MODEL=PATH", hint="write base=base.safetensors")
         given[name] = Path(path)
-    spec = wanted.spec
-    needed = [*(m.model for m in spec.members), *([spec.base] if spec.base else [])]
+    needed = wanted.spec.models
     found = {name: _find(given, name) for name in needed}
     missing = [name for name, path in found.items() if path is None]
     if missing:
@@ -202,6 +202,19 @@ def _open(stack: ExitStack, plugins: PluginManager, name: str, path: Path) -> Op
     formats = {each: provided.item for each, provided in plugins.formats.items()}
     reader = stack.enter_context(find_format(path, formats).open(path))
     return OpenModel(name=name, reader=reader)
+
+
+def _adapters(wanted: RecipeFile) -> Iterator[AdapterSpec]:
+    for member in wanted.spec.members:
+        yield from member.adapters
+
+
+def _adapter_config(path: Path) -> JsonObject:
+    """The `adapter_config.json` beside an adapter's weights."""
+    from arc_halo.manifest.model_files import read_architecture
+
+    config = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    return read_architecture(config, str(config))
 
 
 def _roots(plugins: PluginManager, paths: Mapping[str, Path]) -> dict[str, bytes]:

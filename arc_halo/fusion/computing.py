@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from arc_halo.fusion.blocks import Span
 from arc_halo.fusion.facts import Observer
-from arc_halo.fusion.inputs import Input, RawTensor, fused_bytes
+from arc_halo.fusion.inputs import FloatParts, Input, RawTensor, fused_bytes
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
+from arc_halo.fusion.updates import UpdatedInput, factors
+from arc_halo.tensors import dtypes
 from arc_halo.types import FuseContext
+
+if TYPE_CHECKING:
+    from arc_halo.types import FloatArray
 
 OpenSource = Callable[[TensorSource], RawTensor]
 """Gives the raw bytes of an input's tensor."""
@@ -26,10 +33,7 @@ def fused_pieces(
     """
     assert recipe.strategy is not None
     window_bytes = memory_bytes // len(recipe.sources)
-    inputs = [
-        Input(each.model, each.tensor, open_source(each), window_bytes, recipe.compute)
-        for each in recipe.sources
-    ]
+    inputs = [_input(each, open_source, window_bytes, recipe) for each in recipe.sources]
     count = len(recipe.members)
     context = FuseContext(
         tensor=recipe.name, weights=recipe.weights, shape=recipe.shape, roots=recipe.roots
@@ -43,3 +47,25 @@ def fused_pieces(
         recipe.dtype,
         observer,
     )
+
+
+def _input(
+    source: TensorSource, open_source: OpenSource, window_bytes: int, recipe: TensorRecipe
+) -> FloatParts:
+    tensor = Input(source.model, source.tensor, open_source(source), window_bytes, recipe.compute)
+    if not source.updates:
+        return tensor
+    pairs = []
+    for update in source.updates:
+        # Of the first the rank is that of its rows, of the second that of its columns.
+        a = _whole(update.a, open_source(update.a)).reshape(update.rank, -1)
+        b = _whole(update.b, open_source(update.b)).reshape(-1, update.rank)
+        pairs.append(factors(update, a, b))
+    return UpdatedInput(tensor, pairs, recipe.shape[-1])
+
+
+def _whole(source: TensorSource, raw: RawTensor) -> FloatArray:
+    """A small tensor in float64, as a vector."""
+    count = raw.size_bytes // dtypes.numpy_dtype(raw.dtype).itemsize
+    whole = Input(source.model, source.tensor, raw, raw.size_bytes, "F64")
+    return whole.block(Span(0, (count,), count))

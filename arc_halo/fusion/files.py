@@ -59,7 +59,10 @@ class FileMerge:
         self._recipes = {
             each.name: each
             for each in plan_tensors(
-                recipe, [model.table for model in members], base.table if base else None
+                recipe,
+                [model.table for model in members],
+                base.table if base else None,
+                {name: model.table for name, model in models.items()},
             )
         }
         for each in self._recipes.values():

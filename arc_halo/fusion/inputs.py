@@ -36,6 +36,13 @@ class RawTensor(Protocol):
         ...
 
 
+class FloatParts(Protocol):
+    """A tensor as floats, part after part."""
+
+    def block(self, span: Span) -> FloatArray: ...
+    def end(self) -> None: ...
+
+
 class Input:
     """One model's tensor, as floats, part after part; a small one is read once."""
 
@@ -97,7 +104,7 @@ class Input:
 
 
 def scan_inputs(
-    members: Sequence[Input], base: Input | None, shape: Sequence[int], part: Part
+    members: Sequence[FloatParts], base: FloatParts | None, shape: Sequence[int], part: Part
 ) -> Iterator[Block]:
     """The parts of a tensor, of all inputs together."""
     for span in spans(shape, part):
@@ -114,8 +121,8 @@ def fused_bytes(
     strategy: FusionStrategy,
     params: JsonObject,
     context: FuseContext,
-    members: Sequence[Input],
-    base: Input | None,
+    members: Sequence[FloatParts],
+    base: FloatParts | None,
     dtype: str,
     observer: Observer | None = None,
 ) -> Iterator[memoryview]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from arc_halo.errors import IncompatibleModelsError
+from arc_halo.fusion.adapters import Fitted, fit, source_of
 from arc_halo.fusion.compatibility import (
     Table,
     is_computable,
@@ -39,12 +40,15 @@ class _Place:
 
 
 def plan_tensors(
-    recipe: FusionRecipe, members: Sequence[Table], base: Table | None = None
+    recipe: FusionRecipe,
+    members: Sequence[Table],
+    base: Table | None = None,
+    adapters: Mapping[str, Table] | None = None,
 ) -> list[TensorRecipe]:
     """The tensors of a merge, in the order of the first member's file.
 
-    Raises `IncompatibleModelsError`, which lists the first ten tensors concerned, and for a rule
-    that no tensor matches.
+    `adapters` has the tensors of those that the members name. Raises `IncompatibleModelsError`,
+    which lists the first ten tensors concerned, and for a rule that no tensor matches.
     """
     tables = [*members, *([base] if base else [])]
     problems = [] if recipe.slices else list(name_problems(tables))
@@ -58,7 +62,11 @@ def plan_tensors(
             problems += [f"{name}: not in {table.name}" for table, name in absent]
     refuse(tables, problems)
     _check_rules(recipe, [place.name for place in places])
-    return [_tensor_recipe(recipe, place, members, base) for place in places]
+    fitted = [
+        [fit(adapter, (adapters or {})[adapter.model], table) for adapter in member.adapters]
+        for member, table in zip(recipe.members, members, strict=True)
+    ]
+    return [_tensor_recipe(recipe, place, members, base, fitted) for place in places]
 
 
 def _sources(place: _Place, member_count: int) -> Iterator[tuple[int, str]]:
@@ -172,10 +180,16 @@ def _check_rules(recipe: FusionRecipe, names: Sequence[str]) -> None:
 
 
 def _tensor_recipe(
-    recipe: FusionRecipe, place: _Place, members: Sequence[Table], base: Table | None
+    recipe: FusionRecipe,
+    place: _Place,
+    members: Sequence[Table],
+    base: Table | None,
+    fitted: Sequence[Sequence[Fitted]],
 ) -> TensorRecipe:
     used = list(place.names)
-    sources = tuple(_source(members[index], place.names[index]) for index in used)
+    sources = tuple(
+        _adapted(source_of(members[index], place.names[index]), fitted[index]) for index in used
+    )
     first = members[used[0]].tensors[place.names[used[0]]]
     is_fused = is_computable(first.dtype)
     params, weights = _resolved(recipe, place)
@@ -192,15 +206,20 @@ def _tensor_recipe(
         params=params,
         weights=tuple(weights[index] for index in used),
         members=sources,
-        base=_source(base, place.base) if base and place.base else None,
+        base=source_of(base, place.base) if base and place.base else None,
         roots=tuple(root for root in roots if root is not None),
         compute=recipe.compute,
     )
 
 
-def _source(table: Table, name: str) -> TensorSource:
-    tensor = table.tensors[name]
-    return TensorSource(model=table.name, tensor=name, dtype=tensor.dtype, digest=tensor.digest)
+def _adapted(source: TensorSource, fitted: Sequence[Fitted]) -> TensorSource:
+    """The source with what each adapter does to it, one after another."""
+    name = source.tensor
+    for each in fitted:
+        source = each.replaced.get(name, source)
+        if name in each.updates:
+            source = replace(source, updates=(*source.updates, each.updates[name]))
+    return source
 
 
 def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int, float]]:

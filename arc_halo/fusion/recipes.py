@@ -16,8 +16,27 @@ from arc_halo.types import FusionStrategy, JsonObject
 NUMERICS_VERSION = 1
 """Raised when the engine itself, not a strategy, gives other bits for the same inputs."""
 
+ADAPTER_FIELDS = (
+    "peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out",
+)  # fmt: skip
+"""What of an adapter's architecture decides what it does."""
+
 Compute = Literal["F32", "F64"]
 """What members of narrower dtypes are widened to; members of F64 are always computed in F64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInput:
+    """An adapter that is added to a member, `scale` times. `config` is its architecture."""
+
+    model: str
+    root: bytes | None
+    scale: float = 1.0
+    config: JsonObject = field(default_factory=dict)
+
+    def identity(self) -> JsonObject:
+        config = {name: self.config[name] for name in ADAPTER_FIELDS if name in self.config}
+        return {"root": _digest(self.root), "scale": self.scale, "config": config}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +50,7 @@ class FusionInput:
     root: bytes | None
     role: str | None = None
     weight: float = 1.0
+    adapters: tuple[AdapterInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +126,12 @@ class FusionRecipe:
             "params": self.params,
             "base": _digest(self.base.root) if self.base else None,
             "members": [
-                {"root": _digest(member.root), "weight": member.weight} for member in self.members
+                {
+                    "root": _digest(member.root),
+                    "weight": member.weight,
+                    "adapters": [adapter.identity() for adapter in member.adapters],
+                }
+                for member in self.members
             ],
             "rules": [rule.as_json() for rule in self.rules],
             "slices": [each.as_json() for each in self.slices],
@@ -134,11 +159,15 @@ class FusionRecipe:
 
 
 def recipe_of(
-    spec: ReactorSpec, provided: Provided[FusionStrategy], roots: Mapping[str, bytes | None]
+    spec: ReactorSpec,
+    provided: Provided[FusionStrategy],
+    roots: Mapping[str, bytes | None],
+    architectures: Mapping[str, JsonObject],
 ) -> FusionRecipe:
     """The recipe of a merge reactor, with the roots of its models as far as they are known.
 
-    A base of which the strategy makes nothing is left out.
+    Of adapters the architectures are wanted. A base of which the strategy makes nothing is left
+    out.
     """
     strategy = provided.item
     base = None
@@ -155,6 +184,15 @@ def recipe_of(
                 root=roots.get(member.model),
                 role=member.role,
                 weight=member.weight,
+                adapters=tuple(
+                    AdapterInput(
+                        model=adapter.model,
+                        root=roots.get(adapter.model),
+                        scale=adapter.scale,
+                        config=architectures.get(adapter.model, {}),
+                    )
+                    for adapter in member.adapters
+                ),
             )
             for member in spec.members
         ),

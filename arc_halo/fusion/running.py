@@ -6,7 +6,7 @@ from arc_halo.errors import WeightsError
 from arc_halo.fusion.compatibility import Table
 from arc_halo.fusion.driving import LOCAL, Workers, drive
 from arc_halo.fusion.planning import plan_tensors
-from arc_halo.fusion.recipes import FusionInput, FusionRecipe
+from arc_halo.fusion.recipes import AdapterInput, FusionInput, FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe
 from arc_halo.store import builds, fusions
 from arc_halo.store.fusions import NewTask
@@ -55,7 +55,12 @@ def plan_merge(store: WeightStore, recipe: FusionRecipe) -> list[TensorRecipe]:
     with store.pool.connection() as conn:
         members = [_table(conn, member) for member in recipe.members]
         base = _table(conn, recipe.base) if recipe.base else None
-    return plan_tensors(recipe, members, base)
+        adapters = {
+            adapter.model: _table(conn, adapter)
+            for member in recipe.members
+            for adapter in member.adapters
+        }
+    return plan_tensors(recipe, members, base, adapters)
 
 
 def output_bytes(store: WeightStore, recipe: FusionRecipe) -> int:
@@ -68,7 +73,7 @@ def output_bytes(store: WeightStore, recipe: FusionRecipe) -> int:
     return found.size_bytes if found else 0
 
 
-def _table(conn: Connection, source: FusionInput) -> Table:
+def _table(conn: Connection, source: FusionInput | AdapterInput) -> Table:
     root = source.root or b""
     found = builds.sets_by_root(conn, [root]).get(root)
     if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from arc_halo.fusion.recipes import NUMERICS_VERSION, Compute, canonical
@@ -10,19 +11,47 @@ from arc_halo.types import FusionStrategy, JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """What an adapter adds to a matrix: `scale` times b times a, or the transpose of that."""
+
+    a: TensorSource
+    b: TensorSource
+    rank: int
+    scale: float
+    is_transposed: bool
+
+    def identity(self) -> JsonObject:
+        return {
+            "a": self.a.identity(),
+            "b": self.b.identity(),
+            "rank": self.rank,
+            "scale": self.scale,
+            "is_transposed": self.is_transposed,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSource:
     """A tensor of an input. `model` and `tensor` say where it is, `digest` what it is.
 
-    Tensors of files have no digest.
+    Tensors of files have no digest. `updates` are added to it before anything else.
     """
 
     model: str
     tensor: str
     dtype: str
     digest: bytes | None = None
+    updates: tuple[LowRank, ...] = ()
 
     def identity(self) -> JsonObject:
-        return {"dtype": self.dtype, "tensor": self.digest.hex() if self.digest else None}
+        told = {"dtype": self.dtype, "tensor": self.digest.hex() if self.digest else None}
+        updates = [update.identity() for update in self.updates]
+        return {**told, "updates": updates} if updates else told
+
+    @property
+    def all_sources(self) -> list[TensorSource]:
+        """This one, and what its updates are made of."""
+        return [self, *(each for update in self.updates for each in (update.a, update.b))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +81,11 @@ class TensorRecipe:
         return (*self.members, *([self.base] if self.base else []))
 
     @property
+    def all_sources(self) -> list[TensorSource]:
+        """Those, then what is added to them."""
+        return [*self.sources, *(each for one in self.sources for each in one.all_sources[1:])]
+
+    @property
     def key(self) -> bytes:
         """Equal keys give equal tensors: what was computed once is never computed again."""
         return hashlib.sha256(b"arc-halo/fuse-tensor/1\0" + canonical(self.identity())).digest()
@@ -76,7 +110,7 @@ class TensorRecipe:
 
     def labels(self) -> list[JsonObject]:
         """Where each source was found, for people."""
-        return [{"model": each.model, "tensor": each.tensor} for each in self.sources]
+        return [{"model": each.model, "tensor": each.tensor} for each in self.all_sources]
 
 
 def from_identity(
@@ -84,15 +118,8 @@ def from_identity(
 ) -> TensorRecipe:
     """The recipe that said this of itself, its sources named by `labels`."""
     told = [*identity["members"], *([identity["base"]] if identity["base"] else [])]
-    sources = [
-        TensorSource(
-            model=label["model"],
-            tensor=label["tensor"],
-            dtype=each["dtype"],
-            digest=bytes.fromhex(each["tensor"]),
-        )
-        for each, label in zip(told, labels, strict=True)
-    ]
+    added = iter(labels[len(told) :])
+    sources = [_source(each, label, added) for each, label in zip(told, labels, strict=False)]
     count = len(identity["members"])
     return TensorRecipe(
         name=identity["name"],
@@ -107,4 +134,24 @@ def from_identity(
         base=sources[count] if identity["base"] else None,
         roots=tuple(bytes.fromhex(root) for root in identity["roots"]),
         compute=identity["compute"],
+    )
+
+
+def _source(told: JsonObject, label: JsonObject, added: Iterator[JsonObject]) -> TensorSource:
+    """The source that said this of itself; the labels of what is added to it come in turn."""
+    return TensorSource(
+        model=label["model"],
+        tensor=label["tensor"],
+        dtype=told["dtype"],
+        digest=bytes.fromhex(told["tensor"]),
+        updates=tuple(
+            LowRank(
+                a=_source(update["a"], next(added), added),
+                b=_source(update["b"], next(added), added),
+                rank=update["rank"],
+                scale=update["scale"],
+                is_transposed=update["is_transposed"],
+            )
+            for update in told.get("updates", ())
+        ),
     )

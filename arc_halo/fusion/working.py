@@ -86,7 +86,7 @@ def compute(
     store: WeightStore, recipe: TensorRecipe, observer: Observer | None = None
 ) -> Iterator[memoryview]:
     """The raw bytes of a fused tensor whose inputs are in the database."""
-    wanted = [source.digest for source in recipe.sources if source.digest is not None]
+    wanted = [source.digest for source in recipe.all_sources if source.digest is not None]
     with store.pool.connection() as conn:
         found = by_digest(conn, wanted)
 

@@ -102,11 +102,23 @@ class StrategySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """A LoRA adapter that is added to a member, `scale` times."""
+
+    model: str
+    scale: float = 1.0
+
+    def as_json(self) -> JsonObject:
+        return {"model": self.model, "scale": self.scale}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemberSpec:
     model: str
     role: str
     weight: float
     priority: int | None
+    adapters: tuple[AdapterSpec, ...] = ()
 
     def as_json(self) -> JsonObject:
         return {
@@ -114,6 +126,7 @@ class MemberSpec:
             "role": self.role,
             "weight": self.weight,
             "priority": self.priority,
+            "adapters": [adapter.as_json() for adapter in self.adapters],
         }
 
 
@@ -189,6 +202,13 @@ class ReactorSpec:
     config: JsonObject = field(default_factory=dict)
     description: str | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models whose weights it names: members, the base, adapters; each once."""
+        adapters = (adapter.model for member in self.members for adapter in member.adapters)
+        named = [*(member.model for member in self.members), self.base, *adapters]
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property
     def layers(self) -> list[int] | None:

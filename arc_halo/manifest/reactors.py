@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from arc_halo.manifest.collect import Names
 from arc_halo.manifest.documents import (
+    AdapterSpec,
     Gradient,
     InteractionSpec,
     MemberSpec,
@@ -88,8 +89,22 @@ class ReactorResolver:
             if any(member.model == name for member in members):
                 self.problems.add(found, pointer, "AH013", f"{name} is already a member", None)
                 continue
-            members.append(member_spec(data, name))
+            adapters = self._adapters(found, index, data)
+            members.append(member_spec(data, name, adapters))
         return members
+
+    def _adapters(self, found: Found, index: int, data: JsonObject) -> list[str]:
+        """The full names of a member's adapters."""
+        names = []
+        for place, each in enumerate(data.get("adapters", ())):
+            pointer = ("members", index, "adapters", place)
+            text = each if isinstance(each, str) else each["model"]
+            inner = pointer if isinstance(each, str) else (*pointer, "model")
+            names.append(self.references.find(found, inner, text) or text)
+            if found.data["type"] != "merge":
+                message = f"a reactor of type {found.data['type']} takes no adapters"
+                self.problems.add(found, pointer, "AH023", message, None)
+        return names
 
     def _interactions(self, found: Found, members: Sequence[MemberSpec]) -> list[InteractionSpec]:
         edges: list[InteractionSpec] = []
@@ -233,13 +248,27 @@ def takes_count(strategy: FusionStrategy, count: int) -> bool:
     return strategy.min_members <= count <= (strategy.max_members or count)
 
 
-def member_spec(data: JsonObject, model: str) -> MemberSpec:
-    """A member as it is written, of the model that it names."""
+def adapter_texts(member: JsonObject) -> list[str]:
+    """The references to adapters that a member holds."""
+    listed = member.get("adapters", ())
+    return [each if isinstance(each, str) else each["model"] for each in listed]
+
+
+def member_spec(data: JsonObject, model: str, adapters: Sequence[str]) -> MemberSpec:
+    """A member as it is written, of the model and the adapters that it names."""
+    scales = [
+        1.0 if isinstance(each, str) else float(each.get("scale", 1.0))
+        for each in data.get("adapters", ())
+    ]
     return MemberSpec(
         model=model,
         role=data.get("role", "secondary"),
         weight=float(data.get("weight", 1.0)),
         priority=data.get("priority"),
+        adapters=tuple(
+            AdapterSpec(model=name, scale=scale)
+            for name, scale in zip(adapters, scales, strict=True)
+        ),
     )
 
 

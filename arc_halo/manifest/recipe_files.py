@@ -11,7 +11,13 @@ from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.manifest.documents import ReactorSpec
 from arc_halo.manifest.load import Source, load_text
 from arc_halo.manifest.params import params_problems, with_defaults, with_gradients
-from arc_halo.manifest.reactors import member_counts, member_spec, parts_of, takes_count
+from arc_halo.manifest.reactors import (
+    adapter_texts,
+    member_counts,
+    member_spec,
+    parts_of,
+    takes_count,
+)
 from arc_halo.manifest.reading import read_manifest, schema_of
 from arc_halo.manifest.schema import INCLUDED_FIELDS, validate
 from arc_halo.names import did_you_mean
@@ -58,7 +64,9 @@ def read_recipe(
         strategy=data["strategy"],
         uses=strategy.item.name,
         params=params,
-        members=tuple(member_spec(each, each["model"]) for each in data["members"]),
+        members=tuple(
+            member_spec(each, each["model"], adapter_texts(each)) for each in data["members"]
+        ),
         base=data.get("base"),
         **parts_of(data, {text: text for text in _named(data)}),
     )

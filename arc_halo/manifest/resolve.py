@@ -31,7 +31,7 @@ from arc_halo.manifest.graph import cycles, ordered
 from arc_halo.manifest.model_files import ModelFiles
 from arc_halo.manifest.params import with_defaults
 from arc_halo.manifest.problems import Found, Problems
-from arc_halo.manifest.reactors import ReactorResolver
+from arc_halo.manifest.reactors import ReactorResolver, adapter_texts
 from arc_halo.manifest.references import References, Registered
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
@@ -143,6 +143,7 @@ def _model_texts(data: JsonObject) -> Iterator[str]:
             yield reactor["base"]
         for member in reactor.get("members", ()):
             yield member["model"]
+            yield from adapter_texts(member)
         for part in (*reactor.get("tensors", ()), *reactor.get("slices", ())):
             yield from part.get("weights", {})
             yield from part.get("layers", {})
@@ -238,8 +239,7 @@ class _Resolver:
             tags=found.data.get("tags", {}),
             produced_by=f"{REACTOR}/{reactor.name}",
         )
-        inputs = [*(m.model for m in spec.members), *([spec.base] if spec.base else [])]
-        depends_on = tuple(Key(kind=MODEL, name=n) for n in inputs if n in self.names.models)
+        depends_on = tuple(Key(kind=MODEL, name=n) for n in spec.models if n in self.names.models)
         return self._declaration(MODEL, found, produced, depends_on, protector=reactor)
 
     def _like(self, name: str, seen: set[str]) -> tuple[str, JsonObject] | None:
@@ -270,7 +270,7 @@ class _Resolver:
         return self._declaration(REACTOR, found, spec, self._needs(spec))
 
     def _needs(self, spec: ReactorSpec) -> tuple[Key, ...]:
-        models = [m.model for m in spec.members] + [n for n in (spec.base, spec.produces) if n]
+        models = [*spec.models, *([spec.produces] if spec.produces else [])]
         keys = [Key(kind=MODEL, name=name) for name in models if name in self.names.models]
         if spec.strategy in self.names.strategies:
             keys.append(Key(kind=STRATEGY, name=spec.strategy))

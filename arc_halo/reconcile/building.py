@@ -76,7 +76,7 @@ class Builder:
 
     def _recipe(self, change: Change, build: FuseBuild) -> FusionRecipe:
         roots = {**build.roots, **{n: r for n, r in self._roots.items() if n in build.roots}}
-        recipe = known_recipe(build.spec, self._plugins, roots)
+        recipe = known_recipe(build.spec, self._plugins, roots, build.architectures)
         if recipe is None:
             needed = needed_inputs(build.spec, self._plugins)
             missing = ", ".join(name for name in needed if roots[name] is None)

@@ -49,6 +49,7 @@ class FuseBuild:
     spec: ReactorSpec
     recipe: FusionRecipe | None
     roots: Mapping[str, bytes | None]
+    architectures: Mapping[str, JsonObject] = field(default_factory=dict)
 
 
 Build = ImportBuild | FuseBuild

@@ -8,6 +8,7 @@ from arc_halo.errors import ManifestError
 from arc_halo.fusion import compatibility
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionRecipe, recipe_of
+from arc_halo.fusion.tensor_recipes import TensorRecipe
 from arc_halo.manifest.documents import (
     MODEL,
     Declaration,
@@ -95,7 +96,7 @@ class Planner:
             ready = {
                 key: spec
                 for key, spec in waiting.items()
-                if all(name in self._weights for name in inputs(spec))
+                if all(name in self._weights for name in spec.models)
             }
             if not ready:
                 break
@@ -105,7 +106,8 @@ class Planner:
 
     def _merge_level(self, level: Mapping[Key, ReactorSpec], found: dict[Key, Build]) -> None:
         recipes = {
-            key: known_recipe(spec, self._plugins, self._roots(spec)) for key, spec in level.items()
+            key: known_recipe(spec, self._plugins, self._roots(spec), self._architectures(spec))
+            for key, spec in level.items()
         }
         keys = [recipe.key for recipe in recipes.values() if recipe is not None]
         roots = builds.roots_by_key(self._conn, keys) if self._conn and keys else {}
@@ -118,7 +120,11 @@ class Planner:
             assert isinstance(declaration.spec, ModelSpec)
             reactor = (declaration.spec.produced_by or "").removeprefix("reactor/")
             found[key] = FuseBuild(
-                reactor=reactor, spec=spec, recipe=recipe, roots=self._roots(spec)
+                reactor=reactor,
+                spec=spec,
+                recipe=recipe,
+                roots=self._roots(spec),
+                architectures=self._architectures(spec),
             )
             self._check_inputs(key, spec)
             if root is None:
@@ -138,19 +144,7 @@ class Planner:
 
     def _check_compatible(self, spec: ReactorSpec) -> None:
         """Refuse, before anything is imported, what could not be fused afterwards."""
-        names = needed_inputs(spec, self._plugins)
-        tables = [
-            compatibility.Table(name, tensors)
-            for name in names
-            if (tensors := self._tensors(name)) is not None
-        ]
-        if len(tables) == len(names):
-            count = len(spec.members)
-            plan_tensors(
-                recipe_of(spec, self._plugins.strategy(spec.uses), {}),
-                tables[:count],
-                next(iter(tables[count:]), None),
-            )
+        self._planned(spec)
 
     def _tensors(self, name: str) -> Mapping[str, compatibility.Known] | None:
         """The tensors of a model, from its file or the database; of a merge, what it will have."""
@@ -172,18 +166,30 @@ class Planner:
         return {t.name: t for t in builds.set_tensors(self._conn, found.id)} if found else None
 
     def _merged_tensors(self, spec: ReactorSpec) -> Mapping[str, compatibility.Known] | None:
-        names = needed_inputs(spec, self._plugins)
-        tables = {name: self._tensors(name) for name in names}
-        known = [compatibility.Table(name, t) for name, t in tables.items() if t is not None]
-        if len(known) < len(names):
+        planned = self._planned(spec)
+        if planned is None:
             return None
-        count = len(spec.members)
-        recipe = recipe_of(spec, self._plugins.strategy(spec.uses), {})
-        planned = plan_tensors(recipe, known[:count], next(iter(known[count:]), None))
         return {each.name: compatibility.Described(each.dtype, each.shape) for each in planned}
 
+    def _planned(self, spec: ReactorSpec) -> list[TensorRecipe] | None:
+        """The tensors of a merge, or None while those of an input are not known."""
+        names = needed_inputs(spec, self._plugins)
+        tables = {
+            name: compatibility.Table(name, tensors)
+            for name in names
+            if (tensors := self._tensors(name)) is not None
+        }
+        if len(tables) < len(names):
+            return None
+        recipe = recipe_of(spec, self._plugins.strategy(spec.uses), {}, self._architectures(spec))
+        base = tables[recipe.base.model] if recipe.base else None
+        return plan_tensors(recipe, [tables[m.model] for m in spec.members], base, tables)
+
+    def _architectures(self, spec: ReactorSpec) -> dict[str, JsonObject]:
+        return architectures(self._desired, spec)
+
     def _roots(self, spec: ReactorSpec) -> dict[str, bytes | None]:
-        return {name: weights_root(self._weights[name]) for name in inputs(spec)}
+        return {name: weights_root(self._weights[name]) for name in spec.models}
 
     def _metadata(self, spec: ReactorSpec) -> JsonObject:
         """A merged file says of itself what its base's, or first member's, says."""
@@ -238,24 +244,33 @@ class Planner:
 
 
 def known_recipe(
-    spec: ReactorSpec, plugins: PluginManager, roots: Mapping[str, bytes | None]
+    spec: ReactorSpec,
+    plugins: PluginManager,
+    roots: Mapping[str, bytes | None],
+    architectures: Mapping[str, JsonObject],
 ) -> FusionRecipe | None:
     """The recipe of a merge, or None while the root of an input is not known."""
     if any(roots[name] is None for name in needed_inputs(spec, plugins)):
         return None
-    return recipe_of(spec, plugins.strategy(spec.uses), roots)
+    return recipe_of(spec, plugins.strategy(spec.uses), roots, architectures)
+
+
+def architectures(desired: Desired, spec: ReactorSpec) -> dict[str, JsonObject]:
+    """The architectures of the models that a merge names."""
+    found: dict[str, JsonObject] = {}
+    for name in spec.models:
+        declared = desired.declarations.get(Key(kind=MODEL, name=name))
+        if declared is not None and isinstance(declared.spec, ModelSpec):
+            found[name] = declared.spec.architecture
+        elif name in desired.registered:
+            found[name] = desired.registered[name].architecture
+    return found
 
 
 def needed_inputs(spec: ReactorSpec, plugins: PluginManager) -> tuple[str, ...]:
     """The models without whose weights there is no merge; many strategies ask for no base."""
-    members = tuple(member.model for member in spec.members)
     uses_base = plugins.strategy(spec.uses).item.uses_base
-    return (*members, spec.base) if uses_base and spec.base else members
-
-
-def inputs(spec: ReactorSpec) -> tuple[str, ...]:
-    """The models that a merge names: its members and its base."""
-    return (*(member.model for member in spec.members), *([spec.base] if spec.base else []))
+    return tuple(name for name in spec.models if uses_base or name != spec.base)
 
 
 def weights_root(weights: JsonObject | None) -> bytes | None:

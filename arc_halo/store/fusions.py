@@ -388,7 +388,14 @@ def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:
     listed = [(each, False) for each in recipe["members"]]
     if recipe["base"]:
         listed.append((recipe["base"], True))
-    weights = [*recipe["weights"], None]
+    added = [
+        (update[part], False)
+        for each, _ in listed
+        for update in each.get("updates", ())
+        for part in ("a", "b")
+    ]
+    weights = [*recipe["weights"], *([None] * (len(added) + 1))]
+    listed += added
     return [
         {
             "key": key.hex(),

@@ -36,9 +36,18 @@ LEFT JOIN models AS produced ON produced.id = reactor.produces_model_id
 LEFT JOIN (
     SELECT member.reactor_id, jsonb_agg(jsonb_build_object(
                'model', model.model_name || '@' || model.version, 'role', member.role,
-               'weight', member.weight, 'priority', member.priority) ORDER BY member.ordinal)
+               'weight', member.weight, 'priority', member.priority,
+               'adapters', coalesce(adapters.list, '[]'::jsonb)) ORDER BY member.ordinal)
                AS list
     FROM reactor_models AS member JOIN models AS model ON model.id = member.model_id
+    LEFT JOIN (
+        SELECT used.reactor_id, used.model_id, jsonb_agg(jsonb_build_object(
+                   'model', adapter.model_name || '@' || adapter.version,
+                   'scale', used.scale) ORDER BY used.ordinal) AS list
+        FROM reactor_adapters AS used JOIN models AS adapter ON adapter.id = used.adapter_id
+        GROUP BY used.reactor_id, used.model_id
+    ) AS adapters ON adapters.reactor_id = member.reactor_id
+                 AND adapters.model_id = member.model_id
     GROUP BY member.reactor_id
 ) AS members ON members.reactor_id = reactor.id
 LEFT JOIN (
@@ -104,6 +113,21 @@ FROM jsonb_to_recordset(%(items)s) AS item (
 JOIN models AS model
   ON model.model_name = split_part(item.model, '@', 1)
  AND model.version = split_part(item.model, '@', 2)
+"""
+
+INSERT_ADAPTERS = """
+INSERT INTO reactor_adapters (reactor_id, model_id, ordinal, adapter_id, scale)
+SELECT item.reactor_id, member.id, used.ordinal - 1, adapter.id, used.scale
+FROM jsonb_to_recordset(%(items)s) AS item (reactor_id uuid, model text, adapters jsonb)
+JOIN models AS member
+  ON member.model_name = split_part(item.model, '@', 1)
+ AND member.version = split_part(item.model, '@', 2)
+CROSS JOIN ROWS FROM (
+    jsonb_to_recordset(item.adapters) AS (model text, scale double precision)
+) WITH ORDINALITY AS used (model, scale, ordinal)
+JOIN models AS adapter
+  ON adapter.model_name = split_part(used.model, '@', 1)
+ AND adapter.version = split_part(used.model, '@', 2)
 """
 
 INSERT_INTERACTIONS = """
@@ -236,6 +260,8 @@ def replace_members(
     conn.execute(DELETE_INTERACTIONS, params)
     conn.execute(DELETE_MEMBERS, params)
     conn.execute(INSERT_MEMBERS, {"items": Jsonb(members)})
+    if any(member["adapters"] for member in members):
+        conn.execute(INSERT_ADAPTERS, {"items": Jsonb(members)})
     if interactions:
         conn.execute(INSERT_INTERACTIONS, {"items": Jsonb(interactions)})
 

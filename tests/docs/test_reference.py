@@ -33,6 +33,7 @@ MANIFEST_SECTIONS = {
     "Strategies": SCHEMA["$defs"]["strategy"],
     "Reactors": SCHEMA["$defs"]["reactor"],
     "Members": SCHEMA["$defs"]["member"],
+    "Adapters": SCHEMA["$defs"]["adapter"],
     "Tensor rules": SCHEMA["$defs"]["tensor_rule"],
     "Slices": SCHEMA["$defs"]["layer_slice"],
     "Interactions": SCHEMA["$defs"]["interaction"],
