@@ -192,6 +192,7 @@ class FuseContext:
     """What a weight strategy may know beside its params.
 
     `weights` has one number a member, as declared, `roots` names the weights that each is of.
+    `dtype` is the safetensors name of what the result will be rounded to, "" where that is unknown.
     `base` is the base model's part where the reactor names one. `shape` is the whole tensor's,
     `start` the flat index at which the part begins. `measured` is what the strategy's `measure`
     has returned. Arrays are float32 (float64 for F64 members).
@@ -204,6 +205,7 @@ class FuseContext:
     start: int = 0
     roots: tuple[bytes, ...] = ()
     measured: Any = None
+    dtype: str = ""
 
 
 FuseWeights = Callable[..., "FloatArray"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from arc_halo.errors import FusionError
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 SMALLEST_WINDOW = 8 * BLOCK_ITEMS
 """Bytes; a block of float64 fits."""
+
+LARGEST_WINDOW = 8
+"""Alignments of its source; what is larger is read no faster, and falls out of the caches."""
+
+KEPT_BYTES = 2**24
+"""More than the parts of a merge take at a time."""
 
 
 class RawTensor(Protocol):
@@ -57,12 +65,13 @@ class Input:
         self._model = model
         self._tensor = tensor
         self._source = source
-        aligned = max(window_bytes, SMALLEST_WINDOW) // source.alignment * source.alignment
-        self._window_bytes = min(source.size_bytes, max(aligned, source.alignment))
+        self._dtype = dtypes.numpy_dtype(source.dtype)
+        self._floats = "f8" if "F64" in (compute, source.dtype) else "f4"
+        alignments = max(window_bytes, SMALLEST_WINDOW) // source.alignment
+        self._window_bytes = max(1, min(alignments, LARGEST_WINDOW)) * source.alignment
         self._buffer = memoryview(b"")
         self._start = self._end = 0
         self._is_checked = False
-        self._is_wide = "F64" in (compute, source.dtype)
 
     def block(self, span: Span) -> FloatArray:
         """That part in float32, or float64 for F64 and where it is asked for.
@@ -71,10 +80,9 @@ class Input:
         """
         import numpy as np
 
-        dtype = dtypes.numpy_dtype(self._source.dtype)
-        raw = self._take(span.start * dtype.itemsize, span.count * dtype.itemsize)
-        values = np.frombuffer(raw, dtype).reshape(span.shape)
-        floats: FloatArray = values.astype(np.float64 if self._is_wide else np.float32)
+        size = self._dtype.itemsize
+        values = np.frombuffer(self._take(span.start * size, span.count * size), self._dtype)
+        floats: FloatArray = values.astype(self._floats).reshape(span.shape)
         if not self._is_checked and not np.isfinite(floats).all():
             raise FusionError(
                 f"{self._model}: {self._tensor!r} holds NaN or infinity",
@@ -101,6 +109,17 @@ class Input:
             self._buffer = memoryview(bytearray(end - first))
         self._source.read_into(first, self._buffer[: end - first])
         self._start, self._end = first, end
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what parts leave behind for the next ones: asking anew takes longer.
+
+    Of the largest block that it has unmapped, glibc concludes how much it is to keep: twice that.
+    """
+    import numpy as np
+
+    np.empty(KEPT_BYTES // 2, np.uint8)
 
 
 def scan_inputs(
@@ -135,8 +154,10 @@ def fused_bytes(
     def scan() -> Iterator[Block]:
         return scan_inputs(members, base, context.shape, strategy.part)
 
+    keep_freed_memory()
+    context = replace(context, dtype=dtype)
     target = dtypes.numpy_dtype(dtype)
     for part in fused_parts(strategy, params, context, scan, observer):
         with np.errstate(over="ignore", invalid="ignore"):
-            rounded = part.astype(target)
-        yield dtypes.raw_bytes(rounded)
+            rounded = np.ascontiguousarray(part, target)
+        yield rounded.reshape(-1).view(np.uint8).data

@@ -7,7 +7,7 @@ or memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,34 +19,58 @@ if TYPE_CHECKING:
     Float64 = NDArray[np.float64]
 
 
-def weighted_sum(tensors: Sequence[FloatArray], coefficients: Sequence[float]) -> FloatArray:
-    """The sum of coefficient times tensor, added up in float64, in the first tensor's dtype.
+MOST_CANCELLED = 16
+"""How much larger than the sum of coefficients that of their magnitudes may be in float32."""
+
+
+def sum_dtype(
+    context: FuseContext, coefficients: Sequence[float], total: float
+) -> type[np.floating[Any]]:
+    """What to add up in: float32 where that is far more than the result is rounded to.
+
+    That is so for BF16, unless terms cancel out: `total` is what all coefficients add up to.
+    """
+    spread = sum(map(abs, coefficients))
+    is_enough = context.dtype == "BF16" and spread <= MOST_CANCELLED * abs(total) <= 2.0**64
+    return np.float32 if is_enough else np.float64
+
+
+def weighted_sum(
+    tensors: Sequence[FloatArray],
+    coefficients: Sequence[float],
+    dtype: type[np.floating[Any]] = np.float64,
+) -> FloatArray:
+    """The sum of coefficient times tensor, added up in `dtype`, in the first tensor's dtype.
 
     A coefficient of zero leaves its tensor out.
     """
-    total: Float64 | None = None
+    total: FloatArray | None = None
     for values, coefficient in zip(tensors, coefficients, strict=True):
         if coefficient:
-            term = values.astype(np.float64)
-            np.multiply(term, coefficient, out=term)
+            # Widened first: numpy is slow where it has to convert while it multiplies.
+            term = np.multiply(values.astype(dtype, copy=False), coefficient)
             total = term if total is None else np.add(total, term, out=total)
     if total is None:
         return np.zeros(tensors[0].shape, tensors[0].dtype)
-    return total.astype(tensors[0].dtype)
+    return total.astype(tensors[0].dtype, copy=False)
 
 
 def added(
-    tensors: Sequence[FloatArray], context: FuseContext, coefficients: Sequence[float]
+    tensors: Sequence[FloatArray],
+    context: FuseContext,
+    coefficients: Sequence[float],
+    dtype: type[np.floating[Any]] = np.float64,
 ) -> FloatArray:
-    """The base plus the sum of coefficient times delta, in float64, rounded once."""
+    """The base plus the sum of coefficient times delta, in `dtype`, rounded once."""
     assert context.base is not None
-    total = context.base.astype(np.float64)
+    base = context.base.astype(dtype, copy=False)
+    total: FloatArray | None = None
     for values, coefficient in zip(tensors, coefficients, strict=True):
         if coefficient:
-            change = np.subtract(values, context.base, dtype=np.float64)
+            change = np.subtract(values.astype(dtype, copy=False), base)
             np.multiply(change, coefficient, out=change)
-            np.add(total, change, out=total)
-    return total.astype(tensors[0].dtype)
+            total = np.add(base if total is None else total, change, out=change)
+    return (base if total is None else total).astype(tensors[0].dtype, copy=False)
 
 
 def moved(context: FuseContext, change: FloatArray, scale: float = 1.0) -> FloatArray:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
     yield FusionStrategy(
         name="linear",
-        version=1,
+        version=2,
         summary="weighted average of the members",
         fuse_weights=linear,
         part="elements",
@@ -33,12 +33,13 @@ def linear(
 ) -> FloatArray:
     """The sum of each member times its weight, divided by the sum of weights if `normalize`.
 
-    Added up in float64 and rounded once; a member of weight 0 takes no part. Raises `FusionError`
-    when the weights to normalize by add up to zero.
+    Added up in float64, or float32 for what `sum_dtype` says; a member of weight 0 takes no part.
+    Raises `FusionError` when the weights to normalize by add up to zero.
 
     The average of fine-tunes as in Wortsman et al., "Model soups" (ICML 2022).
     """
-    from arc_halo.strategies._sums import weighted_sum
+    from arc_halo.strategies._sums import sum_dtype, weighted_sum
 
     scale = weight_sum(context, "linear") if normalize else 1.0
-    return weighted_sum(tensors, [weight / scale for weight in context.weights])
+    shares = [weight / scale for weight in context.weights]
+    return weighted_sum(tensors, shares, sum_dtype(context, shares, total=sum(shares)))

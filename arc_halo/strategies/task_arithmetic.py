@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
     yield FusionStrategy(
         name="task_arithmetic",
-        version=1,
+        version=2,
         summary="the base plus the weighted changes of the members",
         fuse_weights=task_arithmetic,
         part="elements",
@@ -36,11 +36,14 @@ def task_arithmetic(
 ) -> FloatArray:
     """B + scale * sum of w_i (W_i - B), the sum divided by that of the weights if `normalize`.
 
-    In float64, rounded once. Raises `FusionError` where the weights to divide by add up to zero.
+    In float64, or float32 for what `sum_dtype` says. Raises `FusionError` where the weights to
+    divide by add up to zero.
 
     G. Ilharco et al., "Editing models with task arithmetic" (ICLR 2023).
     """
-    from arc_halo.strategies._sums import added
+    from arc_halo.strategies._sums import added, sum_dtype
 
     factor = scale / (weight_sum(context, "task_arithmetic") if normalize else 1.0)
-    return added(tensors, context, [weight * factor for weight in context.weights])
+    shares = [weight * factor for weight in context.weights]
+    # With the base's own, which is 1 less all of them, they add up to 1.
+    return added(tensors, context, shares, sum_dtype(context, shares, total=1))

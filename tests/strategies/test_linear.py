@@ -135,7 +135,7 @@ def test_the_memory_taken_is_that_of_a_few_parts() -> None:
     assert peak_bytes < 3 * 2**20
 
 
-def test_the_bits_of_version_1_never_change() -> None:
+def test_the_bits_of_a_version_never_change() -> None:
     ramp = np.arange(-500, 500)
     tensors = [(ramp * k % 997 / 991 - 0.5).astype(np.float32) for k in (7, 31, 101)]
     result = linear(tensors, context(0.6, 0.3, 0.25))
