@@ -13,6 +13,7 @@ import numpy as np
 
 from arc_halo.strategies._schemas import choice, number
 from arc_halo.strategies._selection import Cut, cuts
+from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors, parts
 from arc_halo.types import FuseContext
 
@@ -60,7 +61,8 @@ def _dropping(pairs: Cuts) -> Drop:
 
     def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
         for change, (top, rest) in zip(changes, keepers, strict=True):
-            np.multiply(change, rest.mask(change) & ~top.mask(change), out=change)
+            mask = rest.mask(change) & ~top.mask(change)
+            np.multiply(change, factors(mask, change), out=change)
         return list(changes)
 
     return drop

@@ -12,6 +12,7 @@ import numpy as np
 
 from arc_halo.strategies._draws import kept
 from arc_halo.strategies._schemas import choice
+from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors
 from arc_halo.types import FuseContext
 
@@ -35,7 +36,7 @@ def dropping(context: FuseContext, density: float, rescale: str, seed: int) -> D
         rest = []
         for member, change in enumerate(changes):
             mask = kept(change, density, context, seed, member, start)
-            np.multiply(change, mask, out=change)
+            np.multiply(change, factors(mask, change), out=change)
             rest.append(np.divide(change, density, out=change) if is_rescaled else change)
         return rest
 

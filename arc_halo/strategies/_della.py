@@ -13,6 +13,7 @@ import numpy as np
 from arc_halo.errors import FusionError
 from arc_halo.strategies._draws import kept
 from arc_halo.strategies._schemas import choice, number
+from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors
 from arc_halo.types import FuseContext
 
@@ -64,7 +65,7 @@ def dropping(context: FuseContext, density: float, epsilon: float, rescale: str,
                 else chances_by_rank(columns, density, epsilon)[ranks(change)]
             )
             mask = kept(change, chances, context, seed, member, start)
-            np.multiply(change, mask, out=change)
+            np.multiply(change, factors(mask, change), out=change)
             rest.append(np.divide(change, chances, out=change) if is_rescaled else change)
         return rest
 

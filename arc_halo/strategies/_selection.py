@@ -97,9 +97,10 @@ class _Search:
         bits = np.abs(values).reshape(-1).view(f"u{values.dtype.itemsize}")
         higher = self._shift + DIGIT_BITS
         if higher < 8 * values.dtype.itemsize:
-            bits = bits[bits >> higher == self._prefix]
-        digits = (bits >> self._shift).astype(np.uint16)
-        self._histogram += np.bincount(digits, minlength=1 << DIGIT_BITS)
+            bits = np.compress(bits >> higher == self._prefix, bits) & ((1 << higher) - 1)
+        digits = (bits >> self._shift).astype(np.intp)
+        # Not bincount: its own histogram would be as large again, for however few digits.
+        np.add.at(self._histogram, digits, 1)
 
     def descend(self) -> None:
         if self._shift is None or self._shift < 0:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from arc_halo.types import FloatArray
 
 
@@ -32,14 +34,22 @@ def elected(
     total = np.zeros_like(terms[0])
     divisor = np.zeros_like(terms[0])
     for term, judge, weight in zip(terms, judged, weights, strict=True):
-        agrees = ((judge > 0) == is_positive) & (judge != 0)
-        # By multiplication: what is masked one by one takes ten times as long.
+        agrees = factors(((judge > 0) == is_positive) & (judge != 0), term)
         np.add(total, np.multiply(term, agrees, out=term), out=total)
         if divide != "none":
-            np.add(divisor, agrees * total.dtype.type(_share(weight, divide)), out=divisor)
+            share = total.dtype.type(_share(weight, divide))
+            np.add(divisor, np.multiply(agrees, share, out=agrees), out=divisor)
     if divide != "none":
         np.divide(total, np.where(divisor == 0, total.dtype.type(1), divisor), out=total)
     return total
+
+
+def factors(mask: NDArray[np.bool_], like: FloatArray) -> FloatArray:
+    """1 where the mask is true and 0 elsewhere, in the dtype of what is to be multiplied.
+
+    What is masked one by one takes ten times as long, and multiplied by booleans, twice.
+    """
+    return mask.astype(like.dtype)
 
 
 def _share(weight: float, divide: str) -> float:

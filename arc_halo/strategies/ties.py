@@ -65,11 +65,11 @@ def ties(
 
     P. Yadav et al., "TIES-Merging" (NeurIPS 2023).
     """
-    from arc_halo.strategies._signs import elected
+    from arc_halo.strategies._signs import elected, factors
     from arc_halo.strategies._sums import differences, moved
 
     changes = differences(tensors, context.base)
     for change, keeper in zip(changes, context.measured or (), strict=False):
-        np.multiply(change, keeper.mask(change), out=change)
+        np.multiply(change, factors(keeper.mask(change), change), out=change)
     merged = elected(changes, context.weights, elect=elect, divide=divide)
     return moved(context, merged, scale)
