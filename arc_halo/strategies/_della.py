@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from arc_halo.errors import FusionError
-from arc_halo.strategies._draws import kept
+from arc_halo.strategies._draws import bounds, kept_below
 from arc_halo.strategies._schemas import choice, number
 from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors
@@ -59,14 +59,11 @@ def dropping(context: FuseContext, density: float, epsilon: float, rescale: str,
         rest: list[FloatArray] = []
         for member, change in enumerate(changes):
             columns = change.shape[-1]
-            chances = (
-                np.full((), density)
-                if columns == 1
-                else chances_by_rank(columns, density, epsilon)[ranks(change)]
-            )
-            mask = kept(change, chances, context, seed, member, start)
+            places = ranks(change) if columns > 1 else np.zeros((), np.int64)
+            by_rank = chances_by_rank(columns, density, epsilon if columns > 1 else 0)
+            mask = kept_below(bounds(by_rank)[places], change, context, seed, member, start)
             np.multiply(change, factors(mask, change), out=change)
-            rest.append(np.divide(change, chances, out=change) if is_rescaled else change)
+            rest.append(np.divide(change, by_rank[places], out=change) if is_rescaled else change)
         return rest
 
     return drop
@@ -92,9 +89,10 @@ def ranks(values: FloatArray) -> NDArray[np.int64]:
         places = (columns - 1) - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     else:
         places = columns - 1 - np.argsort(magnitudes[:, ::-1], axis=1, kind="stable")
-    found = np.empty((rows, columns), np.int64)
-    np.put_along_axis(found, places, np.arange(columns)[None, :], axis=1)
-    return found
+    places += np.arange(rows)[:, None] * columns
+    found = np.empty(rows * columns, np.int64)
+    found[places.reshape(-1)] = np.tile(np.arange(columns), rows)
+    return found.reshape(rows, columns)
 
 
 def measure(

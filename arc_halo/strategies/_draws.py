@@ -42,8 +42,24 @@ def kept(
     start: int,
 ) -> NDArray[np.bool_]:
     """A mask that keeps each element with its probability."""
+    return kept_below(bounds(probability), values, context, seed, member, start)
+
+
+def bounds(probability: float | FloatArray) -> NDArray[np.uint32]:
+    """Below which number an element is kept."""
+    return np.asarray(np.minimum(np.asarray(probability) * 2.0**32, 2**32 - 1), np.uint32)
+
+
+def kept_below(
+    bound: NDArray[np.uint32],
+    values: FloatArray,
+    context: FuseContext,
+    seed: int,
+    member: int,
+    start: int,
+) -> NDArray[np.bool_]:
+    """A mask that keeps each element whose number is below its bound."""
     numbers = draws(context, seed, member, start, values.size).reshape(values.shape)
-    bound = np.asarray(np.minimum(np.asarray(probability) * 2.0**32, 2**32 - 1), np.uint32)
     mask: NDArray[np.bool_] = numbers < bound
     return mask
 
