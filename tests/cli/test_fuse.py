@@ -199,3 +199,43 @@ def test_memory_does_not_grow_with_the_tensors(directory: Path, strategy: str) -
     code, grown_mib = done.stdout.split()[-2:]
     assert code == "0"
     assert float(grown_mib) < 24  # one input alone has 92 MiB
+
+
+PRIVATE = """
+import sys, threading
+def private_mib():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
+import numpy
+bare, most, ended = private_mib(), [], threading.Event()
+def watch():
+    while not ended.wait(0.01):
+        most.append(private_mib())
+watcher = threading.Thread(target=watch)
+watcher.start()
+from arc_halo.cli.main import run
+files = [part for name in ("base", "poet", "coder") for part in ("--from-files", f"{name}=large")]
+code = run(["fuse", "run", "blend.yaml", *files, "--to-dir", "out", "--memory", "64MiB", "--quiet"])
+ended.set()
+watcher.join()
+print(code, max(most) - bare)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells it")
+@pytest.mark.parametrize("strategy", ["ties", "della_linear"])
+def test_the_memory_asked_for_holds_all_but_the_interpreter(directory: Path, strategy: str) -> None:
+    write_recipe(directory, strategy)
+    (directory / "large").mkdir()
+    large = np.random.default_rng(1).normal(size=(12_000, 2_000)).astype(np.float32)
+    save_file({"w": large}, directory / "large" / "model.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    code, private_mib = done.stdout.split()[-2:]
+    assert code == "0"
+    assert float(private_mib) <= 64
