@@ -32,7 +32,7 @@ from rows import Row, show
 MEMORY_MIB = 64
 """The `--memory` that merges run with, and the bar for what they take."""
 
-SAMPLE_SECONDS = 0.01
+SAMPLE_SECONDS = 0.05
 MEMBERS = ("base", "one", "two", "three")
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
