@@ -42,8 +42,9 @@ def weighted_sum(
 ) -> FloatArray:
     """The sum of coefficient times tensor, added up in `dtype`, in the first tensor's dtype.
 
-    A coefficient of zero leaves its tensor out.
+    A coefficient of zero leaves its tensor out. Wide tensors are added up in float64 in any case.
     """
+    dtype = np.promote_types(dtype, tensors[0].dtype).type
     total: FloatArray | None = None
     for values, coefficient in zip(tensors, coefficients, strict=True):
         if coefficient:
@@ -63,6 +64,7 @@ def added(
 ) -> FloatArray:
     """The base plus the sum of coefficient times delta, in `dtype`, rounded once."""
     assert context.base is not None
+    dtype = np.promote_types(dtype, tensors[0].dtype).type
     base = context.base.astype(dtype, copy=False)
     total: FloatArray | None = None
     for values, coefficient in zip(tensors, coefficients, strict=True):
