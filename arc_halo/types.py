@@ -187,6 +187,19 @@ Scan = Callable[[], Iterator[Block]]
 Part = Literal["elements", "rows", "tensor"]
 
 
+@dataclass(frozen=True, slots=True)
+class SurveyTensor:
+    """A tensor of the merge as a survey sees it: `scan` reads it part by part.
+
+    `size` counts elements; the parts of one that `is_wide` are float64, not float32.
+    """
+
+    name: str
+    size: int
+    is_wide: bool
+    scan: Scan
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FuseContext:
     """What a weight strategy may know beside its params.
@@ -195,7 +208,8 @@ class FuseContext:
     `dtype` is the safetensors name of what the result will be rounded to, "" where that is unknown.
     `base` is the base model's part where the reactor names one. `shape` is the whole tensor's,
     `start` the flat index at which the part begins. `measured` is what the strategy's `measure`
-    has returned. Arrays are float32 (float64 for F64 members).
+    has returned, `surveyed` what its `survey` has for this tensor. Arrays are float32 (float64 for
+    F64 members).
     """
 
     tensor: str
@@ -205,6 +219,7 @@ class FuseContext:
     start: int = 0
     roots: tuple[bytes, ...] = ()
     measured: Any = None
+    surveyed: Any = None
     dtype: str = ""
 
 
@@ -225,6 +240,10 @@ class FusionStrategy:
     its shape alone, come in order, and take a fixed amount of memory. What needs the whole tensor
     first is measured: `measure(scan, context, *, ...)`, with the same
     keywords, may call `scan` as often as it likes, and what it returns is `context.measured`.
+    What needs all tensors first is surveyed: `survey(tensors, *, ...)` gets every tensor that will
+    be fused, as `SurveyTensor`s in the order of their names, with the params of the reactor. It
+    returns JSON for each tensor by name, which is then `context.surveyed` and a part of the
+    tensor's key; or None where the params ask for nothing of the kind.
 
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
     decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
@@ -239,6 +258,7 @@ class FusionStrategy:
     )
     fuse_weights: FuseWeights | None = None
     measure: Callable[..., Any] | None = None
+    survey: Callable[..., Mapping[str, Any] | None] | None = None
     part: Part = "tensor"
     numerics: Literal["exact", "platform"] = "platform"
     is_random: bool = False
@@ -249,7 +269,7 @@ class FusionStrategy:
     max_members: int | None = None
 
     def __post_init__(self) -> None:
-        for function in (self.fuse_weights, self.measure, self.combine_outputs):
+        for function in (self.fuse_weights, self.measure, self.survey, self.combine_outputs):
             if function is not None:
                 _check_params(self.name, function, self.params_schema)
 

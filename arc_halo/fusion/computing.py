@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from arc_halo.fusion.blocks import Span
 from arc_halo.fusion.facts import Observer
-from arc_halo.fusion.inputs import FloatParts, Input, RawTensor, fused_bytes
+from arc_halo.fusion.inputs import FloatParts, Input, RawTensor, fused_bytes, scan_inputs
+from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
 from arc_halo.fusion.updates import UpdatedInput, factors
 from arc_halo.tensors import dtypes
-from arc_halo.types import FuseContext
+from arc_halo.types import Block, FuseContext, SurveyTensor
 
 if TYPE_CHECKING:
     from arc_halo.types import FloatArray
@@ -32,21 +36,56 @@ def fused_pieces(
     the inputs raises.
     """
     assert recipe.strategy is not None
+    members, base = _inputs(recipe, open_source, memory_bytes)
+    context = FuseContext(
+        tensor=recipe.name,
+        weights=recipe.weights,
+        shape=recipe.shape,
+        roots=recipe.roots,
+        surveyed=recipe.surveyed,
+    )
+    yield from fused_bytes(
+        recipe.strategy, recipe.params, context, members, base, recipe.dtype, observer
+    )
+
+
+def surveyed(
+    recipe: FusionRecipe,
+    tensors: Sequence[TensorRecipe],
+    open_sources: Callable[[TensorRecipe], OpenSource],
+    memory_bytes: int,
+) -> list[TensorRecipe]:
+    """The tensors with what the strategy's survey of all of them has found, if it makes one."""
+    if recipe.strategy.survey is None:
+        return list(tensors)
+
+    def scan(tensor: TensorRecipe) -> Iterator[Block]:
+        members, base = _inputs(tensor, open_sources(tensor), memory_bytes)
+        return scan_inputs(members, base, tensor.shape, recipe.strategy.part)
+
+    fused = sorted((t for t in tensors if t.strategy is not None), key=lambda t: t.name)
+    found = recipe.strategy.survey(
+        [
+            SurveyTensor(
+                tensor.name,
+                math.prod(tensor.shape),
+                "F64" in (recipe.compute, *(source.dtype for source in tensor.sources)),
+                partial(scan, tensor),
+            )
+            for tensor in fused
+        ],
+        **recipe.params,
+    )
+    return [replace(tensor, surveyed=(found or {}).get(tensor.name)) for tensor in tensors]
+
+
+def _inputs(
+    recipe: TensorRecipe, open_source: OpenSource, memory_bytes: int
+) -> tuple[list[FloatParts], FloatParts | None]:
     window_bytes = memory_bytes // len(recipe.sources)
     inputs = [_input(each, open_source, window_bytes, recipe) for each in recipe.sources]
     count = len(recipe.members)
-    context = FuseContext(
-        tensor=recipe.name, weights=recipe.weights, shape=recipe.shape, roots=recipe.roots
-    )
-    yield from fused_bytes(
-        recipe.strategy,
-        recipe.params,
-        context,
-        inputs[:count],
-        inputs[count] if recipe.base else None,
-        recipe.dtype,
-        observer,
-    )
+    return inputs[:count], inputs[count] if recipe.base else None
 
 
 def _input(

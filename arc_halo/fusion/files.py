@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arc_halo.errors import IncompatibleModelsError
 from arc_halo.fusion.compatibility import Described, Table
-from arc_halo.fusion.computing import fused_pieces
+from arc_halo.fusion.computing import fused_pieces, surveyed
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
@@ -56,18 +56,17 @@ class FileMerge:
         self._models = models
         self._metadata = (base or members[0]).reader.metadata
         self._memory_bytes = memory_bytes
-        self._recipes = {
-            each.name: each
-            for each in plan_tensors(
-                recipe,
-                [model.table for model in members],
-                base.table if base else None,
-                {name: model.table for name, model in models.items()},
-            )
-        }
-        for each in self._recipes.values():
+        planned = plan_tensors(
+            recipe,
+            [model.table for model in members],
+            base.table if base else None,
+            {name: model.table for name, model in models.items()},
+        )
+        for each in planned:
             if each.strategy is None:
                 self._check_equal(each)
+        found = surveyed(recipe, planned, lambda _: self._open, memory_bytes // 4)
+        self._recipes = {each.name: each for each in found}
 
     @property
     def tensors(self) -> list[TensorInfo]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from arc_halo.errors import WeightsError
 from arc_halo.fusion.compatibility import Table
+from arc_halo.fusion.computing import surveyed
 from arc_halo.fusion.driving import LOCAL, Workers, drive
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import AdapterInput, FusionInput, FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe
+from arc_halo.fusion.working import share_of, stored_sources
 from arc_halo.store import builds, fusions
 from arc_halo.store.fusions import NewTask
 from arc_halo.store.rows import Connection
@@ -33,15 +38,17 @@ def fuse(
     `FusionError` for what a strategy cannot do.
     """
     tensors = plan_merge(store, recipe)
-    tasks = [_task(place, tensor) for place, tensor in enumerate(tensors)]
     request = Recipe(purpose="fuse", key=recipe.key, recipe=recipe.identity(), project=project)
     strategies = {recipe.strategy.name: (recipe.strategy, recipe.strategy_version)}
 
     def fill(opened: OpenBuild) -> tuple[int, Totals]:
+        with store.pool.connection() as conn:
+            is_entered = fusions.is_entered(conn, opened.id)
+        tasks = [] if is_entered else _tasks(store, recipe, tensors)
         with store.pool.connection() as conn, conn.transaction():
             reused = fusions.enter(conn, opened.id, tasks)
         done = {name for name, _, _ in opened.tensors}
-        advance(sum(reused) + sum(task.size_bytes for task in tasks if task.name in done))
+        advance(sum(reused) + sum(each.size_bytes for each in tensors if each.name in done))
         return drive(store, strategies, opened, workers, advance)
 
     return fill_build(store, request, len(tensors), fill)
@@ -84,6 +91,13 @@ def _table(conn: Connection, source: FusionInput | AdapterInput) -> Table:
         )
     tensors = builds.set_tensors(conn, found.id)
     return Table(source.model, {tensor.name: tensor for tensor in tensors})
+
+
+def _tasks(
+    store: WeightStore, recipe: FusionRecipe, tensors: Sequence[TensorRecipe]
+) -> list[NewTask]:
+    found = surveyed(recipe, tensors, partial(stored_sources, store), share_of(store))
+    return [_task(place, tensor) for place, tensor in enumerate(found)]
 
 
 def _task(place: int, tensor: TensorRecipe) -> NewTask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from arc_halo.fusion.recipes import NUMERICS_VERSION, Compute, canonical
 from arc_halo.types import FusionStrategy, JsonObject
@@ -74,6 +75,7 @@ class TensorRecipe:
     base: TensorSource | None = None
     roots: tuple[bytes, ...] = ()
     compute: Compute = "F32"
+    surveyed: Any = None
 
     @property
     def sources(self) -> tuple[TensorSource, ...]:
@@ -106,6 +108,7 @@ class TensorRecipe:
             "base": self.base.identity() if self.base else None,
             "roots": [root.hex() for root in self.roots],
             "compute": self.compute,
+            "surveyed": self.surveyed,
         }
 
     def labels(self) -> list[JsonObject]:
@@ -134,6 +137,7 @@ def from_identity(
         base=sources[count] if identity["base"] else None,
         roots=tuple(bytes.fromhex(root) for root in identity["roots"]),
         compute=identity["compute"],
+        surveyed=identity["surveyed"],
     )
 
 

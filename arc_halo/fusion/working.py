@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from arc_halo.errors import FusionError, WeightsError
-from arc_halo.fusion.computing import fused_pieces
+from arc_halo.fusion.computing import OpenSource, fused_pieces
 from arc_halo.fusion.facts import Observer
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource, from_identity
 from arc_halo.store import builds, fusions
@@ -86,6 +86,16 @@ def compute(
     store: WeightStore, recipe: TensorRecipe, observer: Observer | None = None
 ) -> Iterator[memoryview]:
     """The raw bytes of a fused tensor whose inputs are in the database."""
+    return fused_pieces(recipe, stored_sources(store, recipe), share_of(store), observer)
+
+
+def share_of(store: WeightStore) -> int:
+    """A thread's bytes for windows; the rest is for parts as floats, and for what is written."""
+    return store.memory_bytes // (4 * store.threads)
+
+
+def stored_sources(store: WeightStore, recipe: TensorRecipe) -> OpenSource:
+    """Opens the inputs of a tensor, which are in the database."""
     wanted = [source.digest for source in recipe.all_sources if source.digest is not None]
     with store.pool.connection() as conn:
         found = by_digest(conn, wanted)
@@ -101,9 +111,7 @@ def compute(
             )
         return StoredTensor(store, row, source.tensor)
 
-    # A thread's share; the rest is for parts as floats, and for what is being written.
-    share = store.memory_bytes // (4 * store.threads)
-    return fused_pieces(recipe, open_source, share, observer)
+    return open_source
 
 
 def known_recipe(

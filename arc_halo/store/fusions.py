@@ -30,15 +30,17 @@ ORDER BY item.key, item.ordinal
 ON CONFLICT DO NOTHING
 """
 
-# What failed before is tried again.
 ENTER_TASKS = """
 INSERT INTO fusion_tasks (build_id, ordinal, tensor_name, tensor_key, size_bytes, labels)
 SELECT %(build_id)s, item.ordinal, item.name, decode(item.key, 'hex'), item.size_bytes, item.labels
 FROM jsonb_to_recordset(%(items)s) AS item (
     ordinal int, name text, key text, size_bytes bigint, labels jsonb)
-ON CONFLICT (build_id, ordinal) DO UPDATE
-SET status = 'todo', error = NULL, finished_at = NULL, worker = NULL
-WHERE fusion_tasks.status = 'failed'
+ON CONFLICT (build_id, ordinal) DO NOTHING
+"""
+
+RETRY = """
+UPDATE fusion_tasks SET status = 'todo', error = NULL, finished_at = NULL, worker = NULL
+WHERE build_id = %(build_id)s AND status = 'failed'
 """
 
 # The lock keeps tensors that are there from collection until the set refers to them.
@@ -266,8 +268,10 @@ class Product:
 def enter(conn: Connection, build_id: UUID, tasks: Sequence[NewTask]) -> list[int]:
     """Enter the tasks of a build, and finish those for which nothing is to be computed.
 
-    The sizes of those, in bytes. Tasks that are there already stay as they are.
+    The sizes of those, in bytes. Tasks that are there already stay as they are, but what failed
+    is tried again.
     """
+    conn.execute(RETRY, {"build_id": build_id})
     computed = {task.key: task for task in tasks if task.key is not None}
     recipes = [{"key": k.hex(), "recipe": task.recipe} for k, task in computed.items()]
     conn.execute(ENTER_RECIPES, {"items": Jsonb(recipes)})

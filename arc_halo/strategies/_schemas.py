@@ -51,6 +51,12 @@ DIVIDE = choice(
     "count",
     "none",
 )
+SCOPE = choice(
+    "Where the largest are looked for: in each tensor (as mergekit has it), or in all of them "
+    "together (the paper).",
+    "tensor",
+    "global",
+)
 SEED = {
     "type": "integer",
     "description": "Another seed, another choice.",

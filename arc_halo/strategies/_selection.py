@@ -53,6 +53,13 @@ class Keeper:
         return kept
 
 
+def cut_at(threshold: float, ties: int) -> Cut:
+    """A cut found elsewhere, for numbers that may be narrower than the threshold."""
+    is_narrow = float(np.float32(threshold)) == threshold
+    # A plain float would be rounded to what it is compared with.
+    return Cut(threshold if is_narrow else np.float64(threshold), ties)
+
+
 NOTHING = Cut(np.inf, 0)
 EVERYTHING = Cut(-1.0, 0)
 

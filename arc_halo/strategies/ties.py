@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from arc_halo.errors import FusionError
 from arc_halo.hookspecs import hookimpl
-from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, schema
-from arc_halo.types import FuseContext, FusionStrategy
+from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, SCOPE, schema
+from arc_halo.types import FuseContext, FusionStrategy, JsonObject, SurveyTensor
 
 if TYPE_CHECKING:
     from arc_halo.strategies._selection import Keeper
@@ -24,11 +25,12 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         version=1,
         summary="trim small changes, elect signs, add up who agrees",
         measure=measure,
+        survey=survey,
         fuse_weights=ties,
         part="elements",
         numerics="exact",
         needs_base=True,
-        params_schema=schema(density=DENSITY, elect=ELECT, divide=DIVIDE, scale=SCALE),
+        params_schema=schema(density=DENSITY, elect=ELECT, divide=DIVIDE, scope=SCOPE, scale=SCALE),
     )
 
 
@@ -36,9 +38,12 @@ def measure(
     scan: Scan, context: FuseContext, *, density: float = 1.0, **_: object
 ) -> list[Keeper] | None:
     """Who is among the largest, for each member; None where all are kept."""
-    from arc_halo.strategies._selection import cuts
+    from arc_halo.strategies._selection import cut_at, cuts
     from arc_halo.strategies._sums import deltas
 
+    if context.surveyed is not None:
+        pairs = zip(context.surveyed["thresholds"], context.surveyed["ties"], strict=True)
+        return [cut_at(threshold, count).keeper() for threshold, count in pairs]
     size = math.prod(context.shape)
     keep = max(1, int(density * size))
     if keep >= size:
@@ -48,6 +53,45 @@ def measure(
     return [cut.keeper() for cut in found]
 
 
+def survey(
+    tensors: Sequence[SurveyTensor], *, density: float = 1.0, scope: str = "tensor", **_: object
+) -> dict[str, JsonObject] | None:
+    """Where each member's largest elements of all tensors end, and how many equal ones count."""
+    from arc_halo.strategies._selection import cuts
+    from arc_halo.strategies._sums import deltas
+
+    size = sum(tensor.size for tensor in tensors)
+    keep = max(1, int(density * size))
+    if scope == "tensor" or keep >= size:
+        return None
+    count = len(next(iter(tensors[0].scan())).tensors)
+    # One dtype for all, where some are wide.
+    dtype = np.float64 if any(tensor.is_wide for tensor in tensors) else np.float32
+
+    def changes(tensor: SurveyTensor) -> Iterator[list[FloatArray]]:
+        for block in tensor.scan():
+            if len(block.tensors) != count:
+                raise FusionError(
+                    f"ties: {tensor.name!r} is fused of {len(block.tensors)} members, others of "
+                    f"{count}",
+                    hint="`scope: global` needs every member in every slice",
+                )
+            yield [delta.astype(dtype, copy=False) for delta in deltas(block)]
+
+    found = cuts(lambda: (part for t in tensors for part in changes(t)), [keep] * count, size)
+    left = [cut.ties for cut in found]
+    surveyed: dict[str, JsonObject] = {}
+    for tensor in tensors:
+        taken = [0] * count
+        for part in changes(tensor):
+            for member, (values, cut) in enumerate(zip(part, found, strict=True)):
+                taken[member] += int(np.count_nonzero(np.abs(values) == cut.threshold))
+        taken = [min(one, other) for one, other in zip(taken, left, strict=True)]
+        left = [one - other for one, other in zip(left, taken, strict=True)]
+        surveyed[tensor.name] = {"thresholds": [cut.threshold for cut in found], "ties": taken}
+    return surveyed
+
+
 def ties(
     tensors: Sequence[FloatArray],
     context: FuseContext,
@@ -55,13 +99,14 @@ def ties(
     density: float = 1.0,
     elect: str = "weighted",
     divide: str = "weights",
+    scope: str = "tensor",
     scale: float = 1.0,
 ) -> FloatArray:
     """B + scale * the sum of w_i d_i over the members that agree with the elected sign, divided.
 
-    Of each change d_i = W_i - B only its max(1, floor(density * n)) largest elements count, in the
-    tensor, equal ones by their place. Signs are elected and the sum divided as `elect` and `divide`
-    say; the defaults are mergekit's.
+    Of each change d_i = W_i - B only its max(1, floor(density * n)) largest elements count, of the
+    tensor's n or, by `scope`, of those of all tensors; equal ones by their place. Signs are elected
+    and the sum divided as `elect` and `divide` say; the defaults are mergekit's.
 
     P. Yadav et al., "TIES-Merging" (NeurIPS 2023).
     """

@@ -171,7 +171,7 @@ def test_every_field_of_a_descriptor_is_explained_with_its_default(name: str) ->
     assert [row[0] for row in rows] == [f"`{field.name}`" for field in fields]
     for row, field in zip(rows, fields, strict=True):
         if field.default is not dataclasses.MISSING:
-            assert row[1] == f"`{field.default}`", field.name
+            assert row[1] == (f"`{field.default}`" if field.default != "" else '`""`'), field.name
         elif field.default_factory is dataclasses.MISSING:
             assert row[1] == "required", field.name
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from arc_halo import connect
 from arc_halo.cli.main import run
-from arc_halo.errors import ManifestError
+from arc_halo.errors import FusionError, ManifestError
 
 NAMES = ("base", "poet", "coder")
 LAYERS = 3
@@ -339,3 +339,55 @@ def test_views_say_what_each_tensor_was_made_of(directory: Path, database: str) 
         ("coder@1", "model.norm.weight", False, 0.3),
         ("base@1", "model.norm.weight", True, None),
     ]
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_the_largest_of_the_whole_model_are_kept(
+    directory: Path, database: str, dtype: str
+) -> None:
+    params = {"density": 0.2, "scope": "global"}
+    write(directory, params=params, compute=dtype)
+    first, found = apply(directory, database)
+    assert len(first) == len(tensors(0))
+    wide = np.dtype({"F32": "f4", "F64": "f8"}[dtype])
+    base, poet, coder = ({n: v.astype(wide) for n, v in tensors(s).items()} for s in range(3))
+    kept = {}
+    for name, member in (("poet", poet), ("coder", coder)):
+        changes = {n: member[n] - base[n] for n in sorted(base)}
+        whole = np.concatenate([np.abs(each).ravel() for each in changes.values()])
+        last = np.sort(whole)[::-1][int(0.2 * whole.size) - 1]
+        kept[name] = {n: np.where(np.abs(each) >= last, each, 0) for n, each in changes.items()}
+    for name, values in found.items():
+        one, two = 0.6 * kept["poet"][name].astype(float), 0.3 * kept["coder"][name].astype(float)
+        sign = np.where(one + two >= 0, 1, -1)
+        agree = [np.sign(each) == sign for each in (one, two)]
+        divisor = agree[0] * 0.6 + agree[1] * 0.3
+        merged = (one * agree[0] + two * agree[1]) / np.where(divisor == 0, 1, divisor)
+        assert np.allclose(values, base[name] + merged, rtol=1e-5, atol=1e-6), name
+    assert run(["fuse", "verify", "blend", "--database-url", database]) == 0
+    changed = tensors(1)
+    changed["model.norm.weight"] *= 100
+    save_file(changed, directory / "poet" / "model.safetensors")
+    assert len(apply(directory, database)[0]) == len(first)
+
+
+def test_equal_elements_at_the_end_count_by_name_and_place(directory: Path, database: str) -> None:
+    """All are equal, and a quarter is kept."""
+    base = {n: np.zeros_like(v) for n, v in tensors(0).items()}
+    save_file(base, directory / "base" / "model.safetensors")
+    for name, step in (("poet", 1.0), ("coder", -1.0)):
+        found = {n: np.full_like(v, step) for n, v in base.items()}
+        save_file(found, directory / name / "model.safetensors")
+    write(directory, params={"density": 0.25, "scope": "global"})
+    _, merged = apply(directory, database)
+    order = np.concatenate([merged[name].ravel() for name in sorted(merged)])
+    expected = np.zeros(order.size, np.float32)
+    expected[: int(0.25 * order.size)] = 1
+    assert np.array_equal(order, expected)
+
+
+def test_a_global_scope_needs_every_member_everywhere(directory: Path, database: str) -> None:
+    parts = [{"layers": {"poet": [0, 1], "coder": [0, 1]}}, {"layers": {"poet": [1, 3]}}]
+    write(directory, params={"density": 0.5, "scope": "global"}, slices=parts)
+    with pytest.raises(FusionError, match="others of"):
+        apply(directory, database)
