@@ -22,7 +22,8 @@ ArcHaloError                 exit  1
 │   └── BodyStoreError             1   where bodies are kept cannot be reached, or is another's
 ├── CodecError                     1
 └── FusionError                    1
-    └── IncompatibleModelsError    4
+    ├── IncompatibleModelsError    4
+    └── NotFiniteError             4   an input holds NaN or infinities
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH065": "a body store cannot be used",
         "AH070": "models that cannot be fused with one another",
         "AH071": "a fusion strategy failed",
+        "AH072": "NaN or infinities in what is to be fused",
         "AH080": "the command line makes no sense",
         "AH090": "a setting has a value that makes no sense",
         "AH099": "another error",
@@ -219,3 +221,10 @@ class FusionError(ArcHaloError):
 class IncompatibleModelsError(FusionError):
     code = "AH070"
     exit_code = 4
+
+
+class NotFiniteError(FusionError):
+    """An input of a merge holds NaN or infinities."""
+
+    exit_code = 4
+    code = "AH072"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arc_halo.errors import FusionError, InvalidInputError
+from arc_halo.errors import FusionError, InvalidInputError, NotFiniteError
 from arc_halo.executors.threads import open_threads
 from arc_halo.fusion.remote import Job, Outcome, do_job
 from arc_halo.fusion.working import Strategies, Worked, work
@@ -60,7 +60,7 @@ def drive(
 ) -> tuple[int, Totals]:
     """Have every task of the build done; how many tensors were computed, and what was stored.
 
-    Raises `FusionError` for what a strategy cannot do.
+    Raises `FusionError` for what a strategy cannot do, `NotFiniteError` for NaN and infinities.
     """
     if workers.executor.shares_memory:
         done = _drive_threads(store, strategies, opened, workers, advance)
@@ -220,6 +220,8 @@ def _check_failures(failures: Sequence[Failure]) -> None:
     if not failures:
         return
     first = failures[0].error
+    if first["code"] == NotFiniteError.code:
+        raise NotFiniteError(first["message"], hint=first["hint"])
     if len(failures) == 1:
         raise FusionError(first["message"], hint=first["hint"], code=first["code"])
     listed = "".join(f"\n  {failure.error['message']}" for failure in failures[:SHOWN])

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arc_halo.errors import IncompatibleModelsError
+from arc_halo.errors import IncompatibleModelsError, NotFiniteError
 from arc_halo.fusion.compatibility import Described, Table
 from arc_halo.fusion.computing import fused_pieces, surveyed
+from arc_halo.fusion.finiteness import every_not_finite
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
@@ -91,7 +92,12 @@ class FileMerge:
                 advance(piece.nbytes)
 
         assert weight_format.write is not None
-        weight_format.write(path, self.tensors, self._metadata, read)
+        try:
+            weight_format.write(path, self.tensors, self._metadata, read)
+        except NotFiniteError as exc:
+            recipes = list(self._recipes.values())
+            memory = self._memory_bytes // 4
+            raise every_not_finite(exc, recipes, lambda _: self._open, memory) from exc
 
     def _pieces(self, recipe: TensorRecipe) -> Iterator[memoryview]:
         if recipe.strategy is None:

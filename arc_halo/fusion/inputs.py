@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from arc_halo.errors import FusionError
+from arc_halo.errors import NotFiniteError
 from arc_halo.fusion.blocks import BLOCK_ITEMS, Span, fused_parts, spans
 from arc_halo.fusion.facts import Observer
 from arc_halo.fusion.recipes import Compute
@@ -73,10 +73,14 @@ class Input:
         self._start = self._end = 0
         self._is_checked = False
 
+    @property
+    def item_bytes(self) -> int:
+        return self._dtype.itemsize
+
     def block(self, span: Span) -> FloatArray:
         """That part in float32, or float64 for F64 and where it is asked for.
 
-        Raises `FusionError` for NaN and infinities.
+        Raises `NotFiniteError`.
         """
         import numpy as np
 
@@ -84,7 +88,7 @@ class Input:
         values = np.frombuffer(self._take(span.start * size, span.count * size), self._dtype)
         floats: FloatArray = values.astype(self._floats).reshape(span.shape)
         if not self._is_checked and not np.isfinite(floats).all():
-            raise FusionError(
+            raise NotFiniteError(
                 f"{self._model}: {self._tensor!r} holds NaN or infinity",
                 hint="repair that model, or leave it out: nothing can be made of such numbers",
             )

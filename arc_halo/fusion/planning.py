@@ -257,4 +257,4 @@ def at(value: Any, place: float) -> Any:
         if steps == low:
             return value[low]
         return value[low] + (value[high] - value[low]) * (steps - low)
-    return value[min(int(place * len(value)), len(value) - 1)]
+    return value[math.floor(steps)]

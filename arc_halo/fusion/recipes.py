@@ -207,7 +207,8 @@ def recipe_of(
         ),
         slices=tuple(
             LayerSlice(
-                layers={places[model]: span for model, span in each.layers.items()},
+                # In the order of members, whatever order is written: a mapping has none.
+                layers=dict(sorted((places[model], s) for model, s in each.layers.items())),
                 base=each.base,
                 params=each.params,
                 weights={places[model]: weight for model, weight in each.weights.items()},

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from arc_halo.errors import WeightsError
+from arc_halo.errors import NotFiniteError, WeightsError
 from arc_halo.fusion.compatibility import Table
 from arc_halo.fusion.computing import surveyed
 from arc_halo.fusion.driving import LOCAL, Workers, drive
+from arc_halo.fusion.finiteness import every_not_finite
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import AdapterInput, FusionInput, FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe
@@ -35,7 +36,7 @@ def fuse(
     Each tensor commits by itself; one whose key was computed before, for whatever merge, is not
     computed again. Tensors go through part by part, within `store.memory_bytes` unless the
     strategy wants them whole. Raises `IncompatibleModelsError` before anything is computed, and
-    `FusionError` for what a strategy cannot do.
+    `FusionError` for what a strategy cannot do, `NotFiniteError` for NaN and infinities.
     """
     tensors = plan_merge(store, recipe)
     request = Recipe(purpose="fuse", key=recipe.key, recipe=recipe.identity(), project=project)
@@ -49,7 +50,11 @@ def fuse(
             reused = fusions.enter(conn, opened.id, tasks)
         done = {name for name, _, _ in opened.tensors}
         advance(sum(reused) + sum(each.size_bytes for each in tensors if each.name in done))
-        return drive(store, strategies, opened, workers, advance)
+        try:
+            return drive(store, strategies, opened, workers, advance)
+        except NotFiniteError as exc:
+            sources = partial(stored_sources, store)
+            raise every_not_finite(exc, tensors, sources, share_of(store)) from exc
 
     return fill_build(store, request, len(tensors), fill)
 

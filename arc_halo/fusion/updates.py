@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from arc_halo.errors import FusionError
+from arc_halo.errors import NotFiniteError
 from arc_halo.fusion.blocks import BLOCK_ITEMS, Span
 from arc_halo.fusion.inputs import Input
 from arc_halo.fusion.tensor_recipes import LowRank
@@ -29,7 +29,7 @@ class UpdatedInput:
         self._columns = columns
 
     def block(self, span: Span) -> FloatArray:
-        """That part. Raises `FusionError` for NaN and infinities."""
+        """That part. Raises `NotFiniteError`."""
         import numpy as np
 
         values = self._tensor.block(span)
@@ -62,7 +62,7 @@ def factors(update: LowRank, a: FloatArray, b: FloatArray) -> tuple[FloatArray, 
     import numpy as np
 
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise FusionError(
+        raise NotFiniteError(
             f"{update.a.model}: {update.a.tensor!r} holds NaN or infinity",
             hint="repair that adapter, or leave it out",
         )

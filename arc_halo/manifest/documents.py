@@ -215,7 +215,8 @@ class ReactorSpec:
         """Where each layer of a sliced result comes from, in the first member of its slice."""
         if not self.slices:
             return None
-        spans = [next(iter(each.layers.values())) for each in self.slices]
+        order = [member.model for member in self.members]
+        spans = [each.layers[min(each.layers, key=order.index)] for each in self.slices]
         return [layer for first, end in spans for layer in range(first, end)]
 
     def as_json(self) -> JsonObject:

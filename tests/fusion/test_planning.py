@@ -88,8 +88,9 @@ def test_a_gradient_goes_through_the_layers_and_begins_with_what_has_none() -> N
         ([1, 3, 2], 0.5, 3),
         ([1, 3], 0.25, 1.5),
         ([5], 0.7, 5),
-        ([True, False], 0.49, True),
-        ([True, False], 0.5, False),
+        ([True, False], 0.99, True),
+        ([True, False], 1.0, False),
+        (["a", "b", "c"], 0.5, "b"),
         (["a", "b", "c"], 1.0, "c"),
     ],
 )

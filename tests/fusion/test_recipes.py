@@ -391,3 +391,41 @@ def test_a_global_scope_needs_every_member_everywhere(directory: Path, database:
     write(directory, params={"density": 0.5, "scope": "global"}, slices=parts)
     with pytest.raises(FusionError, match="others of"):
         apply(directory, database)
+
+
+@pytest.mark.parametrize("way", ["database", "files"])
+def test_everything_that_is_not_finite_is_listed_up_to_ten(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    broken = tensors(1)
+    names = ["model.layers.0.attn.q.weight", "model.layers.2.mlp.up.weight"]
+    for name in names:
+        broken[name][3, 5] = np.inf
+    save_file(broken, directory / "poet" / "model.safetensors")
+    write(directory)
+    if way == "database":
+        code = run(["apply", "--database-url", database])
+    else:
+        files = [part for each in NAMES for part in ("--from-files", f"{each}={each}")]
+        code = run(["fuse", "run", ".", *files, "--to-dir", "out"])
+    said = capsys.readouterr().err
+    assert code == 4
+    assert "AH072" in said
+    assert all(repr(name) in said for name in names)
+    assert "model.norm.weight" not in said
+
+
+def test_the_order_in_which_a_slice_names_members_does_not_matter(
+    directory: Path, database: str
+) -> None:
+    fields: dict[str, Any] = {"strategy": "slerp", "params": {"t": 0.3}, "base": None}
+    write(directory, **fields, slices=[{"layers": {"poet": [0, 2], "coder": [1, 3]}}])
+    _, before = apply(directory, database)
+    write(directory, **fields, slices=[{"layers": {"coder": [1, 3], "poet": [0, 2]}}])
+    again, after = apply(directory, database)
+    assert again == []
+    assert {n: v.tobytes() for n, v in before.items()} == {n: v.tobytes() for n, v in after.items()}
+    files = [part for n in NAMES[1:] for part in ("--from-files", f"{n}={n}")]
+    assert run(["fuse", "run", ".", *files, "--to-dir", "out"]) == 0
+    found = load_file(directory / "out" / "model.safetensors")
+    assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in after.items()}
