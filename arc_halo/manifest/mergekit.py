@@ -1,59 +1,28 @@
 """A mergekit configuration as a part of a manifest, or every thing in it that cannot be one.
 
-Field names and meanings are those of mergekit 0.1.5's documents; where its strategies' defaults
-differ from ours, ours are written out so that the same merge comes out.
+Field names and meanings are those of mergekit 0.1.5's documents, as running it shows them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.manifest.mergekit_documents import MergekitDocument, Part, read_document
+from arc_halo.manifest.mergekit_methods import (
+    METHODS,
+    REQUIRED,
+    WHOLE,
+    defaults,
+    our_name,
+    our_value,
+)
+from arc_halo.manifest.mergekit_settings import Chain, Choice, Placed, placed, rest
 from arc_halo.types import JsonObject
 
-METHODS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("normalize",),
-    "slerp": ("t",),
-    "nuslerp": ("nuslerp_flatten", "nuslerp_row_wise"),
-    "multislerp": ("normalize_weights", "eps"),
-    "karcher": ("max_iter", "tol"),
-    "task_arithmetic": ("lambda", "normalize"),
-    "ties": ("density", "lambda", "normalize"),
-    "dare_linear": ("density", "lambda", "normalize", "rescale"),
-    "dare_ties": ("density", "lambda", "normalize", "rescale"),
-    "della": ("density", "epsilon", "lambda", "normalize", "rescale"),
-    "della_linear": ("density", "epsilon", "lambda", "normalize", "rescale"),
-    "breadcrumbs": ("density", "gamma", "lambda", "normalize", "rescale"),
-    "breadcrumbs_ties": ("density", "gamma", "lambda", "normalize", "rescale"),
-    "model_stock": ("filter_wise",),
-    "sce": ("select_topk",),
-    "ram": ("epsilon",),
-    "ramplus_tl": ("epsilon", "r", "alpha"),
-    "nearswap": ("t",),
-    "arcee_fusion": (),
-    "passthrough": ("scale",),
-}
-INERT = ("int8_mask",)
-"""What changes no result, and is passed over."""
-
-RENAMED = {"lambda": "scale", "nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"}
-ELECTING = {"ties": True, "dare_ties": False, "della": True, "breadcrumbs_ties": False}
-"""Whether the sum of those who agree is divided by their weights, unless `normalize` says."""
-
-RESCALING = {
-    "dare_linear": True,
-    "dare_ties": True,
-    "della": True,
-    "della_linear": True,
-    "breadcrumbs": False,
-    "breadcrumbs_ties": False,
-}
-UNWEIGHTED = ("model_stock", "sce", "ram", "ramplus_tl", "nearswap", "arcee_fusion", "karcher")
-KNOWN = ("merge_method", "models", "base_model", "parameters", "dtype")
+__all__ = ["METHODS", "Converted", "convert"]
 
 
 @dataclass(slots=True)
@@ -69,185 +38,152 @@ def convert(document: Mapping[str, Any], *, label: str, reactor: str) -> Convert
 
     Raises `InvalidInputError` that names everything that cannot be expressed.
     """
-    reading = _Reading(document, reactor)
-    converted = reading.convert()
-    if reading.refused:
-        listed = "".join(f"\n  {each}" for each in reading.refused)
+    refused: dict[str, None] = {}
+    read = read_document(document, refused.setdefault)
+    writing = _Writing(read, refused) if read else None
+    written = writing.reactor(reactor) if writing else {}
+    if refused or read is None:
+        listed = "".join(f"\n  {each}" for each in refused)
         raise InvalidInputError(
             f"{label}: this cannot be expressed in a manifest:{listed}",
             hint="take these out, or merge it with mergekit",
             code="AH023",
         )
-    return converted
+    models = {
+        name: {"version": "1.0.0", "architecture": f"{path}/config.json", "weights": path}
+        for path, name in read.models.items()
+    }
+    notes = ["models are taken for directories: download what is not there", *read.notes]
+    return Converted({"models": models, "reactors": {reactor: written}}, notes)
 
 
-class _Reading:
-    def __init__(self, document: Mapping[str, Any], reactor: str) -> None:
-        self.refused: list[str] = []
+class _Writing:
+    """The reactor of a document, parameter by parameter."""
+
+    def __init__(self, document: MergekitDocument, refused: dict[str, None]) -> None:
         self._document = document
-        self._reactor = reactor
-        self._names: dict[str, str] = {}
+        self._method = METHODS[document.method]
+        self._refuse = refused.setdefault
+        self._params: JsonObject = defaults(document.method)
+        self._weights: dict[str, Any] = {}
+        self._slices: list[JsonObject] = [self._slice(part) for part in document.parts]
+        self._rules: list[JsonObject] = []
 
-    def convert(self) -> Converted:
-        document = self._document
-        self.refused += [f"{key}: {_WHY.get(key, 'it is unknown')}" for key in document
-                         if key not in KNOWN]  # fmt: skip
-        method = document.get("merge_method")
-        if not isinstance(method, str) or method not in METHODS:
-            self.refused.append(f"merge_method: {method!r} is none of {', '.join(METHODS)}")
-            return Converted({})
-        base = self._model(document.get("base_model"), "base_model")
-        listed = document.get("models")
-        if not isinstance(listed, list) or not listed:
-            self.refused.append("models: a list of models is needed")
-            return Converted({})
-        members = [self._member(each, index, method) for index, each in enumerate(listed)]
-        params = self._params(method, listed)
-        return self._written(method, base, [m for m in members if m], params)
-
-    def _written(
-        self, method: str, base: str | None, members: list[JsonObject], params: JsonObject
-    ) -> Converted:
-        if method == "slerp":
-            # Theirs goes from the base to the other one, and has no base beside.
-            others = [member for member in members if member["model"] != base]
-            members, base = [{"model": base}, *others], None
-        elif base is not None:
-            members = [member for member in members if member["model"] != base]
-        reactor: JsonObject = {"type": "merge", "strategy": method}
-        if params:
-            reactor["params"] = params
-        if base is not None and method not in ("linear", "karcher", "passthrough"):
-            reactor["base"] = base
-        reactor["members"] = members
-        reactor["produces"] = {"model": self._reactor, "version": "1.0.0"}
-        models = {
-            name: {
-                "version": "1.0.0",
-                "architecture": f"{path}/config.json",
-                "weights": path,
+    def reactor(self, name: str) -> JsonObject:
+        for parameter in self._method.parameters:
+            if parameter == "gamma" and self._params.get("gamma") == 0:
+                continue
+            chains = [self._chain(part, parameter) for part in self._document.parts]
+            self._write_param(parameter, chains)
+        if self._method.is_weighted:
+            for member in self._document.members:
+                self._write_weights(member)
+        members = [
+            {
+                "model": member,
+                **({"weight": self._weights[member]} if member in self._weights else {}),
             }
-            for path, name in self._names.items()
-        }
-        notes = ["models are taken for directories: download what is not there"]
-        if "dtype" in self._document:
-            notes.append("dtype: merges are computed in float32 and written in the models' own")
-        return Converted({"models": models, "reactors": {self._reactor: reactor}}, notes)
-
-    def _model(self, reference: object, where: str) -> str | None:
-        """The name that a model gets."""
-        if reference is None:
-            return None
-        if not isinstance(reference, str) or not reference:
-            self.refused.append(f"{where}: only the path of a model can be written")
-            return None
-        path, adapter, _ = reference.partition("+")
-        if adapter:
-            self.refused.append(f"{where}: a LoRA adapter is added to it ({reference})")
-        path, revision, _ = path.partition("@")
-        if revision:
-            self.refused.append(f"{where}: a revision is named ({reference})")
-        if path not in self._names:
-            self._names[path] = self._free_name(path)
-        return self._names[path]
-
-    def _free_name(self, path: str) -> str:
-        name = re.sub(r"[^a-z0-9._-]+", "-", PurePosixPath(path).name.lower()).strip("-._")
-        name = name[:100] or "model"
-        taken = set(self._names.values())
-        number = 2
-        while (found := name if number == 2 else f"{name}-{number - 1}") in taken:
-            number += 1
-        return found
-
-    def _member(self, each: object, index: int, method: str) -> JsonObject | None:
-        where = f"models[{index}]"
-        if not isinstance(each, dict):
-            self.refused.append(f"{where}: it is no mapping")
-            return None
-        self.refused += [f"{where}.{key}: it is unknown" for key in each
-                         if key not in ("model", "parameters")]  # fmt: skip
-        name = self._model(each.get("model"), f"{where}.model")
-        if name is None:
-            return None
-        weight = self._number((each.get("parameters") or {}).get("weight"), f"{where}.weight")
-        shared = (self._document.get("parameters") or {}).get("weight")
-        if weight is None:
-            weight = self._number(shared, "parameters.weight")
-        if weight is None or method in UNWEIGHTED:
-            return {"model": name}
-        return {"model": name, "weight": weight}
-
-    def _params(self, method: str, listed: list[Any]) -> JsonObject:
-        shared = self._document.get("parameters") or {}
-        # Of the base there is no change, so its parameters say nothing.
-        owns = [
-            (index, each.get("parameters") or {})
-            for index, each in enumerate(listed)
-            if isinstance(each, dict) and each.get("model") != self._document.get("base_model")
+            for member in self._document.members
         ]
-        for key in shared:
-            self._check_param(method, key, f"parameters.{key}")
-        for index, own in owns:
-            for key in own:
-                self._check_param(method, key, f"models[{index}].parameters.{key}")
-        given: JsonObject = {}
-        for name in METHODS[method]:
-            values = [self._effective(name, index, own, shared) for index, own in owns]
-            if any(repr(value) != repr(values[0]) for value in values):
-                self.refused.append(f"parameters.{name}: models have different ones")
-            elif values and values[0] is not None:
-                given[name] = values[0]
-        return _translated(method, given)
+        base = self._document.base if self._method.base in ("beside", "needed") else None
+        found: JsonObject = {
+            "type": "merge",
+            "strategy": self._document.method,
+            "params": self._params,
+            "base": base,
+            "members": members,
+            "tensors": self._rules,
+            "slices": self._slices if self._document.is_sliced else [],
+            "compute": self._document.compute,
+            "out_dtype": self._document.out_dtype,
+            "produces": {"model": name, "version": "1.0.0"},
+        }
+        return {key: value for key, value in found.items() if value}
 
-    def _effective(self, name: str, index: int, own: JsonObject, shared: JsonObject) -> Any:
-        """What a parameter is for one model; None where nothing says."""
-        if name in own:
-            return self._value(own[name], f"models[{index}].parameters.{name}")
-        return self._value(shared.get(name), f"parameters.{name}")
+    def _slice(self, part: Part) -> JsonObject:
+        spans = {source.model: source.layers for source in part.sources if source.layers}
+        layers = {name: list(spans[name]) for name in self._document.members if name in spans}
+        written: JsonObject = {"layers": layers}
+        base = spans.get(self._document.base or "")
+        if base and layers and base[0] != next(iter(layers.values()))[0]:
+            written["base"] = base[0]
+        return written
 
-    def _check_param(self, method: str, key: str, where: str) -> None:
-        if key not in (*METHODS[method], *INERT, "weight"):
-            self.refused.append(f"{where}: {method} has no such parameter")
+    def _chain(self, part: Part, parameter: str) -> Chain:
+        """What holds for a parameter of all members of a slice."""
+        if parameter in self._method.shared:
+            found = self._document.shared_chain(part, parameter)
+            if parameter in REQUIRED and rest(found) is None:
+                where = f"{part.where}.parameters" if self._document.is_sliced else "parameters"
+                self._refuse(f"{where}.{parameter}: one is needed for every tensor")
+            return found
+        members = [s for s in part.sources if s.model in self._document.members]
+        chains = [self._document.own_chain(part, source, parameter) for source in members]
+        if any(repr(each) != repr(chains[0]) for each in chains):
+            where = f"{part.where}: parameters" if self._document.is_sliced else "parameters"
+            self._refuse(f"{where}.{parameter}: models have different ones")
+        return chains[0] if chains else ()
 
-    def _value(self, value: object, where: str) -> Any:
-        if isinstance(value, list):
-            what = (
-                "filters" if any(isinstance(v, dict) for v in value) else "a gradient over layers"
+    def _write_param(self, parameter: str, chains: list[Chain]) -> None:
+        method = self._document.method
+        name = our_name(method, parameter)
+        found = placed(
+            [_translated(method, parameter, each) for each in chains],
+            self._document.made,
+            f"parameters.{parameter}",
+            self._refuse,
+        )
+        if found.everywhere is not None:
+            self._params[name] = found.everywhere
+        self._write(found, "params", name)
+        if parameter == "density" and method in WHOLE:
+            self._mind_whole(chains)
+
+    def _mind_whole(self, chains: list[Chain]) -> None:
+        """Have nothing dropped where their density is 1, though ours would drop something."""
+        method = self._document.method
+        densities = [choice.value for each in chains for choice in each]
+        densities += [1 for each in chains if rest(each) is None]
+        flat = [d for each in densities for d in (each if isinstance(each, list) else [each])]
+        whole = [isinstance(each, int | float) and each >= 1 for each in flat]
+        other = WHOLE[method]
+        if other and any(whole):
+            hint = f"write merge_method: {other}"
+            self._refuse(f"parameters.density: where it is 1, {method} drops nothing: {hint}")
+        elif all(whole):
+            self._params["gamma"] = 0
+        elif any(whole):
+            self._refuse(
+                f"parameters.density: it is 1 for some tensors, where {method} drops nothing"
             )
-            if (said := f"{where}: it is {what}") not in self.refused:
-                self.refused.append(said)
-            return None
-        return value
 
-    def _number(self, value: object, where: str) -> float | None:
-        value = self._value(value, where)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refused.append(f"{where}: it is no number")
-            return None
-        return value
+    def _write_weights(self, member: str) -> None:
+        chains: list[Chain | None] = []
+        for part in self._document.parts:
+            source = next((each for each in part.sources if each.model == member), None)
+            chains.append(self._document.own_chain(part, source, "weight") if source else None)
+            if source and rest(chains[-1] or ()) is None:
+                self._refuse(f"{source.where}.parameters.weight: one is needed for every tensor")
+        where = f"parameters.weight of {member}"
+        found = placed(chains, self._document.made, where, self._refuse)
+        if found.everywhere is not None:
+            self._weights[member] = found.everywhere
+        self._write(found, "weights", member)
+
+    def _write(self, found: Placed, kind: str, name: str) -> None:
+        for index, value in found.of_slices.items():
+            self._slices[index].setdefault(kind, {})[name] = value
+        start = 0
+        for patterns, value in found.rules:
+            match = patterns[0] if len(patterns) == 1 else list(patterns)
+            same = (
+                i for i, rule in enumerate(self._rules) if i >= start and rule["match"] == match
+            )
+            start = next(same, len(self._rules))
+            if start == len(self._rules):
+                self._rules.append({"match": match})
+            self._rules[start].setdefault(kind, {})[name] = value
 
 
-_WHY = {
-    "slices": "layers of several models put together",
-    "modules": "a merge for each module",
-    "tokenizer_source": "tokenizers are not merged",
-    "tokenizer": "tokenizers are not merged",
-    "chat_template": "tokenizers are not merged",
-    "out_dtype": "results have the models' own dtype",
-}
-
-
-def _translated(method: str, given: JsonObject) -> JsonObject:
-    params = {RENAMED.get(name, name): value for name, value in given.items()}
-    if method in ELECTING:
-        is_divided = params.pop("normalize", ELECTING[method])
-        params["divide"] = "weights" if is_divided else "none"
-    if method in RESCALING:
-        is_rescaled = params.pop("rescale", RESCALING[method])
-        params["rescale"] = "l1" if is_rescaled else "none"
-    if method == "della_linear":
-        params.setdefault("normalize", False)
-    return params
+def _translated(method: str, parameter: str, found: Chain) -> Chain:
+    return tuple(Choice(each.filter, our_value(method, parameter, each.value)) for each in found)

@@ -22,6 +22,8 @@ def document(method: str, **fields: Any) -> dict[str, Any]:
     count = 1 if strategy.max_members == 1 else 2
     models = [{"model": f"m/{name}", "parameters": {"weight": 0.5}} for name in "ab"[:count]]
     needs_base = strategy.needs_base or method == "slerp"
+    if method.startswith("della"):
+        fields = {**fields, "parameters": {"density": 0.5, **fields.get("parameters", {})}}
     return {
         "merge_method": method,
         "models": models,
@@ -42,7 +44,7 @@ def test_every_method_is_one_of_ours() -> None:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_result_is_a_recipe_that_can_be_run(tmp_path: Path, method: str) -> None:
-    extra: dict[str, Any] = {"parameters": {"t": 0.5}} if "t" in METHODS[method] else {}
+    extra: dict[str, Any] = {"parameters": {"t": 0.5}} if "t" in METHODS[method].shared else {}
     given = document(method, **extra)
     if method == "slerp":
         given["models"] = given["models"][:1]
@@ -62,7 +64,10 @@ def test_defaults_that_differ_are_written_out() -> None:
     assert reactor(document("dare_linear", parameters={"rescale": False}))["params"] == {
         "rescale": "none"
     }
-    assert reactor(document("breadcrumbs"))["params"] == {"rescale": "none"}
+    assert reactor(document("breadcrumbs", parameters={"density": 0.9}))["params"] == {
+        "rescale": "none",
+        "density": 0.9,
+    }
     assert reactor(document("task_arithmetic", parameters={"lambda": 0.7}))["params"] == {
         "scale": 0.7
     }
@@ -82,19 +87,53 @@ def test_the_base_is_no_member_but_slerp_s_first() -> None:
 
 def test_models_of_one_name_get_names_of_their_own() -> None:
     models = [{"model": path} for path in ("x/Model A", "y/model-a", "z/MODEL_A")]
-    found = convert(document("linear", models=models), label="m", reactor="out").document
+    given = document("linear", models=models, parameters={"weight": 1})
+    found = convert(given, label="m", reactor="out").document
     assert list(found["models"]) == ["model-a", "model-a-2", "model_a"]
 
 
 REFUSED = {
-    "slices": ({"slices": []}, "slices: layers of several models"),
+    "modules": ({"modules": {}}, "modules: a merge for each module"),
+    "models and slices": ({"slices": []}, "models, slices: one of them is needed"),
     "tokenizer": ({"tokenizer_source": "union"}, "tokenizer_source: tokenizers"),
-    "out_dtype": ({"out_dtype": "float16"}, "out_dtype: results"),
+    "a chat template": ({"chat_template": "auto"}, "chat_template: tokenizers"),
+    "a dtype": ({"out_dtype": "int64"}, "out_dtype: 'int64' is none of float16"),
     "a misspelling": ({"parametres": {}}, "parametres: it is unknown"),
-    "a gradient": ({"parameters": {"density": [0.1, 0.9]}}, "parameters.density: it is a gradient"),
-    "filters": (
-        {"parameters": {"density": [{"filter": "mlp", "value": 1}]}},
-        "parameters.density: it is filters",
+    "a gradient of flags": (
+        {"parameters": {"normalize": [True, False]}},
+        "parameters.normalize: it is a gradient of what are no numbers",
+    ),
+    "a filter without value": (
+        {"parameters": {"density": [{"filter": "mlp"}]}},
+        "parameters.density[0]: a `filter` and a `value` are needed",
+    ),
+    "filters and values": (
+        {"parameters": {"density": [{"filter": "mlp", "value": 1}, 0.5]}},
+        "parameters.density: filters and values stand in one list",
+    ),
+    "nothing": ({"parameters": {"density": None}}, "parameters.density: it is no value"),
+    "a model twice": (
+        {"models": [{"model": "m/a"}, {"model": "m/a"}]},
+        "models[1].model: it stands there twice",
+    ),
+    "no weight": ({"models": [{"model": "m/a"}]}, "models[0].parameters.weight: one is needed"),
+    "weights of some tensors": (
+        {"models": [{"model": "m/a", "parameters": {"weight": [{"filter": "mlp", "value": 1}]}}]},
+        "models[0].parameters.weight: one is needed for every tensor",
+    ),
+    "no base": ({"base_model": None}, "base_model: only the path"),
+    "no t": ({"merge_method": "slerp"}, "parameters.t: one is needed for every tensor"),
+    "a t of some tensors": (
+        {"merge_method": "slerp", "parameters": {"t": [{"filter": "mlp", "value": 1}]}},
+        "parameters.t: one is needed for every tensor",
+    ),
+    "della that drops nothing": (
+        {"merge_method": "della", "parameters": {"density": 1}},
+        "write merge_method: ties",
+    ),
+    "breadcrumbs that drop nothing here and there": (
+        {"merge_method": "breadcrumbs", "parameters": {"density": [0.5, 1]}},
+        "parameters.density: it is 1 for some tensors",
     ),
     "another's param": ({"parameters": {"t": 1}}, "parameters.t: ties has no such parameter"),
     "an adapter": ({"models": [{"model": "m/a+lora"}]}, "models[0].model: a LoRA adapter"),
@@ -130,7 +169,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(what: str) -> None:
 
 
 def test_all_that_is_refused_is_told_at_once() -> None:
-    change = {"slices": [], "tokenizer": {}, "parameters": {"density": [0, 1], "t": 2}}
+    change = {"modules": {}, "tokenizer": {}, "parameters": {"density": [True], "t": 2}}
     with pytest.raises(InvalidInputError) as caught:
         convert({**document("ties"), **change}, label="m.yml", reactor="out")
     assert caught.value.message.count("\n") == 4
