@@ -132,8 +132,9 @@ def run(
 def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
     """Turn a mergekit configuration into a part of a manifest, printed.
 
-    What a manifest cannot express is refused, all of it by name. The result can be included in a
-    project, or merged from files by `fuse run`.
+    Gradients and filters become rules for tensors, slices stay slices. What a manifest cannot
+    express is refused, all of it by name. The result can be included in a project, or merged from
+    files by `fuse run`.
 
     \b
     Examples:
@@ -154,7 +155,9 @@ def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
     found = convert(source.data, label=str(file), reactor=name)
     for note in found.notes:
         invocation.console.note(note)
-    text = yaml.safe_dump(found.document, sort_keys=False, allow_unicode=True).rstrip("\n")
+    text = yaml.safe_dump(
+        found.document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+    ).rstrip("\n")
     render(
         invocation,
         text=lambda: invocation.console.print(text),

@@ -172,7 +172,7 @@ class _Writing:
 
     def _write(self, found: Placed, kind: str, name: str) -> None:
         for index, value in found.of_slices.items():
-            self._slices[index].setdefault(kind, {})[name] = value
+            self._slices[index].setdefault(kind, {})[name] = _copied(value)
         start = 0
         for patterns, value in found.rules:
             match = patterns[0] if len(patterns) == 1 else list(patterns)
@@ -182,8 +182,13 @@ class _Writing:
             start = next(same, len(self._rules))
             if start == len(self._rules):
                 self._rules.append({"match": match})
-            self._rules[start].setdefault(kind, {})[name] = value
+            self._rules[start].setdefault(kind, {})[name] = _copied(value)
 
 
 def _translated(method: str, parameter: str, found: Chain) -> Chain:
     return tuple(Choice(each.filter, our_value(method, parameter, each.value)) for each in found)
+
+
+def _copied(value: Any) -> Any:
+    """A list of its own, for YAML to write it and not an alias."""
+    return list(value) if isinstance(value, list) else value

@@ -239,7 +239,9 @@ class _Reading:
             if key not in (*self._method.parameters, *self._method.inert, *INERT):
                 self._refuse(f"{where}.{key}: {self._method_name} has no such parameter")
             elif key in self._method.shared and key not in looked:
-                self._notes.append(f"{where}.{key}: mergekit looks for it in slices and at the top")
+                self._notes.append(
+                    f"{where}.{key}: passed over; mergekit looks for it above models"
+                )
         return found
 
     def _check_keys(self, each: JsonObject, where: str, known: Sequence[str]) -> None:

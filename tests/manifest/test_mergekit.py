@@ -159,6 +159,114 @@ REFUSED = {
 }
 
 
+SLICE = {"sources": [{"model": "m/a", "layer_range": [0, 2]}]}
+
+
+def slices(*sources: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    """A passthrough, unless `fields` say otherwise, of slices with these sources."""
+    listed = [{"sources": each} for each in sources]
+    return {"merge_method": "passthrough", "slices": listed, **fields}
+
+
+def source(model: str, first: int, end: int, **parameters: Any) -> dict[str, Any]:
+    return {"model": f"m/{model}", "layer_range": [first, end], "parameters": parameters}
+
+
+SCALED = [{"filter": ".mlp", "value": 2}]
+NUMBERED = [{"filter": "layers.3.", "value": 2}]
+REFUSED_SLICES = {
+    "no slices": (slices(), "slices: a list of slices is needed"),
+    "no range": (slices([{"model": "m/a"}]), "slices[0].sources[0].layer_range: [first, end]"),
+    "no layers": (slices([source("a", 2, 2)]), "layer_range: [first, end] is needed, of one"),
+    "unequal": (
+        slices([source("a", 0, 2), source("b", 0, 1)]), "slices[0]: as many layers are needed",
+    ),
+    "one model": (
+        slices([source("a", 0, 2), source("a", 2, 4)]), "sources[1].model: it stands there twice",
+    ),
+    "a base elsewhere": (
+        slices([source("a", 0, 2, weight=1)], merge_method="ties", base_model="m/base"),
+        "slices[0].sources: the base model is not among them",
+    ),
+    "another base": (
+        slices(merge_method="ties", base_model="m/base")
+        | {"slices": [{"sources": [source("a", 0, 2)], "base_model": "m/a"}]},
+        "slices[0].base_model: slices have different ones",
+    ),
+    "a residual weight": (
+        {"merge_method": "passthrough", "slices": [{**SLICE, "residual_weight": 1}]},
+        "slices[0].residual_weight: it is unknown",
+    ),
+    "unlike params": (
+        slices(
+            [source("a", 0, 2, density=0.1, weight=1), source("b", 0, 2, weight=1)],
+            merge_method="sce",
+        ),
+        "slices[0].sources[0].parameters.density: sce has no such parameter",
+    ),
+    "filters that differ, of more than layers": (
+        slices([source("a", 0, 2, scale=SCALED)], [source("a", 1, 2)]),
+        "parameters.scale: slices differ in it, and the filter '.mlp'",
+    ),
+    "a layer that moves": (
+        slices([source("a", 2, 4, scale=NUMBERED)]),
+        "slices[0].sources[0]: scale: the filter 'layers.3.' names a layer, and the slice moves it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED_SLICES)
+def test_slices_that_cannot_be_expressed_are_refused_by_name(what: str) -> None:
+    given, told = REFUSED_SLICES[what]
+    with pytest.raises(InvalidInputError) as caught:
+        convert(given, label="m.yml", reactor="out")
+    assert told in caught.value.message
+
+
+def test_a_filter_is_plain_text() -> None:
+    weight = [{"filter": "a[0]*?", "value": 1}, {"filter": "", "value": 2}]
+    models = [{"model": "m/a", "parameters": {"weight": weight}}]
+    found = reactor(document("linear", models=models))
+    assert found["tensors"] == [{"match": "*a[[]0][*][?]*", "weights": {"a": 1}}]
+    assert found["members"] == [{"model": "a", "weight": 2}]
+
+
+def test_the_first_filter_that_matches_becomes_the_last_rule() -> None:
+    density = [{"filter": name, "value": v} for name, v in (("q", 0.1), ("mlp", 0.2), ("q", 0.9))]
+    found = reactor(document("ties", parameters={"density": density}))
+    assert [(rule["match"], rule["params"]["density"]) for rule in found["tensors"]] == [
+        ("*mlp*", 0.2),
+        ("*q*", 0.1),
+    ]
+
+
+def test_what_a_model_cannot_say_is_passed_over_with_a_note() -> None:
+    models = [{"model": "m/a", "parameters": {"weight": 1, "lambda": 0.5}}]
+    converted = convert(document("ties", models=models), label="m", reactor="out")
+    assert "scale" not in converted.document["reactors"]["out"]["params"]
+    assert any("models[0].parameters.lambda" in note for note in converted.notes)
+
+
+def test_breadcrumbs_of_density_1_drop_nothing() -> None:
+    assert reactor(document("breadcrumbs"))["params"] == {"rescale": "none", "gamma": 0}
+    found = reactor(document("breadcrumbs_ties", parameters={"density": 1, "gamma": 0.2}))
+    assert found["params"]["gamma"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "written"),
+    [
+        ({"dtype": "bfloat16"}, {"out_dtype": "BF16"}),
+        ({"dtype": "float32", "out_dtype": "float16"}, {"out_dtype": "F16"}),
+        ({"dtype": "float64"}, {"out_dtype": "F64", "compute": "F64"}),
+        ({}, {}),
+    ],
+)
+def test_dtypes_are_those_of_the_result(fields: dict[str, Any], written: dict[str, Any]) -> None:
+    found = reactor(document("linear", **fields))
+    assert {key: found[key] for key in ("out_dtype", "compute") if key in found} == written
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_expressed_is_refused_by_name(what: str) -> None:
     change, told = REFUSED[what]
