@@ -244,6 +244,18 @@ def document(case: str) -> Document:
     return yaml.safe_load(CASES[case])
 
 
+def absolute(written: Any) -> Any:
+    """A document whose models mergekit takes for directories, and not for names of the hub."""
+    if isinstance(written, list):
+        return [absolute(each) for each in written]
+    if not isinstance(written, dict):
+        return written
+    return {
+        key: str(Path(value).resolve()) if key in ("model", "base_model") else absolute(value)
+        for key, value in written.items()
+    }
+
+
 def fused(named: list[str]) -> Tensors:
     files = [part for name in named for part in ("--from-files", f"{name}={name}")]
     assert run(["fuse", "run", "ours.yaml", *files, "--to-dir", "ours", "--force"]) == 0
@@ -416,11 +428,12 @@ def test_mergekit_makes_the_same_of_its_document(
     program = os.environ.get("ARC_HALO_MERGEKIT")
     if not program:
         pytest.skip("ARC_HALO_MERGEKIT names no mergekit-yaml")
-    found = ours({**document(case), "dtype": "float32"}, capsys)
-    Path("theirs.yml").write_text(yaml.safe_dump({**document(case), "dtype": "float32"}))
+    written = absolute({**document(case), "dtype": "float32"})
+    found = ours(written, capsys)
     command = [program, "theirs.yml", "theirs", "--quiet", "--no-copy-tokenizer"]
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environ, capture_output=True)
+    finished = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
     theirs: Tensors = {}
     for file in Path("theirs").glob("*.safetensors"):
         theirs |= load_file(file)
