@@ -119,7 +119,7 @@ class _Writing:
             return found
         members = [s for s in part.sources if s.model in self._document.members]
         chains = [self._document.own_chain(part, source, parameter) for source in members]
-        if any(repr(each) != repr(chains[0]) for each in chains):
+        if any(each != chains[0] for each in chains):
             where = f"{part.where}: parameters" if self._document.is_sliced else "parameters"
             self._refuse(f"{where}.{parameter}: models have different ones")
         return chains[0] if chains else ()
@@ -165,6 +165,8 @@ class _Writing:
             if source and rest(chains[-1] or ()) is None:
                 self._refuse(f"{source.where}.parameters.weight: one is needed for every tensor")
         where = f"parameters.weight of {member}"
+        if any(isinstance(choice.value, str | bool) for each in chains for choice in each or ()):
+            self._refuse(f"{where}: it is no number")
         found = placed(chains, self._document.made, where, self._refuse)
         if found.everywhere is not None:
             self._weights[member] = found.everywhere

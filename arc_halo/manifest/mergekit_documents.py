@@ -122,16 +122,19 @@ class _Reading:
         self._notes: list[str] = []
 
     def read(self, document: Mapping[str, Any]) -> MergekitDocument | None:
-        base = (
-            self._model(document["base_model"], "base_model") if "base_model" in document else None
-        )
-        is_sliced = "slices" in document
-        if is_sliced == ("models" in document):
+        base = self._base(document, "base_model", None)
+        is_sliced = document.get("slices") is not None
+        if is_sliced == (document.get("models") is not None):
             self._refuse("models, slices: one of them is needed")
             return None
         parts = list(self._slices(document, base) if is_sliced else self._whole(document, base))
         if base is None and self._method.base in ("first", "needed"):
             self._refuse(f"base_model: {self._method_name} needs one")
+        if is_sliced and parts and len(parts[-1].sources) > len(parts[0].sources):
+            self._notes.append(
+                "slices: the last one has more models than the first; mergekit fuses what follows "
+                "the layers of as many as the first has, the manifest of all of the last"
+            )
         return MergekitDocument(
             method=self._method_name,
             base=base,
@@ -184,9 +187,7 @@ class _Reading:
             self._refuse(f"{where}: as many layers are needed of each model")
         if self._method.base == "member":
             return
-        own = (
-            self._model(each["base_model"], f"{where}.base_model") if "base_model" in each else base
-        )
+        own = self._base(each, f"{where}.base_model", base)
         if own != base:
             self._refuse(f"{where}.base_model: slices have different ones")
         elif base is not None and all(source.model != base for source in sources):
@@ -263,6 +264,10 @@ class _Reading:
                 "dtype: merges are computed in float32 and rounded once, when they are written"
             )
         return found
+
+    def _base(self, holder: Mapping[str, Any], where: str, above: str | None) -> str | None:
+        named = holder.get("base_model")
+        return above if named is None else self._model(named, where)
 
     def _model(self, reference: object, where: str) -> str | None:
         """The name that a model gets."""

@@ -93,10 +93,6 @@ _RESCALING = {
 }
 
 
-def is_flag(name: str) -> bool:
-    return name in _FLAGS
-
-
 def our_name(method: str, name: str) -> str:
     """What we call a parameter of a method."""
     if name == "normalize" and method in _ELECTING:

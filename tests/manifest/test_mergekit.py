@@ -117,11 +117,15 @@ REFUSED = {
         "models[1].model: it stands there twice",
     ),
     "no weight": ({"models": [{"model": "m/a"}]}, "models[0].parameters.weight: one is needed"),
+    "a weight of words": (
+        {"parameters": {"weight": "much"}, "models": [{"model": "m/a"}]},
+        "parameters.weight of a: it is no number",
+    ),
     "weights of some tensors": (
         {"models": [{"model": "m/a", "parameters": {"weight": [{"filter": "mlp", "value": 1}]}}]},
         "models[0].parameters.weight: one is needed for every tensor",
     ),
-    "no base": ({"base_model": None}, "base_model: only the path"),
+    "no base": ({"base_model": None}, "base_model: ties needs one"),
     "no t": ({"merge_method": "slerp"}, "parameters.t: one is needed for every tensor"),
     "a t of some tensors": (
         {"merge_method": "slerp", "parameters": {"t": [{"filter": "mlp", "value": 1}]}},
@@ -245,6 +249,14 @@ def test_what_a_model_cannot_say_is_passed_over_with_a_note() -> None:
     converted = convert(document("ties", models=models), label="m", reactor="out")
     assert "scale" not in converted.document["reactors"]["out"]["params"]
     assert any("models[0].parameters.lambda" in note for note in converted.notes)
+
+
+def test_a_last_slice_of_more_models_is_noted() -> None:
+    given = slices([source("a", 0, 2)], [source("a", 2, 3), source("b", 2, 3)])
+    given |= {"merge_method": "linear", "parameters": {"weight": 1}}
+    assert any(
+        "as many as the first" in note for note in convert(given, label="m", reactor="o").notes
+    )
 
 
 def test_breadcrumbs_of_density_1_drop_nothing() -> None:
