@@ -26,7 +26,6 @@ from arc_halo.weights.store import Advance, WeightStore
 from arc_halo.weights.threads import Cancellation, in_pool
 from arc_halo.weights.writing import Totals
 
-SHOWN = 10
 POLL_SECONDS = 0.2
 MOST_VAIN_ROUNDS = 3
 """How often workers may all end with nothing done before it is given up."""
@@ -222,9 +221,5 @@ def _check_failures(failures: Sequence[Failure]) -> None:
     first = failures[0].error
     if first["code"] == NotFiniteError.code:
         raise NotFiniteError(first["message"], hint=first["hint"])
-    if len(failures) == 1:
-        raise FusionError(first["message"], hint=first["hint"], code=first["code"])
-    listed = "".join(f"\n  {failure.error['message']}" for failure in failures[:SHOWN])
-    raise FusionError(
-        f"{len(failures)} tensors cannot be fused:{listed}", hint=first["hint"], code=first["code"]
-    )
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    raise FusionError(first["message"] + more, hint=first["hint"], code=first["code"])
