@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from arc_halo.fusion.estimating import Estimate
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.manifest.documents import Lifecycle, ReactorSpec, WeightsSource, canonical
 from arc_halo.types import JsonObject, Key
@@ -42,7 +43,8 @@ class ImportBuild:
 class FuseBuild:
     """Weights to be fused. `recipe` is None while an input itself is still to be made.
 
-    `roots` has the root of each input, as far as it is known.
+    `roots` has the root of each input, as far as it is known. The `estimate` is there where
+    weights have to be made and their tensors are known.
     """
 
     reactor: str
@@ -50,6 +52,7 @@ class FuseBuild:
     recipe: FusionRecipe | None
     roots: Mapping[str, bytes | None]
     architectures: Mapping[str, JsonObject] = field(default_factory=dict)
+    estimate: Estimate | None = None
 
 
 Build = ImportBuild | FuseBuild
@@ -206,4 +209,5 @@ def _build_json(build: Build | None) -> JsonObject | None:
     return {
         "fuse": f"reactor/{build.reactor}",
         "recipe_key": build.recipe.key.hex() if build.recipe else None,
+        "estimate": asdict(build.estimate) if build.estimate else None,
     }

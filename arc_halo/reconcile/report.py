@@ -189,6 +189,8 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
         shown = listed if action != "create" or len(listed) <= LISTED else listed[: LISTED // 2]
         for change in shown:
             yield Line(_planned_text(change), _STYLES[change.action])
+            if cost := _cost_text(change):
+                yield Line(f"    {cost}", "dim")
             for field in change.fields:
                 yield Line(f"    {_field_text(field)}", "dim")
         if len(shown) < len(listed):
@@ -226,6 +228,21 @@ def _build_text(change: Change) -> str | None:
         known = "" if _root(change) else ", weights known after build"
         return f"fused by {build.spec.uses} in reactor/{build.reactor}{known}"
     return None
+
+
+def _cost_text(change: Change) -> str | None:
+    """What a merge that has to be made will cost."""
+    found = change.build.estimate if isinstance(change.build, FuseBuild) else None
+    if found is None or not _moves_weights(change):
+        return None
+    count = format_count(found.tensors, "tensor")
+    todo = count if found.computed == found.tensors else f"{found.computed:,} of {count}"
+    shared = f", {format_size(found.reused_bytes)} there already" if found.reused_bytes else ""
+    return (
+        f"{todo} to compute: {format_size(found.read_bytes)} to read, "
+        f"{format_size(found.written_bytes)} to write{shared}, "
+        f"about {format_seconds(found.cpu_seconds)} of CPU"
+    )
 
 
 def _moves_weights(change: Change) -> bool:
@@ -297,11 +314,13 @@ def _change_json(change: Change) -> JsonObject:
 def _markdown_changes(changes: Sequence[Change]) -> list[str]:
     if not changes:
         return []
-    rows = [
-        f"| `{c.symbol}` | `{c.key}` | {_build_text(c) or c.reason or _field_names(c)} |"
-        for c in changes
-    ]
+    rows = [f"| `{c.symbol}` | `{c.key}` | {_told(c)} |" for c in changes]
     return ["| | resource | |", "|---|---|---|", *rows, ""]
+
+
+def _told(change: Change) -> str:
+    parts = [_build_text(change) or change.reason or _field_names(change), _cost_text(change)]
+    return "<br>".join(part for part in parts if part)
 
 
 def _field_names(change: Change) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from arc_halo.errors import ManifestError
 from arc_halo.fusion import compatibility
+from arc_halo.fusion.estimating import Estimate, estimate
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionRecipe, recipe_of
 from arc_halo.fusion.tensor_recipes import TensorRecipe
@@ -44,6 +45,7 @@ class Planner:
         self._plugins = plugins
         self._recorded = recorded
         self._conn = conn
+        self._stored: dict[bytes, Mapping[str, compatibility.Known] | None] = {}
         self._weights: dict[str, JsonObject | None] = {
             name: _weights_json(model.root, {}, None) if model.root else None
             for name, model in desired.registered.items()
@@ -119,16 +121,16 @@ class Planner:
             declaration = self._desired.declarations[key]
             assert isinstance(declaration.spec, ModelSpec)
             reactor = (declaration.spec.produced_by or "").removeprefix("reactor/")
+            self._check_inputs(key, spec)
+            planned = self._planned(spec) if root is None else None
             found[key] = FuseBuild(
                 reactor=reactor,
                 spec=spec,
                 recipe=recipe,
                 roots=self._roots(spec),
                 architectures=self._architectures(spec),
+                estimate=self._estimate(spec, planned) if planned else None,
             )
-            self._check_inputs(key, spec)
-            if root is None:
-                self._check_compatible(spec)
 
     def _check_inputs(self, key: Key, spec: ReactorSpec) -> None:
         for name in needed_inputs(spec, self._plugins):
@@ -142,28 +144,37 @@ class Planner:
                     )
                 )
 
-    def _check_compatible(self, spec: ReactorSpec) -> None:
-        """Refuse, before anything is imported, what could not be fused afterwards."""
-        self._planned(spec)
+    def _estimate(self, spec: ReactorSpec, planned: list[TensorRecipe]) -> Estimate:
+        recipe = recipe_of(
+            spec, self._plugins.strategy(spec.uses), self._roots(spec), self._architectures(spec)
+        )
+        return estimate(self._conn, recipe, planned)
 
     def _tensors(self, name: str) -> Mapping[str, compatibility.Known] | None:
-        """The tensors of a model, from its file or the database; of a merge, what it will have."""
+        """The tensors of a model: as they are stored, else of its file or what it will have."""
         key = Key(kind=MODEL, name=name)
+        if (stored := self._stored_tensors(weights_root(self._weights[name]))) is not None:
+            return stored
         if key in self._desired.merges:
             return self._merged_tensors(self._desired.merges[key])
-        if key in self._sources.facts:
-            source = source_of(self._desired.declarations[key])
-            assert source is not None
-            with self._plugins.format(source.format).open(source.path) as reader:
-                return {
-                    tensor.name: compatibility.Described(tensor.dtype, tensor.shape)
-                    for tensor in reader.tensors
-                }
-        root = weights_root(self._weights[name])
+        if key not in self._sources.facts:
+            return None
+        source = source_of(self._desired.declarations[key])
+        assert source is not None
+        with self._plugins.format(source.format).open(source.path) as reader:
+            return {
+                tensor.name: compatibility.Described(tensor.dtype, tensor.shape)
+                for tensor in reader.tensors
+            }
+
+    def _stored_tensors(self, root: bytes | None) -> Mapping[str, compatibility.Known] | None:
         if root is None or self._conn is None:
             return None
-        found = builds.sets_by_root(self._conn, [root]).get(root)
-        return {t.name: t for t in builds.set_tensors(self._conn, found.id)} if found else None
+        if root not in self._stored:
+            found = builds.sets_by_root(self._conn, [root]).get(root)
+            tensors = builds.set_tensors(self._conn, found.id) if found else None
+            self._stored[root] = {t.name: t for t in tensors} if tensors is not None else None
+        return self._stored[root]
 
     def _merged_tensors(self, spec: ReactorSpec) -> Mapping[str, compatibility.Known] | None:
         planned = self._planned(spec)
@@ -172,7 +183,10 @@ class Planner:
         return {each.name: compatibility.Described(each.dtype, each.shape) for each in planned}
 
     def _planned(self, spec: ReactorSpec) -> list[TensorRecipe] | None:
-        """The tensors of a merge, or None while those of an input are not known."""
+        """The tensors of a merge, or None while those of an input are not known.
+
+        Refuses, before anything is imported, what could not be fused afterwards.
+        """
         names = needed_inputs(spec, self._plugins)
         tables = {
             name: compatibility.Table(name, tensors)

@@ -184,6 +184,15 @@ WHERE fused.tensor_key = ANY(%(keys)s)
 """
 
 
+# The latest ones: strategies and machines become faster.
+SECONDS_PER_BYTE = """
+SELECT sum(made.cpu_seconds) / nullif(sum(tensor.size_bytes), 0)::double precision
+FROM (SELECT tensor_digest, cpu_seconds FROM fused_tensors
+      WHERE recipe ->> 'strategy' = %(strategy)s AND cpu_seconds IS NOT NULL
+      ORDER BY made_at DESC LIMIT 1000) AS made
+JOIN tensor_metadata AS tensor ON tensor.digest = made.tensor_digest
+"""
+
 IS_ENTERED = """
 SELECT EXISTS (SELECT FROM fusion_tasks WHERE build_id = %(build_id)s)
 """
@@ -386,6 +395,13 @@ def known_keys(conn: Connection, keys: Sequence[bytes]) -> set[bytes]:
     """Those of the keys whose tensors are there."""
     rows = conn.execute(KNOWN_KEYS, {"keys": list(keys)}, binary=True).fetchall()
     return {as_bytes(row[0]) for row in rows}
+
+
+def seconds_per_byte(conn: Connection, strategy: str) -> float | None:
+    """CPU seconds that the strategy has taken for each byte of its results; None if never."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        found = cursor.execute(SECONDS_PER_BYTE, {"strategy": strategy}).fetchone()
+    return None if found is None else float(str(found))
 
 
 def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:

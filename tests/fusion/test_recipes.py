@@ -429,3 +429,43 @@ def test_the_order_in_which_a_slice_names_members_does_not_matter(
     assert run(["fuse", "run", ".", *files, "--to-dir", "out"]) == 0
     found = load_file(directory / "out" / "model.safetensors")
     assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in after.items()}
+
+
+def estimated(directory: Path, database: str) -> Any:
+    with connect(database, project=directory) as halo:
+        change = next(c for c in halo.project.plan().changes if c.key.name == "blend@1")
+        return change.build.estimate
+
+
+def test_a_plan_says_what_a_merge_will_cost(directory: Path, database: str) -> None:
+    count, total = len(tensors(0)), sum(values.nbytes for values in tensors(0).values())
+    write(directory)
+    found = estimated(directory, database)
+    assert (found.tensors, found.computed, found.reused_bytes) == (count, count, 0)
+    assert (found.read_bytes, found.written_bytes) == (3 * total, total)
+    assert not found.is_measured
+    apply(directory, database)
+    write(directory, tensors=[{"match": "*.1.mlp.*", "params": {"density": 0.2}}])
+    found = estimated(directory, database)
+    size = 600 * 300 * 4
+    assert (found.tensors, found.computed, found.is_measured) == (count, 1, True)
+    assert (found.written_bytes, found.reused_bytes) == (size, total - size)
+    assert 0 < found.cpu_seconds < 10
+    assert apply(directory, database)[0][0].startswith("model.layers.1.mlp")
+    with connect(database, project=directory) as halo:
+        assert not halo.project.plan().has_changes
+
+
+def test_a_plan_shows_the_cost_to_people_and_programs(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    capsys.readouterr()
+    assert run(["plan", "--database-url", database]) == 0
+    assert "8 tensors to compute: 6.5 MB to read, 2.2 MB to write" in capsys.readouterr().out
+    assert run(["plan", "--database-url", database, "--output", "json"]) == 0
+    changes = output(capsys)["resource_changes"]
+    (build,) = [c["build"] for c in changes if c["name"] == "blend@1"]
+    assert build["estimate"]["computed"] == 8
+    assert run(["plan", "--database-url", database, "--output", "markdown"]) == 0
+    assert "8 tensors to compute" in capsys.readouterr().out

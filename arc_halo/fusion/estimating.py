@@ -1,0 +1,68 @@
+"""What a merge will cost, worked out before it is paid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arc_halo.fusion.recipes import FusionRecipe
+from arc_halo.fusion.tensor_recipes import TensorRecipe
+from arc_halo.store import fusions
+from arc_halo.store.rows import Connection
+from arc_halo.tensors import dtypes
+
+SECONDS_PER_GIB = {"elements": 5.0, "rows": 5.0, "tensor": 100.0}
+"""CPU seconds for each GiB read, by the strategy's parts, where nothing was measured yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Of the tensors of a merge those that have to be computed, and what for.
+
+    `reused_bytes` are of tensors that are there already: computed before, or taken as they are.
+    `written_bytes` is before encoding, and before equal chunks are shared. `cpu_seconds` goes by
+    what the same strategy took in this database (`is_measured`), or by a rule of thumb.
+    """
+
+    tensors: int
+    computed: int
+    read_bytes: int
+    written_bytes: int
+    reused_bytes: int
+    cpu_seconds: float
+    is_measured: bool
+
+
+def estimate(
+    conn: Connection | None, recipe: FusionRecipe, tensors: Sequence[TensorRecipe]
+) -> Estimate:
+    """What these tensors of a merge will cost. Without a database nothing is there yet.
+
+    A tensor whose inputs are not stored yet, or that depends on a survey, counts as one to be
+    computed.
+    """
+    fused = [tensor for tensor in tensors if tensor.strategy is not None]
+    keys = {
+        tensor.name: tensor.key
+        for tensor in fused
+        if all(source.digest is not None for source in tensor.all_sources)
+    }
+    known = fusions.known_keys(conn, list(keys.values())) if conn and keys else set()
+    todo = [tensor for tensor in fused if keys.get(tensor.name) not in known]
+    read_bytes = sum(_read_bytes(tensor) for tensor in todo)
+    written_bytes = sum(tensor.size_bytes for tensor in todo)
+    speed = fusions.seconds_per_byte(conn, recipe.strategy.name) if conn and todo else None
+    rule = SECONDS_PER_GIB[recipe.strategy.part] * read_bytes / 2**30
+    return Estimate(
+        tensors=len(tensors),
+        computed=len(todo),
+        read_bytes=read_bytes,
+        written_bytes=written_bytes,
+        reused_bytes=sum(tensor.size_bytes for tensor in tensors) - written_bytes,
+        cpu_seconds=rule if speed is None else speed * written_bytes,
+        is_measured=speed is not None,
+    )
+
+
+def _read_bytes(tensor: TensorRecipe) -> int:
+    return sum(dtypes.size_bytes(source.dtype, tensor.shape) for source in tensor.sources)
