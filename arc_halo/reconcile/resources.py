@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from arc_halo.errors import ManifestError
 from arc_halo.fusion import compatibility
@@ -284,7 +285,8 @@ def architectures(desired: Desired, spec: ReactorSpec) -> dict[str, JsonObject]:
 def needed_inputs(spec: ReactorSpec, plugins: PluginManager) -> tuple[str, ...]:
     """The models without whose weights there is no merge; many strategies ask for no base."""
     uses_base = plugins.strategy(spec.uses).item.uses_base
-    return tuple(name for name in spec.models if uses_base or name != spec.base)
+    # Not by its name: the base may be a member too.
+    return spec.models if uses_base else replace(spec, base=None).models
 
 
 def weights_root(weights: JsonObject | None) -> bytes | None:

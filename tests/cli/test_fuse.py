@@ -93,6 +93,19 @@ def test_it_comes_to_the_bits_of_apply(directory: Path, database: str, strategy:
     assert json.loads((directory / "out" / "config.json").read_text()) == {"of": "base"}
 
 
+def test_a_base_that_is_a_member_too_is_fused_by_any_strategy(
+    directory: Path, database: str
+) -> None:
+    text = (directory / "blend.yaml").read_text().replace("{model: poet,", "{model: base,")
+    (directory / "blend.yaml").write_text(text)
+    (directory / "arc_halo.yaml").write_text(PROJECT)
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        found = halo.tensors.load("blend")["w"]
+    base, coder = (load_file(f"{name}/model.safetensors")["w"] for name in ("base", "coder"))
+    assert np.allclose(found, (0.6 * base + 0.3 * coder) / 0.9, atol=1e-6)
+
+
 def test_a_project_is_a_recipe_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (directory / "arc_halo.yaml").write_text(PROJECT)
     assert fuse("--output", "json", recipe=".") == 0
