@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -35,7 +35,19 @@ _LOOKS = {
     "dim": _Look(dim=True),
     "bold": _Look(bold=True),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a line, on a ground of that colour: `#4393c3`."""
+
+    text: str
+    ground: str | None = None
+
+
 SHOWN_PROBLEMS = 50
+DARK = 400
+"""Sums of red, green and blue below this want white letters."""
 PLAIN_PROGRESS_SECONDS = 5.0
 
 
@@ -63,6 +75,19 @@ class Console:
     def print(self, text: str, style: str = "plain") -> None:
         """One line, or several, of the result."""
         click.echo(self._paint(text, style, sys.stdout), color=True)
+
+    def pieces(self, lines: Iterable[Sequence[Piece]]) -> None:
+        """Lines of the result, their pieces on coloured grounds where there are colours."""
+        for line in lines:
+            if self.is_coloured:
+                self._print_grounds(line)
+            else:
+                self.print("".join(piece.text for piece in line).rstrip())
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether results may have colours."""
+        return self._is_coloured(sys.stdout)
 
     def note(self, text: str, style: str = "dim") -> None:
         """Something only people need to know."""
@@ -101,6 +126,21 @@ class Console:
 
     def done(self, line: str) -> None:
         self.note(line)
+
+    def _print_grounds(self, line: Sequence[Piece]) -> None:
+        from rich.color import Color
+        from rich.console import Console as RichConsole
+        from rich.style import Style
+        from rich.text import Text
+
+        text = Text(no_wrap=True)
+        for piece in line:
+            style = Style()
+            if piece.ground is not None:
+                is_dark = sum(Color.parse(piece.ground).get_truecolor()) < DARK
+                style = Style(bgcolor=piece.ground, color="white" if is_dark else "black")
+            text.append(printable(piece.text, one_line=True), style)
+        RichConsole(file=sys.stdout, force_terminal=True).print(text, soft_wrap=True)
 
     def _progress(
         self, label: str, size_bytes: int

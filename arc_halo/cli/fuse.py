@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from arc_halo.cli.given_files import given_paths, open_given
+from arc_halo.cli.inspecting import inspect
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.cli.verifying import verify
-from arc_halo.errors import RefusedError, UsageError
+from arc_halo.errors import RefusedError
 
 if TYPE_CHECKING:
-    from arc_halo.fusion.files import OpenModel
     from arc_halo.manifest.documents import AdapterSpec, ReactorSpec
     from arc_halo.manifest.recipe_files import RecipeFile
     from arc_halo.plugins import PluginManager
@@ -27,9 +28,17 @@ OUTPUT = "model.safetensors"
 
 @click.group("fuse")
 def fuse() -> None:
-    """Fuse the weights of models."""
+    """Fuse the weights of models: look at what is to come first, or merge without a database.
+
+    \b
+    Examples:
+      arc-halo fuse inspect --reactor story                 where the members are at odds
+      arc-halo fuse run . --reactor story --from-files …    the merge, from files to a file
+      arc-halo fuse verify story                            the merge computed again, compared
+    """
 
 
+fuse.add_command(inspect)
 fuse.add_command(verify)
 
 
@@ -99,7 +108,7 @@ def run(
     if out.exists() and not force:
         raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH014")
     with ExitStack() as stack:
-        opened = {name: _open(stack, plugins, name, path) for name, path in paths.items()}
+        opened = {name: open_given(stack, plugins, name, path) for name, path in paths.items()}
         roots = _roots(plugins, paths) if wanted.strategy.item.is_random else {}
         configs = {m.model: _adapter_config(paths[m.model]) for m in _adapters(wanted)}
         fusion = recipe_of(wanted.spec, wanted.strategy, roots, configs)
@@ -168,43 +177,7 @@ def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
 
 def _paths(wanted: RecipeFile, files: Sequence[str]) -> dict[str, Path]:
     """The files of every model, by the names that the recipe gives them."""
-    given: dict[str, Path] = {}
-    for text in files:
-        name, separator, path = text.partition("=")
-        if not (name and separator and path):
-            raise UsageError(f"{text!r} is not MODEL=PATH", hint="write base=base.safetensors")
-        given[name] = Path(path)
-    needed = wanted.spec.models
-    found = {name: _find(given, name) for name in needed}
-    missing = [name for name, path in found.items() if path is None]
-    if missing:
-        raise UsageError(
-            f"no file is given for {', '.join(missing)}",
-            hint=f"add `--from-files {missing[0]}=PATH`",
-        )
-    unknown = [name for name in given if all(_bare(name) != _bare(each) for each in needed)]
-    if unknown:
-        raise UsageError(
-            f"the recipe names no model {unknown[0]!r}", hint=f"it names {', '.join(needed)}"
-        )
-    return {name: path for name, path in found.items() if path is not None}
-
-
-def _find(given: Mapping[str, Path], name: str) -> Path | None:
-    return given.get(name) or next((p for n, p in given.items() if n == _bare(name)), None)
-
-
-def _bare(name: str) -> str:
-    return name.partition("@")[0].partition(":")[0]
-
-
-def _open(stack: ExitStack, plugins: PluginManager, name: str, path: Path) -> OpenModel:
-    from arc_halo.formats.finding import find_format
-    from arc_halo.fusion.files import OpenModel
-
-    formats = {each: provided.item for each, provided in plugins.formats.items()}
-    reader = stack.enter_context(find_format(path, formats).open(path))
-    return OpenModel(name=name, reader=reader)
+    return given_paths(wanted.spec.models, files)
 
 
 def _adapters(wanted: RecipeFile) -> Iterator[AdapterSpec]:

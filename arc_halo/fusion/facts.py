@@ -6,6 +6,7 @@ Of one block in the middle, so that it costs next to nothing; small tensors are 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.types import Block, FuseContext, JsonObject
@@ -56,7 +57,7 @@ def facts_of(block: Block, fused: FloatArray, context: FuseContext) -> JsonObjec
             "sampled": int(fused.size),
             "norms": norms,
             "cosines": cosines,
-            "mean_cosine": _mean(cosines),
+            "mean_cosine": mean(cosines),
             "sign_conflict": float(np.mean((highest > 0) & (lowest < 0))),
             "change_norm": _rms(change.reshape(-1)),
             "density": float(np.count_nonzero(change) / max(1, change.size)),
@@ -68,7 +69,7 @@ def facts_of(block: Block, fused: FloatArray, context: FuseContext) -> JsonObjec
 def _rms(values: Any) -> float | None:
     import numpy as np
 
-    return _finite(math.sqrt(float(np.mean(np.square(values)))))
+    return finite(math.sqrt(float(np.mean(np.square(values)))))
 
 
 def _cosine(one: Any, other: Any) -> float | None:
@@ -77,15 +78,17 @@ def _cosine(one: Any, other: Any) -> float | None:
     lengths = math.sqrt(float(np.sum(np.square(one)))) * math.sqrt(float(np.sum(np.square(other))))
     if not 0 < lengths < math.inf:
         return None
-    return _finite(float(np.sum(one * other)) / lengths)
+    return finite(float(np.sum(one * other)) / lengths)
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are defined; None where none is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """What is beyond all numbers is not defined."""
     return value if math.isfinite(value) else None
 
 

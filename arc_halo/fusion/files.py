@@ -104,8 +104,8 @@ class FileMerge:
             return _raw(*self._find(recipe.members[0]))
         return fused_pieces(recipe, self._open, self._memory_bytes // 4)
 
-    def _open(self, source: TensorSource) -> _FileTensor:
-        return _FileTensor(*self._find(source))
+    def _open(self, source: TensorSource) -> FileTensor:
+        return FileTensor(*self._find(source))
 
     def _find(self, source: TensorSource) -> tuple[WeightReader, TensorInfo]:
         model = self._models[source.model]
@@ -124,7 +124,7 @@ class FileMerge:
 
 
 @dataclass(frozen=True, slots=True)
-class _FileTensor:
+class FileTensor:
     """A tensor of an open file, as the engine reads it."""
 
     reader: WeightReader

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from arc_halo.errors import NotFiniteError
 from arc_halo.fusion.blocks import BLOCK_ITEMS, Span
-from arc_halo.fusion.inputs import Input
+from arc_halo.fusion.inputs import FloatParts
 from arc_halo.fusion.tensor_recipes import LowRank
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class UpdatedInput:
     """
 
     def __init__(
-        self, tensor: Input, factors: Sequence[tuple[FloatArray, FloatArray]], columns: int
+        self, tensor: FloatParts, factors: Sequence[tuple[FloatArray, FloatArray]], columns: int
     ) -> None:
         self._tensor = tensor
         self._factors = factors
