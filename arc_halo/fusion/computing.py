@@ -91,7 +91,15 @@ def _inputs(
 def _input(
     source: TensorSource, open_source: OpenSource, window_bytes: int, recipe: TensorRecipe
 ) -> FloatParts:
-    tensor = Input(source.model, source.tensor, open_source(source), window_bytes, recipe.compute)
+    assert recipe.strategy is not None
+    tensor = Input(
+        source.model,
+        source.tensor,
+        open_source(source),
+        window_bytes,
+        recipe.compute,
+        is_reread=recipe.strategy.measure is not None,
+    )
     if not source.updates:
         return tensor
     pairs = []

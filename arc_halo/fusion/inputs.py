@@ -52,7 +52,10 @@ class FloatParts(Protocol):
 
 
 class Input:
-    """One model's tensor, as floats, part after part; a small one is read once."""
+    """One model's tensor, as floats, part after part.
+
+    What `is_reread` and fits into the window as a whole is kept there.
+    """
 
     def __init__(
         self,
@@ -61,14 +64,18 @@ class Input:
         source: RawTensor,
         window_bytes: int,
         compute: Compute = "F32",
+        *,
+        is_reread: bool = False,
     ) -> None:
         self._model = model
         self._tensor = tensor
         self._source = source
         self._dtype = dtypes.numpy_dtype(source.dtype)
         self._floats = "f8" if "F64" in (compute, source.dtype) else "f4"
-        alignments = max(window_bytes, SMALLEST_WINDOW) // source.alignment
-        self._window_bytes = max(1, min(alignments, LARGEST_WINDOW)) * source.alignment
+        alignments = max(1, max(window_bytes, SMALLEST_WINDOW) // source.alignment)
+        is_kept = is_reread and source.size_bytes <= window_bytes
+        most = alignments if is_kept else min(alignments, LARGEST_WINDOW)
+        self._window_bytes = most * source.alignment
         self._buffer = memoryview(b"")
         self._start = self._end = 0
         self._is_checked = False
