@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from fusion_database import database_seconds
 from rows import Row, show
 
 MEMORY_MIB = 64
@@ -282,6 +283,14 @@ def _compare(case: Case, directory: Path, repetitions: int, program: str | None)
             figure=f"{whole:.2f}",
             bar="<= 0.25",
             is_met=whole <= 0.25,
+        )
+        stored = database_seconds(directory, directory / "large", case.members)
+        ratio = stored / median(run.cpu_seconds for run in theirs)
+        yield Row(
+            what="linear: database to database, server included, ours / mergekit's",
+            figure=f"{ratio:.2f}  ({stored:.2f} s)",
+            bar="<= 0.5",
+            is_met=ratio <= 0.5,
         )
 
 
