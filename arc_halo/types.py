@@ -245,6 +245,8 @@ class FusionStrategy:
     returns JSON for each tensor by name, which is then `context.surveyed` and a part of the
     tensor's key; or None where the params ask for nothing of the kind.
 
+    A param that is one of `member_params` may come as a list, with a number for each member.
+
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
     decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
     `is_random` chooses by the members' roots.
@@ -265,6 +267,7 @@ class FusionStrategy:
     combine_outputs: Callable[..., Any] | None = None
     needs_base: bool = False
     takes_base: bool = False
+    member_params: tuple[str, ...] = ()
     min_members: int = 1
     max_members: int | None = None
 

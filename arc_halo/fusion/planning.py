@@ -224,23 +224,48 @@ def _adapted(source: TensorSource, fitted: Sequence[Fitted]) -> TensorSource:
 
 def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int, float]]:
     """The params and weights of one tensor, gradients taken at its layer."""
-    params: JsonObject = dict(recipe.params)
+    params = _Params(recipe.params)
     weights: dict[int, Any] = {index: m.weight for index, m in enumerate(recipe.members)}
     if place.part is not None:
-        params |= place.part.params
+        params.override(place.part.params)
         weights |= place.part.weights
     for rule in recipe.rules:
         if any(fnmatchcase(place.name, pattern) for pattern in rule.match):
-            params |= rule.params
+            params.override(rule.params)
             weights |= rule.weights
     properties = recipe.strategy.params_schema.get("properties", {})
     return (
         {
-            name: value if takes_lists(properties.get(name, {})) else at(value, place.position)
-            for name, value in params.items()
+            name: value
+            if takes_lists(properties.get(name, {}))
+            else params.at(name, place.position, list(place.names))
+            for name, value in params.of_all.items()
         },
         {index: float(at(weight, place.position)) for index, weight in weights.items()},
     )
+
+
+class _Params:
+    """Params as they are overridden, for all members or for some."""
+
+    def __init__(self, params: JsonObject) -> None:
+        self.of_all: JsonObject = dict(params)
+        self._of_some: dict[str, JsonObject] = {}
+
+    def override(self, params: JsonObject) -> None:
+        for name, value in params.items():
+            if isinstance(value, dict):
+                self._of_some[name] = {**self._of_some.get(name, {}), **value}
+            else:
+                self.of_all[name] = value
+                self._of_some.pop(name, None)
+
+    def at(self, name: str, position: float, members: Sequence[int]) -> Any:
+        """The value at a layer: one, or a list of the members' where they differ."""
+        some = self._of_some.get(name, {})
+        usual = self.of_all[name]
+        values = [at(some.get(str(member), usual), position) for member in members]
+        return values[0] if all(value == values[0] for value in values) else values
 
 
 def at(value: Any, place: float) -> Any:

@@ -57,7 +57,7 @@ class FusionInput:
 class TensorRule:
     """What is different for the tensors whose names match one of the patterns.
 
-    Patterns are those of a shell. `weights` are by the place of the member.
+    Patterns are those of a shell. `weights` are by the place of the member, and so may params be.
     """
 
     match: tuple[str, ...]
@@ -200,7 +200,7 @@ def recipe_of(
         rules=tuple(
             TensorRule(
                 match=rule.match,
-                params=rule.params,
+                params=_by_place(rule.params, places),
                 weights={places[model]: weight for model, weight in rule.weights.items()},
             )
             for rule in spec.tensors
@@ -210,7 +210,7 @@ def recipe_of(
                 # In the order of members, whatever order is written: a mapping has none.
                 layers=dict(sorted((places[model], s) for model, s in each.layers.items())),
                 base=each.base,
-                params=each.params,
+                params=_by_place(each.params, places),
                 weights={places[model]: weight for model, weight in each.weights.items()},
             )
             for each in spec.slices
@@ -218,6 +218,16 @@ def recipe_of(
         compute=spec.compute,
         out_dtype=spec.out_dtype,
     )
+
+
+def _by_place(params: JsonObject, places: Mapping[str, int]) -> JsonObject:
+    """Params that differ by model, by the place of the member; as text, which JSON keys are."""
+    return {
+        name: {str(places[model]): each for model, each in value.items()}
+        if isinstance(value, dict)
+        else value
+        for name, value in params.items()
+    }
 
 
 def canonical(value: JsonObject) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arc_halo.types import JsonObject
@@ -18,15 +18,17 @@ def with_defaults(params: JsonObject, schema: JsonObject) -> JsonObject:
     return {**defaults, **params}
 
 
-def with_gradients(schema: JsonObject) -> JsonObject:
+def with_gradients(schema: JsonObject, member_params: Sequence[str] = ()) -> JsonObject:
     """The schema of params of which each may be a list, one value after another; none is required.
 
-    A param that is a list by itself stays as it is.
+    Those of `member_params` may be mappings too, of such values by model. A param that is a list
+    by itself stays as it is.
     """
     properties = {
         name: each if takes_lists(each) else _or_list(each)
         for name, each in schema.get("properties", {}).items()
     }
+    properties |= {name: _or_mapping(properties[name]) for name in member_params}
     return {**{k: v for k, v in schema.items() if k != "required"}, "properties": properties}
 
 
@@ -42,6 +44,21 @@ def _or_list(schema: JsonObject) -> JsonObject:
         "then": {"type": "array", "minItems": 1, "items": schema},
         "else": schema,
     }
+
+
+def _or_mapping(schema: JsonObject) -> JsonObject:
+    return {
+        "if": {"type": "object"},
+        "then": {"type": "object", "minProperties": 1, "additionalProperties": schema},
+        "else": schema,
+    }
+
+
+def member_texts(params: JsonObject) -> Iterator[str]:
+    """The models that params of a rule name."""
+    for value in params.values():
+        if isinstance(value, dict):
+            yield from value
 
 
 def params_problems(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from arc_halo.manifest.collect import Names
@@ -123,7 +123,8 @@ class ReactorResolver:
 
     def _check_params(self, found: Found, uses: str) -> None:
         """Those of rules and slices."""
-        schema = with_gradients(self.plugins.strategies[uses].item.params_schema)
+        strategy = self.plugins.strategies[uses].item
+        schema = with_gradients(strategy.params_schema, strategy.member_params)
         for field in ("tensors", "slices"):
             for index, data in enumerate(found.data.get(field, ())):
                 for pointer, code, message in params_problems(data.get("params", {}), schema):
@@ -133,10 +134,10 @@ class ReactorResolver:
     def _places(self, found: Found, members: Sequence[MemberSpec]) -> dict[str, str]:
         """The full names of the members that rules and slices name, by what they write."""
         places: dict[str, str] = {}
-        for field, kind in (("tensors", "weights"), ("slices", "weights"), ("slices", "layers")):
+        for field in ("tensors", "slices"):
             for index, data in enumerate(found.data.get(field, ())):
-                for text in data.get(kind, {}):
-                    name = self._end(found, (field, index, kind, text), text, members)
+                for pointer, text in _named(data):
+                    name = self._end(found, (field, index, *pointer), text, members)
                     places[text] = name or text
         return places
 
@@ -208,7 +209,7 @@ def parts_of(data: JsonObject, places: Mapping[str, str]) -> JsonObject:
         "tensors": tuple(
             RuleSpec(
                 match=_texts(rule["match"]),
-                params=rule.get("params", {}),
+                params=_params(rule, places),
                 weights=_weights(rule, places),
             )
             for rule in data.get("tensors", ())
@@ -217,13 +218,41 @@ def parts_of(data: JsonObject, places: Mapping[str, str]) -> JsonObject:
             SliceSpec(
                 layers={places[t]: (first, end) for t, (first, end) in each["layers"].items()},
                 base=each.get("base"),
-                params=each.get("params", {}),
+                params=_params(each, places),
                 weights=_weights(each, places),
             )
             for each in data.get("slices", ())
         ),
         "compute": data.get("compute", "F32"),
         "out_dtype": data.get("out_dtype"),
+    }
+
+
+def named_members(data: JsonObject) -> Iterator[str]:
+    """What the rules and slices of a reactor call members."""
+    for part in (*data.get("tensors", ()), *data.get("slices", ())):
+        for _, text in _named(part):
+            yield text
+
+
+def _named(part: JsonObject) -> Iterator[tuple[Pointer, str]]:
+    """Where a rule or slice names members, and how."""
+    for kind in ("weights", "layers"):
+        for text in part.get(kind, {}):
+            yield (kind, text), text
+    for param, value in part.get("params", {}).items():
+        if isinstance(value, dict):
+            for text in value:
+                yield ("params", param, text), text
+
+
+def _params(part: JsonObject, places: Mapping[str, str]) -> JsonObject:
+    """The params of a rule or slice, with the full names of models."""
+    return {
+        name: {places[text]: each for text, each in value.items()}
+        if isinstance(value, dict)
+        else value
+        for name, value in part.get("params", {}).items()
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from arc_halo.manifest.reactors import (
     adapter_texts,
     member_counts,
     member_spec,
+    named_members,
     parts_of,
     takes_count,
 )
@@ -68,7 +69,7 @@ def read_recipe(
             member_spec(each, each["model"], adapter_texts(each)) for each in data["members"]
         ),
         base=data.get("base"),
-        **parts_of(data, {text: text for text in _named(data)}),
+        **parts_of(data, {text: text for text in named_members(data)}),
     )
     _check(path, name, strategy.item, spec)
     _check_parts(path, name, strategy.item, data)
@@ -141,13 +142,6 @@ def _strategy(
     return found, with_defaults(params, schema)
 
 
-def _named(data: JsonObject) -> Iterator[str]:
-    """What rules and slices call members."""
-    for part in (*data.get("tensors", ()), *data.get("slices", ())):
-        yield from part.get("weights", {})
-        yield from part.get("layers", {})
-
-
 def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -> None:
     counts, most = member_counts(spec), strategy.max_members
     problem = None
@@ -167,14 +161,14 @@ def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -
 def _check_parts(path: Path, name: str, strategy: FusionStrategy, data: JsonObject) -> None:
     """Rules and slices: their members, and their params."""
     members = [member["model"] for member in data["members"]]
-    for text in _named(data):
+    for text in named_members(data):
         if text not in members:
             raise InvalidInputError(
                 f"{path}: reactors.{name}: {text!r} is not a member",
                 hint=did_you_mean(text, members) or f"the members are {', '.join(members)}",
                 code="AH020",
             )
-    schema = with_gradients(strategy.params_schema)
+    schema = with_gradients(strategy.params_schema, strategy.member_params)
     for field in ("tensors", "slices"):
         for index, part in enumerate(data.get(field, ())):
             for pointer, code, message in params_problems(part.get("params", {}), schema):

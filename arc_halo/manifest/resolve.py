@@ -31,7 +31,7 @@ from arc_halo.manifest.graph import cycles, ordered
 from arc_halo.manifest.model_files import ModelFiles
 from arc_halo.manifest.params import with_defaults
 from arc_halo.manifest.problems import Found, Problems
-from arc_halo.manifest.reactors import ReactorResolver, adapter_texts
+from arc_halo.manifest.reactors import ReactorResolver, adapter_texts, named_members
 from arc_halo.manifest.references import References, Registered
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
@@ -144,9 +144,7 @@ def _model_texts(data: JsonObject) -> Iterator[str]:
         for member in reactor.get("members", ()):
             yield member["model"]
             yield from adapter_texts(member)
-        for part in (*reactor.get("tensors", ()), *reactor.get("slices", ())):
-            yield from part.get("weights", {})
-            yield from part.get("layers", {})
+        yield from named_members(reactor)
         for edge in reactor.get("interactions", ()):
             yield edge["from"]
             yield edge["to"]

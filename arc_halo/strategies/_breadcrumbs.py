@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arc_halo.strategies._schemas import choice, number
+from arc_halo.strategies._schemas import PerMember, choice, number, of_each
 from arc_halo.strategies._selection import Cut, cuts
 from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors, parts
@@ -36,19 +36,20 @@ def measure(
     scan: Scan,
     context: FuseContext,
     *,
-    density: float = 1.0,
-    gamma: float = 0.01,
+    density: PerMember = 1.0,
+    gamma: PerMember = 0.01,
     rescale: str = "none",
     **_: object,
 ) -> tuple[Drop, list[float] | None]:
     """What drops the changes in the next pass, and the factors of `l1`."""
     size = math.prod(context.shape)
-    top = int(gamma * size)
-    low = max(0, size - int(density * size) - top)
     members = len(context.weights)
+    tops = [int(each * size) for each in of_each(gamma, members)]
+    kept = [int(each * size) for each in of_each(density, members)]
+    low = [max(0, size - keep - top) for keep, top in zip(kept, tops, strict=True)]
     found = cuts(
         lambda: ([*changes, *changes] for changes in parts(scan)),
-        [top] * members + [size - low] * members,
+        [*tops, *(size - each for each in low)],
         size,
     )
     pairs = list(zip(found[:members], found[members:], strict=True))

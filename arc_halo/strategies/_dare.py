@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from arc_halo.strategies._draws import kept
-from arc_halo.strategies._schemas import choice
+from arc_halo.strategies._schemas import PerMember, choice, of_each
 from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors
 from arc_halo.types import FuseContext
@@ -28,16 +28,19 @@ RESCALE = choice(
 )
 
 
-def dropping(context: FuseContext, density: float, rescale: str, seed: int) -> Drop:
+def dropping(context: FuseContext, density: PerMember, rescale: str, seed: int) -> Drop:
+    densities = of_each(density, len(context.weights))
+
     def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
-        if density >= 1:
-            return list(changes)
         is_rescaled = rescale == "inverse_density"
         rest = []
-        for member, change in enumerate(changes):
-            mask = kept(change, density, context, seed, member, start)
-            np.multiply(change, factors(mask, change), out=change)
-            rest.append(np.divide(change, density, out=change) if is_rescaled else change)
+        for member, (change, share) in enumerate(zip(changes, densities, strict=True)):
+            if share < 1:
+                mask = kept(change, share, context, seed, member, start)
+                np.multiply(change, factors(mask, change), out=change)
+                if is_rescaled:
+                    np.divide(change, share, out=change)
+            rest.append(change)
         return rest
 
     return drop
@@ -47,12 +50,12 @@ def measure(
     scan: Scan,
     context: FuseContext,
     *,
-    density: float = 1.0,
+    density: PerMember = 1.0,
     rescale: str = "inverse_density",
     seed: int = 0,
     **_: object,
 ) -> list[float] | None:
     """The factors of `l1`; None where there are none."""
-    if rescale != "l1" or density >= 1:
+    if rescale != "l1" or min(of_each(density, len(context.weights))) >= 1:
         return None
     return l1_factors(scan, dropping(context, density, rescale, seed))

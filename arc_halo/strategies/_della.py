@@ -12,7 +12,7 @@ import numpy as np
 
 from arc_halo.errors import FusionError
 from arc_halo.strategies._draws import bounds, kept_below
-from arc_halo.strategies._schemas import choice, number
+from arc_halo.strategies._schemas import PerMember, choice, number, of_each
 from arc_halo.strategies._signs import factors
 from arc_halo.strategies._sparse import Drop, l1_factors
 from arc_halo.types import FuseContext
@@ -43,8 +43,20 @@ RESCALE = choice(
 )
 
 
-def check(context: FuseContext, density: float, epsilon: float) -> None:
+def check(context: FuseContext, density: PerMember, epsilon: PerMember) -> None:
     """Refuse probabilities of 0 or less, and of 1 or more."""
+    for share, width in _pairs(context, density, epsilon):
+        _check(context, share, width)
+
+
+def _pairs(
+    context: FuseContext, density: PerMember, epsilon: PerMember
+) -> list[tuple[float, float]]:
+    count = len(context.weights)
+    return list(zip(of_each(density, count), of_each(epsilon, count), strict=True))
+
+
+def _check(context: FuseContext, density: float, epsilon: float) -> None:
     if not (density - epsilon > 0 and density + epsilon < 1):
         raise FusionError(
             f"della: {context.tensor!r}: density {density:g} and epsilon {epsilon:g} give "
@@ -53,14 +65,18 @@ def check(context: FuseContext, density: float, epsilon: float) -> None:
         )
 
 
-def dropping(context: FuseContext, density: float, epsilon: float, rescale: str, seed: int) -> Drop:
+def dropping(
+    context: FuseContext, density: PerMember, epsilon: PerMember, rescale: str, seed: int
+) -> Drop:
+    pairs = _pairs(context, density, epsilon)
+
     def drop(changes: Sequence[FloatArray], start: int) -> list[FloatArray]:
         is_rescaled = rescale == "inverse_p"
         rest: list[FloatArray] = []
-        for member, change in enumerate(changes):
+        for member, (change, (share, width)) in enumerate(zip(changes, pairs, strict=True)):
             columns = change.shape[-1]
             places = ranks(change) if columns > 1 else np.zeros((), np.int64)
-            by_rank = chances_by_rank(columns, density, epsilon if columns > 1 else 0)
+            by_rank = chances_by_rank(columns, share, width if columns > 1 else 0)
             mask = kept_below(bounds(by_rank)[places], change, context, seed, member, start)
             np.multiply(change, factors(mask, change), out=change)
             rest.append(np.divide(change, by_rank[places], out=change) if is_rescaled else change)
@@ -99,8 +115,8 @@ def measure(
     scan: Scan,
     context: FuseContext,
     *,
-    density: float = 0.5,
-    epsilon: float = 0.15,
+    density: PerMember = 0.5,
+    epsilon: PerMember = 0.15,
     rescale: str = "inverse_p",
     seed: int = 0,
     **_: object,

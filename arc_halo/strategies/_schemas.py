@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from arc_halo.errors import FusionError
@@ -64,6 +65,15 @@ SEED = {
     "minimum": 0,
     "maximum": 2**63 - 1,
 }
+
+
+PerMember = float | Sequence[float]
+"""A param that is the same for all members, or one number for each."""
+
+
+def of_each(value: PerMember, count: int) -> list[float]:
+    """The param of each of so many members."""
+    return list(value) if isinstance(value, Sequence) else [value] * count
 
 
 def weight_sum(context: FuseContext, strategy: str) -> float:

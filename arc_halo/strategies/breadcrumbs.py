@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
 from arc_halo.strategies._breadcrumbs import GAMMA, RESCALE, measure
-from arc_halo.strategies._schemas import DENSITY, NORMALIZE, SCALE, schema, weight_sum
+from arc_halo.strategies._schemas import (
+    DENSITY,
+    NORMALIZE,
+    SCALE,
+    PerMember,
+    schema,
+    weight_sum,
+)
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         part="elements",
         numerics="exact",
         needs_base=True,
+        member_params=("density", "gamma"),
         params_schema=schema(
             density=DENSITY, gamma=GAMMA, rescale=RESCALE, scale=SCALE, normalize=NORMALIZE
         ),
@@ -35,8 +43,8 @@ def breadcrumbs(
     tensors: Sequence[FloatArray],
     context: FuseContext,
     *,
-    density: float = 1.0,
-    gamma: float = 0.01,
+    density: PerMember = 1.0,
+    gamma: PerMember = 0.01,
     rescale: str = "none",
     scale: float = 1.0,
     normalize: bool = False,

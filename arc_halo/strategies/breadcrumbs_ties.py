@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
 from arc_halo.strategies._breadcrumbs import GAMMA, RESCALE, measure
-from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, schema
+from arc_halo.strategies._schemas import (
+    DENSITY,
+    DIVIDE,
+    ELECT,
+    SCALE,
+    PerMember,
+    schema,
+)
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         part="elements",
         numerics="exact",
         needs_base=True,
+        member_params=("density", "gamma"),
         params_schema=schema(
             density=DENSITY,
             gamma=GAMMA,
@@ -40,8 +48,8 @@ def breadcrumbs_ties(
     tensors: Sequence[FloatArray],
     context: FuseContext,
     *,
-    density: float = 1.0,
-    gamma: float = 0.01,
+    density: PerMember = 1.0,
+    gamma: PerMember = 0.01,
     rescale: str = "none",
     elect: str = "weighted",
     divide: str = "weights",

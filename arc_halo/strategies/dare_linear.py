@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
 from arc_halo.strategies._dare import RESCALE, measure
-from arc_halo.strategies._schemas import DENSITY, NORMALIZE, SCALE, SEED, schema, weight_sum
+from arc_halo.strategies._schemas import (
+    DENSITY,
+    NORMALIZE,
+    SCALE,
+    SEED,
+    PerMember,
+    schema,
+    weight_sum,
+)
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         numerics="exact",
         is_random=True,
         needs_base=True,
+        member_params=("density",),
         params_schema=schema(
             density=DENSITY, rescale=RESCALE, scale=SCALE, normalize=NORMALIZE, seed=SEED
         ),
@@ -36,7 +45,7 @@ def dare_linear(
     tensors: Sequence[FloatArray],
     context: FuseContext,
     *,
-    density: float = 1.0,
+    density: PerMember = 1.0,
     rescale: str = "inverse_density",
     scale: float = 1.0,
     normalize: bool = False,

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
 from arc_halo.strategies._dare import RESCALE, measure
-from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, SEED, schema
+from arc_halo.strategies._schemas import (
+    DENSITY,
+    DIVIDE,
+    ELECT,
+    SCALE,
+    SEED,
+    PerMember,
+    schema,
+)
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         numerics="exact",
         is_random=True,
         needs_base=True,
+        member_params=("density",),
         params_schema=schema(
             density=DENSITY,
             rescale=RESCALE,
@@ -41,7 +50,7 @@ def dare_ties(
     tensors: Sequence[FloatArray],
     context: FuseContext,
     *,
-    density: float = 1.0,
+    density: PerMember = 1.0,
     rescale: str = "inverse_density",
     elect: str = "weighted",
     divide: str = "weights",

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from arc_halo.hookspecs import hookimpl
 from arc_halo.strategies._della import DENSITY, EPSILON, RESCALE, measure
-from arc_halo.strategies._schemas import DIVIDE, ELECT, SCALE, SEED, schema
+from arc_halo.strategies._schemas import (
+    DIVIDE,
+    ELECT,
+    SCALE,
+    SEED,
+    PerMember,
+    schema,
+)
 from arc_halo.types import FuseContext, FusionStrategy
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         numerics="exact",
         is_random=True,
         needs_base=True,
+        member_params=("density", "epsilon"),
         params_schema=schema(
             density=DENSITY,
             epsilon=EPSILON,
@@ -42,8 +50,8 @@ def della(
     tensors: Sequence[FloatArray],
     context: FuseContext,
     *,
-    density: float = 0.5,
-    epsilon: float = 0.15,
+    density: PerMember = 0.5,
+    epsilon: PerMember = 0.15,
     rescale: str = "inverse_p",
     elect: str = "weighted",
     divide: str = "weights",

@@ -10,7 +10,16 @@ import numpy as np
 
 from arc_halo.errors import FusionError
 from arc_halo.hookspecs import hookimpl
-from arc_halo.strategies._schemas import DENSITY, DIVIDE, ELECT, SCALE, SCOPE, schema
+from arc_halo.strategies._schemas import (
+    DENSITY,
+    DIVIDE,
+    ELECT,
+    SCALE,
+    SCOPE,
+    PerMember,
+    of_each,
+    schema,
+)
 from arc_halo.types import FuseContext, FusionStrategy, JsonObject, SurveyTensor
 
 if TYPE_CHECKING:
@@ -30,12 +39,13 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         part="elements",
         numerics="exact",
         needs_base=True,
+        member_params=("density",),
         params_schema=schema(density=DENSITY, elect=ELECT, divide=DIVIDE, scope=SCOPE, scale=SCALE),
     )
 
 
 def measure(
-    scan: Scan, context: FuseContext, *, density: float = 1.0, **_: object
+    scan: Scan, context: FuseContext, *, density: PerMember = 1.0, **_: object
 ) -> list[Keeper] | None:
     """Who is among the largest, for each member; None where all are kept."""
     from arc_halo.strategies._selection import cut_at, cuts
@@ -45,26 +55,27 @@ def measure(
         pairs = zip(context.surveyed["thresholds"], context.surveyed["ties"], strict=True)
         return [cut_at(threshold, count).keeper() for threshold, count in pairs]
     size = math.prod(context.shape)
-    keep = max(1, int(density * size))
-    if keep >= size:
+    counts = [max(1, int(each * size)) for each in of_each(density, len(context.weights))]
+    if min(counts) >= size:
         return None
-    counts = [keep] * len(context.weights)
     found = cuts(lambda: (deltas(block) for block in scan()), counts, size)
     return [cut.keeper() for cut in found]
 
 
 def survey(
-    tensors: Sequence[SurveyTensor], *, density: float = 1.0, scope: str = "tensor", **_: object
+    tensors: Sequence[SurveyTensor], *, density: PerMember = 1.0, scope: str = "tensor", **_: object
 ) -> dict[str, JsonObject] | None:
     """Where each member's largest elements of all tensors end, and how many equal ones count."""
     from arc_halo.strategies._selection import cuts
     from arc_halo.strategies._sums import deltas
 
     size = sum(tensor.size for tensor in tensors)
-    keep = max(1, int(density * size))
-    if scope == "tensor" or keep >= size:
+    if scope == "tensor":
         return None
     count = len(next(iter(tensors[0].scan())).tensors)
+    counts = [max(1, int(each * size)) for each in of_each(density, count)]
+    if min(counts) >= size:
+        return None
     # One dtype for all, where some are wide.
     dtype = np.float64 if any(tensor.is_wide for tensor in tensors) else np.float32
 
@@ -78,7 +89,7 @@ def survey(
                 )
             yield [delta.astype(dtype, copy=False) for delta in deltas(block)]
 
-    found = cuts(lambda: (part for t in tensors for part in changes(t)), [keep] * count, size)
+    found = cuts(lambda: (part for t in tensors for part in changes(t)), counts, size)
     left = [cut.ties for cut in found]
     surveyed: dict[str, JsonObject] = {}
     for tensor in tensors:
@@ -96,7 +107,7 @@ def ties(
     tensors: Sequence[FloatArray],
     context: FuseContext,
     *,
-    density: float = 1.0,
+    density: PerMember = 1.0,
     elect: str = "weighted",
     divide: str = "weights",
     scope: str = "tensor",

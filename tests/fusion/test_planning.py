@@ -201,3 +201,18 @@ def test_a_key_changes_with_whatever_decides_the_bits_and_with_nothing_else() ->
         key(recipe(), "model.layers.2.mlp.up.weight"),
     }
     assert len(keys) == len(different) + 2
+
+
+def test_a_param_may_differ_by_member() -> None:
+    some = {"density": {"1": [0.2, 0.8]}}
+    rules = (
+        TensorRule(match=("*",), params=some),
+        TensorRule(match=("*.2.*",), params={"density": {"0": 0.5}}),
+        TensorRule(match=("*norm*",), params={"density": 0.9}),
+    )
+    found = planned(recipe(rules=rules))
+    densities = {name: each.params["density"] for name, each in found.items()}
+    assert densities["model.layers.0.attn.q.weight"] == [1.0, 0.2]
+    assert densities["model.layers.3.attn.q.weight"] == [1.0, 0.8]
+    assert densities["model.layers.2.attn.q.weight"] == [0.5, pytest.approx(0.6)]
+    assert densities["model.norm.weight"] == 0.9

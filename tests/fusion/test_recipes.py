@@ -116,6 +116,13 @@ def test_an_input_changed_in_one_tensor_computes_that_tensor_again(
 
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "by member": {
+        "strategy": "breadcrumbs_ties",
+        "tensors": [
+            {"match": "*", "params": {"density": {"poet": 0.3, "coder": [1, 0.5]}}},
+            {"match": "*.1.*", "params": {"gamma": {"coder": 0.2}}},
+        ],
+    },
     "rules": {
         "tensors": [
             {"match": "*.mlp.*", "params": {"density": [0.1, 0.9]}},
@@ -191,6 +198,15 @@ MISTAKES = {
         {"tensors": [{"match": "*", "params": {"density": [0.5, 2]}}]}, "AH007|AH006",
     ),
     "unknown param": ({"tensors": [{"match": "*", "params": {"densty": 1}}]}, "AH003"),
+    "param of no member": (
+        {"tensors": [{"match": "*", "params": {"density": {"base": 0.5}}}]}, "AH020",
+    ),
+    "param out of range": (
+        {"tensors": [{"match": "*", "params": {"density": {"poet": 2}}}]}, "AH007|AH006",
+    ),
+    "param by no model": (
+        {"tensors": [{"match": "*", "params": {"scale": {"poet": 2}}}]}, "AH004|AH006",
+    ),
     "no member": ({"tensors": [{"match": "*", "weights": {"base": 1}}]}, "AH020"),
     "empty slice": ({"slices": [{"layers": {"poet": [2, 2]}}]}, "AH007"),
     "unequal slice": ({"slices": [{"layers": {"poet": [0, 2], "coder": [0, 1]}}]}, "AH023"),
