@@ -127,6 +127,7 @@ class Models:
             "aliases": [],
             "tags": {},
             "weights": None,
+            "tokenizer": None,
         }
         with self._project.connection() as conn, conn.transaction():
             _refuse_existing(conn, MODEL, full_name)
@@ -407,6 +408,7 @@ class Reactors:
                 "slices": [],
                 "compute": "F32",
                 "out_dtype": None,
+                "tokenizer": None,
                 "interactions": [],
                 "produces": None,
                 "config": {},

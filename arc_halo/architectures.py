@@ -20,6 +20,12 @@ MAX_LAYERS, MAX_HEADS, MAX_ROWS = 10_000, 4_096, 1_000_000
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_LISTS = ("layer_types",)
+VOCABULARY_SIZE = "vocab_size"
+VOCABULARY_PARTS = ("token_embedding", "lm_head")
+VOCABULARY_WORDS = ("embed", "wte", "lm_head", "output", "shared", "predictions")
+OTHER_WORDS = ("position", "wpe", "token_type", "segment", "patch", "norm", "dense")
+"""What names of embeddings and outputs have in them, and what those of other rows have."""
+
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -192,14 +198,21 @@ def read_architecture(config: JsonObject) -> Architecture:
 
 
 def changed_architecture(
-    config: JsonObject, *, layers: Sequence[int] | None = None, dtype: str | None = None
+    config: JsonObject,
+    *,
+    layers: Sequence[int] | None = None,
+    dtype: str | None = None,
+    vocabulary: int | None = None,
 ) -> JsonObject:
-    """The config of a model that has these layers of the one it was made from, or another dtype.
+    """The config of a model that has these layers of the one it was made from, or another dtype,
+    or rows for another vocabulary.
 
     Only what the config says already is changed: its number of layers, what it lists for each of
-    them, and its dtype, by their usual names.
+    them, its dtype and its `vocab_size`, by their usual names.
     """
     changed = dict(config)
+    if vocabulary is not None and VOCABULARY_SIZE in changed:
+        changed[VOCABULARY_SIZE] = vocabulary
     if layers is not None:
         for key in LAYER_COUNTS:
             if key in changed:
@@ -225,6 +238,24 @@ def tensor_part(family: str | None, name: str) -> TensorPart:
     return TensorPart(
         weight_type=_part(known, inner.removesuffix(".weight").removesuffix(".bias")),
         layer_index=int(match[1]) if match else None,
+    )
+
+
+def is_vocabulary_tensor(name: str, shape: Sequence[int], size: int) -> bool:
+    """Whether a tensor has a row for each of `size` tokens, and perhaps some more as padding.
+
+    So it is for the embedding and the output of every family we know, and for what is called
+    like one, stands in no layer and has as many rows.
+    """
+    parts = {tensor_part(family.name, name).weight_type for family in FAMILIES}
+    if not parts.isdisjoint(VOCABULARY_PARTS):
+        return len(shape) in (1, 2)
+    return (
+        len(shape) in (1, 2)
+        and shape[0] >= size
+        and not any(word.isdigit() for word in name.split("."))
+        and any(word in name for word in VOCABULARY_WORDS)
+        and not any(word in name.lower() for word in OTHER_WORDS)
     )
 
 

@@ -12,3 +12,4 @@ DROP TABLE model_weight_history;
 DROP TABLE model_alias_history;
 DROP TABLE model_aliases;
 DROP TABLE models;
+DROP TABLE tokenizers;

@@ -1,6 +1,22 @@
 -- The registry: models, their versions and aliases, their layers, heads, weights and embeddings.
 -- depends: 0002.tensors
 
+CREATE TABLE tokenizers (
+    digest bytea PRIMARY KEY,
+    document bytea NOT NULL,
+    token_count integer NOT NULL CHECK (token_count > 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT tokenizers_digest_is_of_document CHECK (digest = sha256(document))
+);
+COMMENT ON TABLE tokenizers IS
+    'Tokenizers: each document once, whatever models have it.';
+COMMENT ON COLUMN tokenizers.digest IS
+    'SHA-256 of the document.';
+COMMENT ON COLUMN tokenizers.document IS
+    'The tokenizer.json, byte by byte as it was read or as a merge came to it.';
+COMMENT ON COLUMN tokenizers.token_count IS
+    'Tokens, those that were added included.';
+
 CREATE TABLE models (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     model_name text NOT NULL CHECK (model_name ~ '^[a-z0-9][a-z0-9._-]{0,127}$'),
@@ -15,6 +31,8 @@ CREATE TABLE models (
     weight_set_id bigint REFERENCES weight_sets,
     weights_metadata jsonb CHECK (jsonb_typeof(weights_metadata) = 'object'),
     weights_source jsonb CHECK (jsonb_typeof(weights_source) = 'object'),
+    tokenizer_digest bytea REFERENCES tokenizers,
+    tokenizer_source text,
     parameter_count bigint CHECK (parameter_count >= 0),
     runner jsonb CHECK (jsonb_typeof(runner) = 'object'),
     status text NOT NULL DEFAULT 'registered' CHECK (status IN
@@ -36,12 +54,18 @@ COMMENT ON COLUMN models.weights_metadata IS
     'The metadata of the weight file (__metadata__ of safetensors).';
 COMMENT ON COLUMN models.weights_source IS
     'Where the weights were imported from: source, format and digest.';
+COMMENT ON COLUMN models.tokenizer_digest IS
+    'The tokenizer whose tokens the rows of its embedding stand for; NULL where nobody knows it.';
+COMMENT ON COLUMN models.tokenizer_source IS
+    'The file the tokenizer was read from; NULL for a merged model.';
 COMMENT ON COLUMN models.runner IS
     'Names the runner that answers for this model, and its params; never code, never a secret.';
 COMMENT ON COLUMN models.status IS
     'registered has no weights; importing and fusing are not to be loaded; ready has its weights.';
 
 CREATE INDEX models_weight_set_id_idx ON models (weight_set_id);
+CREATE INDEX models_tokenizer_digest_idx
+    ON models (tokenizer_digest) WHERE tokenizer_digest IS NOT NULL;
 
 CREATE TRIGGER models_touch BEFORE UPDATE ON models
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)

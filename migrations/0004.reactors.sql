@@ -247,7 +247,7 @@ CREATE TABLE fused_tensor_inputs (
 COMMENT ON TABLE fused_tensor_inputs IS
     'Lineage, tensor by tensor: the tensors that went in, by digest, so that it outlives them.';
 COMMENT ON COLUMN fused_tensor_inputs.weight IS
-    'The weight used for this tensor; the base has none.';
+    'The weight used for this tensor; the base has none, nor has what only gives rows of tokens.';
 
 CREATE INDEX fused_tensor_inputs_tensor_digest_idx ON fused_tensor_inputs (tensor_digest);
 

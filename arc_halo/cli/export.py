@@ -20,7 +20,7 @@ from arc_halo.errors import InvalidInputError
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="The directory to write model.safetensors and config.json into.",
+    help="The directory to write model.safetensors, config.json and tokenizer.json into.",
 )
 @click.option(
     "--max-shard-size",
@@ -45,7 +45,7 @@ def export(
     format_name: str,
     force: bool,
 ) -> None:
-    """Write a model to DIRECTORY: model.safetensors and config.json.
+    """Write a model to DIRECTORY: model.safetensors, config.json and its tokenizer.json, if known.
 
     MODEL is a name, name@version or name:alias. The bytes are those that were stored: every
     digest is verified on the way, and a file appears complete or not at all, an index after all
@@ -73,6 +73,10 @@ def export(
         project.check_schema()
         with project.connection() as conn:
             record, weight_set_id = weights_of(conn, model)
+            tokenizer = exporting.tokenizer_of(conn, record)
+        tokenizer_path = directory / "tokenizer.json"
+        if tokenizer is not None and not force:
+            _refuse_existing([tokenizer_path])
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"export {model}", record.size_bytes or 0) as advance:
             exported = exporting.export_weights(
@@ -85,14 +89,17 @@ def export(
                 advance=advance,
             )
         exporting.export_config(record.architecture, config_path)
+        if tokenizer is not None:
+            exporting.export_tokenizer(tokenizer, tokenizer_path)
     shards = len(exported.files) - 1
     text = (
         f"Exported {record.full_name}: {format_count(exported.tensor_count, 'tensor')}, "
         f"{format_size(exported.size_bytes)} to {exported.files[0]}"
     ) + (f" and {format_count(shards, 'shard')}" if shards else "")
+    files = [*exported.files, config_path, *([tokenizer_path] if tokenizer is not None else [])]
     facts = {
         "model": record.full_name,
-        "files": [str(path) for path in (*exported.files, config_path)],
+        "files": [str(path) for path in files],
         "tensor_count": exported.tensor_count,
         "size_bytes": exported.size_bytes,
     }

@@ -18,12 +18,15 @@ from arc_halo.cli.verifying import verify
 from arc_halo.errors import RefusedError
 
 if TYPE_CHECKING:
+    from arc_halo.fusion.vocabularies import Vocabularies
     from arc_halo.manifest.documents import AdapterSpec, ReactorSpec
     from arc_halo.manifest.recipe_files import RecipeFile
+    from arc_halo.manifest.tokenizers import Tokenizer
     from arc_halo.plugins import PluginManager
     from arc_halo.types import JsonObject
 
 OUTPUT = "model.safetensors"
+TOKENIZER = "tokenizer.json"
 
 
 @click.group("fuse")
@@ -58,7 +61,7 @@ fuse.add_command(verify)
     metavar="DIRECTORY",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where to write model.safetensors and config.json.",
+    help="Where to write model.safetensors, config.json and, where merged, tokenizer.json.",
 )
 @click.option("--reactor", metavar="NAME", help="Which reactor, where RECIPE declares several.")
 @click.option(
@@ -107,16 +110,20 @@ def run(
     out = directory / OUTPUT
     if out.exists() and not force:
         raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH014")
+    tokenizers = _tokenizers(wanted.spec, paths)
     with ExitStack() as stack:
         opened = {name: open_given(stack, plugins, name, path) for name, path in paths.items()}
         roots = _roots(plugins, paths) if wanted.strategy.item.is_random else {}
         configs = {m.model: _adapter_config(paths[m.model]) for m in _adapters(wanted)}
-        fusion = recipe_of(wanted.spec, wanted.strategy, roots, configs)
+        fusion = recipe_of(wanted.spec, wanted.strategy, roots, configs, tokenizers)
         merge = FileMerge(fusion, opened, memory_bytes=parse_size(memory))
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"fuse {wanted.reactor}", merge.size_bytes) as advance:
             merge.write(plugins.format("safetensors"), out, advance=advance)
-    _write_config(paths[wanted.spec.base or wanted.spec.members[0].model], wanted.spec, directory)
+    first = paths[wanted.spec.base or wanted.spec.members[0].model]
+    _write_config(first, wanted.spec, fusion.vocabularies, directory)
+    if fusion.vocabularies is not None:
+        (directory / TOKENIZER).write_bytes(fusion.vocabularies.result.document)
     facts = {
         "reactor": wanted.reactor,
         "strategy": wanted.spec.uses,
@@ -206,7 +213,20 @@ def _roots(plugins: PluginManager, paths: Mapping[str, Path]) -> dict[str, bytes
     }
 
 
-def _write_config(path: Path, spec: ReactorSpec, directory: Path) -> None:
+def _tokenizers(spec: ReactorSpec, paths: Mapping[str, Path]) -> dict[str, Tokenizer]:
+    """Those beside the weights, where the reactor says what is to become of them."""
+    from arc_halo.manifest.tokenizers import read_tokenizer
+
+    if spec.tokenizer is None:
+        return {}
+    names = [*(member.model for member in spec.members), *([spec.base] if spec.base else [])]
+    beside = {n: (p if p.is_dir() else p.parent) / TOKENIZER for n, p in paths.items()}
+    return {name: read_tokenizer(beside[name], str(beside[name])) for name in names}
+
+
+def _write_config(
+    path: Path, spec: ReactorSpec, vocabularies: Vocabularies | None, directory: Path
+) -> None:
     """The `config.json` beside a model, as it is for the result."""
     import json
 
@@ -219,11 +239,16 @@ def _write_config(path: Path, spec: ReactorSpec, directory: Path) -> None:
     )
     if not config.is_file() or config.resolve() == out.resolve():
         return
-    if spec.layers is None and spec.out_dtype is None:
+    if spec.layers is None and spec.out_dtype is None and vocabularies is None:
         shutil.copyfile(config, out)
         return
     found = read_architecture(config, str(config))
-    changed = changed_architecture(found, layers=spec.layers, dtype=spec.out_dtype)
+    changed = changed_architecture(
+        found,
+        layers=spec.layers,
+        dtype=spec.out_dtype,
+        vocabulary=vocabularies.row_count if vocabularies else None,
+    )
     out.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -160,6 +160,12 @@ def _of_reactor(desired: Desired, name: str) -> Asked:
             hint=did_you_mean(name, merges) or f"the manifest has {', '.join(merges) or 'none'}",
             code="AH020",
         )
+    if spec.tokenizer is not None:
+        raise InvalidInputError(
+            f"reactor/{name} aligns the rows of different vocabularies, which are not inspected",
+            hint="a merge without `tokenizer` can be",
+            code="AH023",
+        )
     members = tuple(member.model for member in spec.members)
     return Asked(members=members, base=spec.base, reactor=name, spec=spec, desired=desired)
 

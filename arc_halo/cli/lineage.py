@@ -121,16 +121,23 @@ def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
 
 
 def _tensor_facts(conn: Connection, made: FusedTensor, depth: int) -> JsonObject:
+    from arc_halo.fusion.tensor_recipes import told_sources
     from arc_halo.store import fusions
 
     recipe = made.recipe
     if recipe is None:
         return {"taken_from": made.labels[0]}
-    told = [*recipe["members"], *([recipe["base"]] if recipe["base"] else [])]
-    weights = [*recipe["weights"], None]
+    told = told_sources(recipe)
+    weights = [*recipe["weights"], *[None] * len(told)]
+    base = len(recipe["members"]) if recipe["base"] else None
     inputs: list[JsonObject] = []
+    seen: set[str] = set()
     for place, (source, label) in enumerate(zip(told, made.labels, strict=True)):
+        if weights[place] is None and place != base and source["tensor"] in seen:
+            continue  # an input that gives rows to another one
+        seen.add(source["tensor"])
         item = {**label, "digest": f"sha256:{source['tensor']}", "weight": weights[place]}
+        item["is_base"] = place == base
         behind = fusions.made_by(conn, bytes.fromhex(source["tensor"])) if depth else []
         if behind:
             item["made_by"] = [_tensor_facts(conn, each, depth - 1) for each in behind]
@@ -198,7 +205,9 @@ def _source_lines(made: list[JsonObject], indent: str) -> list[str]:
             f"with {json.dumps(each['params'])}"
         )
         for item in each["inputs"]:
-            part = "base" if item["weight"] is None else f"weight {item['weight']:g}"
+            part = "base" if item["is_base"] else "read for the others"
+            if item["weight"] is not None:
+                part = f"weight {item['weight']:g}"
             lines.append(f"{indent}  {item['model']:<24} {item['digest']}  {part}")
             lines += _source_lines(item.get("made_by", []), indent + "    ")
         seen = ", ".join(f"{name} {_shown(value)}" for name, value in each["facts"].items())

@@ -95,7 +95,7 @@ def _differ(first: bytes | None, second: bytes | None) -> bool:
 
 def _hint(problems: Sequence[str]) -> str:
     if all("shape" in each and any(w in each for w in VOCABULARY_WORDS) for each in problems):
-        return "their vocabularies differ: fuse models of one tokenizer"
+        return "their vocabularies differ: align them by `tokenizer: union` in the reactor"
     if all(": dtype" in each and "averaged" not in each for each in problems):
         return "say what is to be written: `out_dtype: BF16`"
     return "fuse models of one architecture and one dtype"

@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from arc_halo.fusion.aligning import AlignedTensor
 from arc_halo.fusion.blocks import Span
 from arc_halo.fusion.facts import Observer
 from arc_halo.fusion.inputs import FloatParts, Input, RawTensor, fused_bytes, scan_inputs
-from arc_halo.fusion.recipes import FusionRecipe
+from arc_halo.fusion.recipes import Compute, FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
 from arc_halo.fusion.updates import UpdatedInput, factors
 from arc_halo.tensors import dtypes
@@ -69,7 +70,7 @@ def surveyed(
             SurveyTensor(
                 tensor.name,
                 math.prod(tensor.shape),
-                "F64" in (recipe.compute, *(source.dtype for source in tensor.sources)),
+                any(_is_wide(recipe.compute, source) for source in tensor.sources),
                 partial(scan, tensor),
             )
             for tensor in fused
@@ -95,7 +96,7 @@ def _input(
     tensor = Input(
         source.model,
         source.tensor,
-        open_source(source),
+        _raw(source, open_source, recipe),
         window_bytes,
         recipe.compute,
         is_reread=recipe.strategy.measure is not None,
@@ -109,6 +110,21 @@ def _input(
         b = _whole(update.b, open_source(update.b)).reshape(-1, update.rank)
         pairs.append(factors(update, a, b))
     return UpdatedInput(tensor, pairs, recipe.shape[-1])
+
+
+def _raw(source: TensorSource, open_source: OpenSource, recipe: TensorRecipe) -> RawTensor:
+    if source.rows is None:
+        return open_source(source)
+    return AlignedTensor(
+        source.rows,
+        [open_source(each) for each in source.read],
+        math.prod(recipe.shape[1:]),
+        "F64" if _is_wide(recipe.compute, source) else "F32",
+    )
+
+
+def _is_wide(compute: Compute, source: TensorSource) -> bool:
+    return "F64" in (compute, *(each.dtype for each in source.read))
 
 
 def _whole(source: TensorSource, raw: RawTensor) -> FloatArray:

@@ -10,6 +10,7 @@ from typing import Any
 
 from arc_halo.errors import IncompatibleModelsError
 from arc_halo.fusion.adapters import Fitted, fit, source_of
+from arc_halo.fusion.aligning import Aligned, aligned_tables
 from arc_halo.fusion.compatibility import (
     Table,
     is_computable,
@@ -20,6 +21,7 @@ from arc_halo.fusion.compatibility import (
 from arc_halo.fusion.layers import is_before_layers, layered, position, stacks
 from arc_halo.fusion.recipes import FusionRecipe, LayerSlice
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
+from arc_halo.fusion.vocabularies import Vocabularies
 from arc_halo.manifest.params import takes_lists
 from arc_halo.tensors import dtypes
 from arc_halo.types import JsonObject
@@ -50,6 +52,10 @@ def plan_tensors(
     `adapters` has the tensors of those that the members name. Raises `IncompatibleModelsError`,
     which lists the first ten tensors concerned, and for a rule that no tensor matches.
     """
+    own = members
+    if recipe.vocabularies is not None:
+        members, base = _aligned(recipe.vocabularies, members, base)
+    base = base if recipe.fuses_base else None
     tables = [*members, *([base] if base else [])]
     problems = [] if recipe.slices else list(name_problems(tables))
     places = list(_sliced(recipe, members, base) if recipe.slices else _whole(members[0], recipe))
@@ -64,9 +70,17 @@ def plan_tensors(
     _check_rules(recipe, [place.name for place in places])
     fitted = [
         [fit(adapter, (adapters or {})[adapter.model], table) for adapter in member.adapters]
-        for member, table in zip(recipe.members, members, strict=True)
+        for member, table in zip(recipe.members, own, strict=True)
     ]
     return [_tensor_recipe(recipe, place, members, base, fitted) for place in places]
+
+
+def _aligned(
+    vocabularies: Vocabularies, members: Sequence[Table], base: Table | None
+) -> tuple[Sequence[Table], Table | None]:
+    tables = aligned_tables(vocabularies, [*members, *([base] if base else [])])
+    count = len(members)
+    return tables[:count], tables[count] if base else None
 
 
 def _sources(place: _Place, member_count: int) -> Iterator[tuple[int, str]]:
@@ -82,7 +96,7 @@ def _whole(first: Table, recipe: FusionRecipe) -> Iterator[_Place]:
         yield _Place(
             name=name,
             names=dict.fromkeys(range(len(recipe.members)), name),
-            base=name if recipe.base else None,
+            base=name if recipe.fuses_base else None,
             position=position(found.index, counts[found.stack]) if found else 0.0,
         )
 
@@ -163,7 +177,7 @@ def _outside(
             yield _Place(
                 name=name,
                 names=dict.fromkeys(part.layers, name),
-                base=name if recipe.base else None,
+                base=name if recipe.fuses_base else None,
                 position=0.0,
                 part=part,
             )
@@ -188,7 +202,7 @@ def _tensor_recipe(
 ) -> TensorRecipe:
     used = list(place.names)
     sources = tuple(
-        _adapted(source_of(members[index], place.names[index]), fitted[index]) for index in used
+        _adapted(_source(members[index], place.names[index]), fitted[index]) for index in used
     )
     first = members[used[0]].tensors[place.names[used[0]]]
     is_fused = is_computable(first.dtype)
@@ -206,15 +220,26 @@ def _tensor_recipe(
         params=params,
         weights=tuple(weights[index] for index in used),
         members=sources,
-        base=source_of(base, place.base) if base and place.base else None,
+        base=_source(base, place.base) if base and place.base else None,
         roots=tuple(root for root in roots if root is not None),
         compute=recipe.compute,
     )
 
 
+def _source(table: Table, name: str) -> TensorSource:
+    tensor = table.tensors[name]
+    rows = tensor.rows if isinstance(tensor, Aligned) else None
+    return replace(source_of(table, name), rows=rows)
+
+
 def _adapted(source: TensorSource, fitted: Sequence[Fitted]) -> TensorSource:
     """The source with what each adapter does to it, one after another."""
     name = source.tensor
+    if source.rows and any(name in each.replaced or name in each.updates for each in fitted):
+        raise IncompatibleModelsError(
+            f"{name} of {source.model}, whose rows are to be aligned, is changed by an adapter",
+            hint="first merge the adapter by itself: `strategy: passthrough`, without `tokenizer`",
+        )
     for each in fitted:
         source = each.replaced.get(name, source)
         if name in each.updates:

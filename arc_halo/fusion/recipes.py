@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from arc_halo.fusion.vocabularies import Vocabularies
 from arc_halo.manifest.documents import Gradient, ReactorSpec
+from arc_halo.manifest.tokenizers import Tokenizer
 from arc_halo.plugins import Provided
 from arc_halo.tensors.digests import format_digest
 from arc_halo.types import FusionStrategy, JsonObject
@@ -99,7 +101,7 @@ class FusionRecipe:
 
     `params` and weights hold for every tensor of which no rule says otherwise; of several rules
     the last one that matches counts, param by param. `out_dtype` is written where it is given,
-    else the members' own.
+    else the members' own. With `vocabularies` the rows of tokens are aligned first.
     """
 
     strategy: FusionStrategy
@@ -111,6 +113,12 @@ class FusionRecipe:
     slices: tuple[LayerSlice, ...] = ()
     compute: Compute = "F32"
     out_dtype: str | None = None
+    vocabularies: Vocabularies | None = None
+
+    @property
+    def fuses_base(self) -> bool:
+        """Whether the base goes into each tensor; else it only gives rows that members lack."""
+        return self.base is not None and (self.vocabularies is None or self.strategy.uses_base)
 
     @property
     def key(self) -> bytes:
@@ -119,7 +127,7 @@ class FusionRecipe:
 
     def identity(self) -> JsonObject:
         """All that decides the result, and nothing else: names and roles do not."""
-        return {
+        identity = {
             "numerics": NUMERICS_VERSION,
             "strategy": self.strategy.name,
             "strategy_version": self.strategy_version,
@@ -138,6 +146,9 @@ class FusionRecipe:
             "compute": self.compute,
             "out_dtype": self.out_dtype,
         }
+        if self.vocabularies is None:
+            return identity
+        return {**identity, "vocabularies": self.vocabularies.identity()}
 
     def lineage(self) -> list[JsonObject]:
         """The inputs as `fusion_operation_inputs` keeps them, the base last."""
@@ -163,15 +174,16 @@ def recipe_of(
     provided: Provided[FusionStrategy],
     roots: Mapping[str, bytes | None],
     architectures: Mapping[str, JsonObject],
+    tokenizers: Mapping[str, Tokenizer] | None = None,
 ) -> FusionRecipe:
     """The recipe of a merge reactor, with the roots of its models as far as they are known.
 
-    Of adapters the architectures are wanted. A base of which the strategy makes nothing is left
-    out.
+    Of adapters the architectures are wanted, of members and base the tokenizers where the reactor
+    says `tokenizer`. A base of which nothing is made is left out.
     """
     strategy = provided.item
     base = None
-    if spec.base is not None and strategy.uses_base:
+    if spec.base is not None and (strategy.uses_base or spec.tokenizer):
         base = FusionInput(model=spec.base, root=roots.get(spec.base))
     places = {member.model: place for place, member in enumerate(spec.members)}
     return FusionRecipe(
@@ -217,6 +229,26 @@ def recipe_of(
         ),
         compute=spec.compute,
         out_dtype=spec.out_dtype,
+        vocabularies=vocabularies_of(spec, tokenizers or {}),
+    )
+
+
+def vocabularies_of(spec: ReactorSpec, tokenizers: Mapping[str, Tokenizer]) -> Vocabularies | None:
+    """The vocabularies that a merge reactor aligns, or None where it says nothing of them."""
+    if spec.tokenizer is None:
+        return None
+    members = [member.model for member in spec.members]
+    of = spec.tokenizer.of
+    chosen: int | Literal["union", "base"] = "union"
+    if of in ("base", spec.base):
+        chosen = "base"
+    elif of != "union":
+        chosen = members.index(of)
+    return Vocabularies(
+        chosen=chosen,
+        members=tuple(tokenizers[model] for model in members),
+        base=tokenizers[spec.base] if spec.base else None,
+        pad_to_multiple_of=spec.tokenizer.pad_to_multiple_of,
     )
 
 

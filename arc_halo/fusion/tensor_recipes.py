@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,41 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows put together from those of several tensors.
+
+    A run has its number of rows and then, for each tensor that they come from, its place among
+    the `sources` and its first row. Of several sources a row is the mean, of none it is zero.
+    """
+
+    sources: tuple[TensorSource, ...]
+    runs: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[int]], sources: Sequence[TensorSource]) -> Rows:
+        """Those of `sources` that the runs make use of, in the same order."""
+        used = sorted({place for run in runs for place in run[1::2]})
+        places = {place: index for index, place in enumerate(used)}
+        return cls(
+            sources=tuple(sources[place] for place in used),
+            runs=tuple(
+                tuple(n if i % 2 == 0 else places[n] for i, n in enumerate(run)) for run in runs
+            ),
+        )
+
+    def identity(self) -> JsonObject:
+        return {
+            "sources": [source.identity() for source in self.sources],
+            "runs": [list(run) for run in self.runs],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSource:
     """A tensor of an input. `model` and `tensor` say where it is, `digest` what it is.
 
-    Tensors of files have no digest. `updates` are added to it before anything else.
+    Tensors of files have no digest. `updates` are added to it before anything else. With `rows`
+    it is these that are read in its place.
     """
 
     model: str
@@ -43,16 +74,29 @@ class TensorSource:
     dtype: str
     digest: bytes | None = None
     updates: tuple[LowRank, ...] = ()
+    rows: Rows | None = None
 
     def identity(self) -> JsonObject:
-        told = {"dtype": self.dtype, "tensor": self.digest.hex() if self.digest else None}
-        updates = [update.identity() for update in self.updates]
-        return {**told, "updates": updates} if updates else told
+        told: JsonObject = {
+            "dtype": self.dtype,
+            "tensor": self.digest.hex() if self.digest else None,
+        }
+        if self.updates:
+            told["updates"] = [update.identity() for update in self.updates]
+        if self.rows is not None:
+            told["rows"] = self.rows.identity()
+        return told
+
+    @property
+    def read(self) -> tuple[TensorSource, ...]:
+        """The tensors that are read in its place, or this one."""
+        return (self,) if self.rows is None else self.rows.sources
 
     @property
     def all_sources(self) -> list[TensorSource]:
-        """This one, and what its updates are made of."""
-        return [self, *(each for update in self.updates for each in (update.a, update.b))]
+        """This one, what its updates are made of, and what its rows come from."""
+        updates = [each for update in self.updates for each in (update.a, update.b)]
+        return [self, *updates, *(self.rows.sources if self.rows else ())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +128,7 @@ class TensorRecipe:
 
     @property
     def all_sources(self) -> list[TensorSource]:
-        """Those, then what is added to them."""
+        """Those, then what is added to them and what their rows come from."""
         return [*self.sources, *(each for one in self.sources for each in one.all_sources[1:])]
 
     @property
@@ -141,6 +185,18 @@ def from_identity(
     )
 
 
+def told_sources(identity: JsonObject) -> list[JsonObject]:
+    """What an identity says of all its sources, in the order of their labels."""
+    told = [*identity["members"], *([identity["base"]] if identity["base"] else [])]
+    added = [each for source in told for each in _added(source)]
+    return [*told, *added]
+
+
+def _added(told: JsonObject) -> list[JsonObject]:
+    updates = [update[part] for update in told.get("updates", ()) for part in ("a", "b")]
+    return [*updates, *told.get("rows", {}).get("sources", ())]
+
+
 def _source(told: JsonObject, label: JsonObject, added: Iterator[JsonObject]) -> TensorSource:
     """The source that said this of itself; the labels of what is added to it come in turn."""
     return TensorSource(
@@ -158,4 +214,12 @@ def _source(told: JsonObject, label: JsonObject, added: Iterator[JsonObject]) ->
             )
             for update in told.get("updates", ())
         ),
+        rows=_rows(told["rows"], added) if "rows" in told else None,
+    )
+
+
+def _rows(told: JsonObject, added: Iterator[JsonObject]) -> Rows:
+    return Rows(
+        sources=tuple(_source(each, next(added), added) for each in told["sources"]),
+        runs=tuple(tuple(run) for run in told["runs"]),
     )

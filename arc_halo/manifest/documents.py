@@ -65,6 +65,14 @@ class WeightsSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSource:
+    """A `tokenizer.json`, and what the manifest calls it."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     type: str
     architecture: JsonObject
@@ -72,10 +80,11 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, Any] = field(default_factory=dict)
     weights: WeightsSource | None = None
+    tokenizer: TokenizerSource | None = None
     produced_by: str | None = None
 
     def as_json(self) -> JsonObject:
-        """Everything but the weights, whose identity is known only once they are read."""
+        """Everything but weights and tokenizer, whose identity is known once they are read."""
         return {
             "type": self.type,
             "architecture": self.architecture,
@@ -179,6 +188,17 @@ class SliceSpec:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularySpec:
+    """Which tokens a merge has: those of `union`, of `base`, or of a model by its name."""
+
+    of: str
+    pad_to_multiple_of: int = 1
+
+    def as_json(self) -> JsonObject:
+        return {"of": self.of, "pad_to_multiple_of": self.pad_to_multiple_of}
+
+
 def _weights_json(weights: Mapping[str, Gradient]) -> JsonObject:
     return {m: list(w) if isinstance(w, tuple) else w for m, w in weights.items()}
 
@@ -197,6 +217,7 @@ class ReactorSpec:
     slices: tuple[SliceSpec, ...] = ()
     compute: Literal["F32", "F64"] = "F32"
     out_dtype: str | None = None
+    tokenizer: VocabularySpec | None = None
     interactions: tuple[InteractionSpec, ...] = ()
     produces: str | None = None
     config: JsonObject = field(default_factory=dict)
@@ -231,6 +252,7 @@ class ReactorSpec:
             "slices": [each.as_json() for each in self.slices],
             "compute": self.compute,
             "out_dtype": self.out_dtype,
+            "tokenizer": self.tokenizer.as_json() if self.tokenizer else None,
             "interactions": [edge.as_json() for edge in self.interactions],
             "produces": self.produces,
             "config": self.config,
@@ -262,6 +284,7 @@ class RegisteredModel:
     type: str
     architecture: JsonObject
     root: bytes | None
+    tokenizer: JsonObject | None = None
 
     @property
     def full_name(self) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.formats.finding import USUAL, format_of_directory, format_of_name
 from arc_halo.manifest import load
-from arc_halo.manifest.documents import WeightsSource, canonical
+from arc_halo.manifest.documents import TokenizerSource, WeightsSource, canonical
 from arc_halo.manifest.paths import PathRefusedError, contained
 from arc_halo.manifest.problems import Found, Pointer, Problems
 from arc_halo.manifest.report import MAX_DEPTH
@@ -79,6 +79,12 @@ class ModelFiles:
             codec=long.get("codec"),
             digest=bytes.fromhex(digest.removeprefix("sha256:")) if digest else None,
         )
+
+    def tokenizer(self, found: Found) -> TokenizerSource | None:
+        if (label := found.data.get("tokenizer")) is None:
+            return None
+        path = self._path(found, ("tokenizer",), label)
+        return None if path is None else TokenizerSource(path=path, label=label)
 
     def _format(self, found: Found, pointer: Pointer, weights: JsonObject) -> str:
         source: str = weights["source"]

@@ -14,6 +14,7 @@ from arc_halo.manifest.documents import (
     ReactorSpec,
     RuleSpec,
     SliceSpec,
+    VocabularySpec,
 )
 from arc_halo.manifest.params import params_problems, with_defaults, with_gradients
 from arc_halo.manifest.problems import Found, Pointer, Problems
@@ -41,7 +42,7 @@ class ReactorResolver:
         interactions = self._interactions(found, members)
         if strategy is not None:
             self._check_params(found, strategy[0])
-        places = self._places(found, members)
+        places = self._places(found, members, base_name)
         if strategy is None or len(self.problems.listed) > count:
             return None
         uses, params = strategy
@@ -131,15 +132,33 @@ class ReactorResolver:
                     place = (field, index, "params", *pointer)
                     self.problems.add(found, place, code, message, None)
 
-    def _places(self, found: Found, members: Sequence[MemberSpec]) -> dict[str, str]:
-        """The full names of the members that rules and slices name, by what they write."""
+    def _places(
+        self, found: Found, members: Sequence[MemberSpec], base: str | None
+    ) -> dict[str, str]:
+        """The full names of the models that rules, slices and vocabulary name, by the text."""
         places: dict[str, str] = {}
         for field in ("tensors", "slices"):
             for index, data in enumerate(found.data.get(field, ())):
                 for pointer, text in _named(data):
                     name = self._end(found, (field, index, *pointer), text, members)
                     places[text] = name or text
+        text = vocabulary_of(found.data)["of"]
+        if text not in WORDS:
+            places[text] = self._vocabulary(found, text, members, base) or text
         return places
+
+    def _vocabulary(
+        self, found: Found, text: str, members: Sequence[MemberSpec], base: str | None
+    ) -> str | None:
+        """The full name of the model whose tokenizer it is to be: a member, or the base."""
+        pointer: Pointer = ("tokenizer",)
+        if isinstance(found.data["tokenizer"], dict):
+            pointer = ("tokenizer", "of")
+        name = self.references.find(found, pointer, text)
+        if name is not None and name not in (base, *(member.model for member in members)):
+            message = f"{name} is neither a member of {found.name} nor its base"
+            self.problems.add(found, pointer, "AH020", message, "say union, base or a member")
+        return name
 
     def _end(
         self, found: Found, pointer: Pointer, text: str, members: Sequence[MemberSpec]
@@ -165,10 +184,14 @@ class ReactorResolver:
     def _check_merge(self, found: Found, spec: ReactorSpec) -> None:
         """What is about tensors is for those that fuse weights, and has to make sense."""
         if spec.type != "merge":
-            for field in ("tensors", "slices", "compute", "out_dtype"):
+            for field in ("tensors", "slices", "compute", "out_dtype", "tokenizer"):
                 if field in found.data:
                     message = f"{field}: a reactor of type {spec.type} fuses outputs, not tensors"
                     self.problems.add(found, (field,), "AH023", message, None, key=True)
+        if spec.tokenizer is not None and spec.tokenizer.of == "base" and spec.base is None:
+            message = "tokenizer: base, and the reactor has no base"
+            hint = "add `base: MODEL`, or name a member"
+            self.problems.add(found, ("tokenizer",), "AH023", message, hint)
         for index, each in enumerate(spec.slices):
             for text, (first, end) in found.data["slices"][index]["layers"].items():
                 if end <= first:
@@ -225,6 +248,7 @@ def parts_of(data: JsonObject, places: Mapping[str, str]) -> JsonObject:
         ),
         "compute": data.get("compute", "F32"),
         "out_dtype": data.get("out_dtype"),
+        "tokenizer": _vocabulary_spec(data, places),
     }
 
 
@@ -254,6 +278,27 @@ def _params(part: JsonObject, places: Mapping[str, str]) -> JsonObject:
         else value
         for name, value in part.get("params", {}).items()
     }
+
+
+WORDS = ("union", "base", None)
+"""What `tokenizer` may say that is no model; None where it says nothing."""
+
+
+def vocabulary_of(data: JsonObject) -> JsonObject:
+    """What a reactor says of its tokenizer, in its long form."""
+    value = data.get("tokenizer")
+    return value if isinstance(value, dict) else {"of": value}
+
+
+def _vocabulary_spec(data: JsonObject, places: Mapping[str, str]) -> VocabularySpec | None:
+    long = vocabulary_of(data)
+    of: str | None = long["of"]
+    if of is None:
+        return None
+    return VocabularySpec(
+        of=of if of in WORDS else places[of],
+        pad_to_multiple_of=long.get("pad_to_multiple_of", 1),
+    )
 
 
 def _texts(value: str | list[str]) -> tuple[str, ...]:

@@ -12,12 +12,14 @@ from arc_halo.manifest.documents import ReactorSpec
 from arc_halo.manifest.load import Source, load_text
 from arc_halo.manifest.params import params_problems, with_defaults, with_gradients
 from arc_halo.manifest.reactors import (
+    WORDS,
     adapter_texts,
     member_counts,
     member_spec,
     named_members,
     parts_of,
     takes_count,
+    vocabulary_of,
 )
 from arc_halo.manifest.reading import read_manifest, schema_of
 from arc_halo.manifest.schema import INCLUDED_FIELDS, validate
@@ -69,7 +71,7 @@ def read_recipe(
             member_spec(each, each["model"], adapter_texts(each)) for each in data["members"]
         ),
         base=data.get("base"),
-        **parts_of(data, {text: text for text in named_members(data)}),
+        **parts_of(data, {**{text: text for text in named_members(data)}, **_vocabularies(data)}),
     )
     _check(path, name, strategy.item, spec)
     _check_parts(path, name, strategy.item, data)
@@ -142,6 +144,19 @@ def _strategy(
     return found, with_defaults(params, schema)
 
 
+def _vocabularies(data: JsonObject) -> dict[str, str]:
+    """What the model is called whose tokenizer the result is to have, if one is named."""
+    if (text := vocabulary_of(data)["of"]) in WORDS:
+        return {}
+    models = [*(member["model"] for member in data["members"]), data.get("base", "")]
+    meant = [name for name in models if name == text or _bare(name) == text]
+    return {text: next(iter(meant or [name for name in models if name == _bare(text)]), text)}
+
+
+def _bare(name: str) -> str:
+    return name.partition("@")[0].partition(":")[0]
+
+
 def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -> None:
     counts, most = member_counts(spec), strategy.max_members
     problem = None
@@ -152,6 +167,8 @@ def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -
         problem = f"takes {few} to {most or 'any number of'} members, not {count}"
     elif strategy.needs_base and spec.base is None:
         problem = "needs a base model"
+    elif spec.tokenizer is not None and spec.tokenizer.of == "base" and spec.base is None:
+        problem = "has no base whose tokenizer the result could have"
     if problem:
         raise InvalidInputError(
             f"{path}: reactors.{name}: the strategy {strategy.name!r} {problem}", code="AH023"
@@ -161,6 +178,14 @@ def _check(path: Path, name: str, strategy: FusionStrategy, spec: ReactorSpec) -
 def _check_parts(path: Path, name: str, strategy: FusionStrategy, data: JsonObject) -> None:
     """Rules and slices: their members, and their params."""
     members = [member["model"] for member in data["members"]]
+    models = [*members, *([data["base"]] if "base" in data else [])]
+    for text, model in _vocabularies(data).items():
+        if model not in models:
+            raise InvalidInputError(
+                f"{path}: reactors.{name}: tokenizer: {text!r} is neither a member nor the base",
+                hint=did_you_mean(text, models) or f"say union, or one of {', '.join(models)}",
+                code="AH020",
+            )
     for text in named_members(data):
         if text not in members:
             raise InvalidInputError(

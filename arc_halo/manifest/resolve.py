@@ -31,7 +31,13 @@ from arc_halo.manifest.graph import cycles, ordered
 from arc_halo.manifest.model_files import ModelFiles
 from arc_halo.manifest.params import with_defaults
 from arc_halo.manifest.problems import Found, Problems
-from arc_halo.manifest.reactors import ReactorResolver, adapter_texts, named_members
+from arc_halo.manifest.reactors import (
+    WORDS,
+    ReactorResolver,
+    adapter_texts,
+    named_members,
+    vocabulary_of,
+)
 from arc_halo.manifest.references import References, Registered
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
@@ -145,6 +151,8 @@ def _model_texts(data: JsonObject) -> Iterator[str]:
             yield member["model"]
             yield from adapter_texts(member)
         yield from named_members(reactor)
+        if (text := vocabulary_of(reactor)["of"]) not in WORDS:
+            yield text
         for edge in reactor.get("interactions", ()):
             yield edge["from"]
             yield edge["to"]
@@ -207,6 +215,7 @@ class _Resolver:
             aliases=tuple(found.data.get("aliases", ())),
             tags=found.data.get("tags", {}),
             weights=weights,
+            tokenizer=self.files.tokenizer(found),
         )
         return self._declaration(MODEL, found, spec, self._delta_base(weights))
 
@@ -276,7 +285,7 @@ class _Resolver:
 
     def _check_ignored(self, kind: str, found: Found, spec: Spec) -> None:
         for index, field_name in enumerate(found.data.get("ignore", ())):
-            managed = [*spec.as_json(), *(["weights"] if kind == MODEL else [])]
+            managed = [*spec.as_json(), *(["weights", "tokenizer"] if kind == MODEL else [])]
             if field_name not in managed:
                 message = f"a {kind} has no field {field_name!r} to ignore"
                 hint = did_you_mean(field_name, managed) or f"it has {', '.join(managed)}"

@@ -76,7 +76,9 @@ class Builder:
 
     def _recipe(self, change: Change, build: FuseBuild) -> FusionRecipe:
         roots = {**build.roots, **{n: r for n, r in self._roots.items() if n in build.roots}}
-        recipe = known_recipe(build.spec, self._plugins, roots, build.architectures)
+        recipe = known_recipe(
+            build.spec, self._plugins, roots, build.architectures, build.tokenizers
+        )
         if recipe is None:
             needed = needed_inputs(build.spec, self._plugins)
             missing = ", ".join(name for name in needed if roots[name] is None)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from arc_halo.fusion.estimating import Estimate
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.manifest.documents import Lifecycle, ReactorSpec, WeightsSource, canonical
+from arc_halo.manifest.tokenizers import Tokenizer
 from arc_halo.types import JsonObject, Key
 
 Action = Literal["create", "update", "rename", "delete", "forget"]
@@ -52,6 +53,7 @@ class FuseBuild:
     recipe: FusionRecipe | None
     roots: Mapping[str, bytes | None]
     architectures: Mapping[str, JsonObject] = field(default_factory=dict)
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
     estimate: Estimate | None = None
 
 
@@ -157,7 +159,10 @@ class Orphan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An ordered list of changes from one base revision. The printer and apply walk it alike."""
+    """An ordered list of changes from one base revision. The printer and apply walk it alike.
+
+    `tokenizers` are those that its documents name, by digest.
+    """
 
     project: str
     base_revision: int
@@ -168,6 +173,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     migrations: tuple[str, ...] = ()
     unchanged_count: int = 0
+    tokenizers: Mapping[bytes, Tokenizer] = field(default_factory=dict)
 
     @property
     def has_changes(self) -> bool:

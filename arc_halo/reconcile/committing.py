@@ -14,7 +14,7 @@ from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.reconcile import kinds, state
 from arc_halo.reconcile.changes import Change, FuseBuild, ImportBuild, Plan
 from arc_halo.reconcile.git import git_state
-from arc_halo.store import projects, reactors
+from arc_halo.store import projects, reactors, tokenizers
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
@@ -42,6 +42,7 @@ class Commit:
         """Returns the number of the new revision."""
         revision = self._lock()
         self._rename()
+        tokenizers.keep(self._conn, _new_tokenizers(self._plan))
         self._write(kinds.Revision(project=self._plan.project, number=revision))
         self._record_merges()
         self._delete()
@@ -164,6 +165,15 @@ class Commit:
                 for ordinal, change in enumerate(self._changes)
             ],
         )
+
+
+def _new_tokenizers(plan: Plan) -> dict[bytes, tokenizers.NewTokenizer]:
+    return {
+        digest: tokenizers.NewTokenizer(
+            digest=digest, document=each.document, token_count=len(each.vocabulary)
+        )
+        for digest, each in plan.tokenizers.items()
+    }
 
 
 def _weights_source(change: Change) -> JsonObject | None:

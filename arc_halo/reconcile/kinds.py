@@ -136,6 +136,7 @@ ORDERED = tuple(BY_NAME[name] for name in KINDS)
 def _model_item(item: Written) -> JsonObject:
     name, _, version = item.name.partition("@")
     weights = item.spec["weights"] or {}
+    tokenizer = item.spec.get("tokenizer") or {}
     return {
         "name": name,
         "version": version,
@@ -147,6 +148,8 @@ def _model_item(item: Written) -> JsonObject:
         "root": (weights.get("root") or "").removeprefix("sha256:") or None,
         "metadata": weights.get("metadata"),
         "source": item.weights_source,
+        "tokenizer": (tokenizer.get("digest") or "").removeprefix("sha256:") or None,
+        "tokenizer_source": tokenizer.get("source"),
     }
 
 

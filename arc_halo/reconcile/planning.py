@@ -19,6 +19,7 @@ from arc_halo.reconcile.changes import (
 )
 from arc_halo.reconcile.resources import Planner
 from arc_halo.reconcile.sources import Sources
+from arc_halo.reconcile.tokenizers import Tokenizers
 from arc_halo.store import aliases, migrate, models
 from arc_halo.store.rows import Connection
 from arc_halo.types import Key
@@ -53,7 +54,8 @@ def make_plan(
 def _plan_of_empty(
     desired: Desired, sources: Sources, plugins: PluginManager, pending: tuple[str, ...]
 ) -> Plan:
-    planner = Planner(desired, sources, plugins, {}, None)
+    tokenizers = Tokenizers(desired, sources.tokenizers, {}, None)
+    planner = Planner(desired, sources, plugins, {}, tokenizers, None)
     found = diff.diff(planner.resources(), {}, project=desired.project)
     return Plan(
         project=desired.project,
@@ -63,6 +65,7 @@ def _plan_of_empty(
         conflicts=(*planner.conflicts, *found.conflicts),
         notes=tuple(planner.notes),
         migrations=pending,
+        tokenizers=tokenizers.used,
     )
 
 
@@ -82,7 +85,10 @@ def _plan_of_live(
 ) -> Plan:
     live = state.read(conn, desired.project, desired.declarations)
     recorded = state.applied_weights(conn, sources.absent)
-    planner = Planner(desired, sources, plugins, recorded, conn)
+    absent = [key for key in desired.declarations if key not in sources.tokenizers]
+    known = state.applied_tokenizers(conn, [key for key in absent if key.kind == MODEL])
+    tokenizers = Tokenizers(desired, sources.tokenizers, known, conn)
+    planner = Planner(desired, sources, plugins, recorded, tokenizers, conn)
     resources = planner.resources()
     differing = [
         key
@@ -106,6 +112,7 @@ def _plan_of_live(
         orphans=found.orphans,
         notes=tuple(planner.notes),
         unchanged_count=found.unchanged,
+        tokenizers=tokenizers.used,
     )
 
 

@@ -190,6 +190,7 @@ def _spec(
             "aliases": [],
             "tags": {},
             "weights": weights,
+            "tokenizer": None,
         }
     had = before["weights"]
     after = {

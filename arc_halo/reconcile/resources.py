@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from arc_halo.architectures import changed_architecture
 from arc_halo.errors import ManifestError
 from arc_halo.fusion import compatibility
 from arc_halo.fusion.estimating import Estimate, estimate
@@ -19,9 +20,11 @@ from arc_halo.manifest.documents import (
     ReactorSpec,
     spec_digest,
 )
+from arc_halo.manifest.tokenizers import Tokenizer
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile.changes import Build, Conflict, DesiredResource, FuseBuild, ImportBuild
 from arc_halo.reconcile.sources import Sources, source_of
+from arc_halo.reconcile.tokenizers import Tokenizers
 from arc_halo.store import builds
 from arc_halo.store.rows import Connection
 from arc_halo.tensors.digests import format_digest
@@ -37,6 +40,7 @@ class Planner:
         sources: Sources,
         plugins: PluginManager,
         recorded: Mapping[Key, JsonObject],
+        tokenizers: Tokenizers,
         conn: Connection | None,
     ) -> None:
         self.notes: list[str] = []
@@ -45,6 +49,7 @@ class Planner:
         self._sources = sources
         self._plugins = plugins
         self._recorded = recorded
+        self._tokenizers = tokenizers
         self._conn = conn
         self._stored: dict[bytes, Mapping[str, compatibility.Known] | None] = {}
         self._weights: dict[str, JsonObject | None] = {
@@ -64,7 +69,12 @@ class Planner:
         spec = declaration.spec.as_json()
         build = merge
         if isinstance(declaration.spec, ModelSpec):
-            spec["weights"] = self._weights[declaration.key.name]
+            name = declaration.key.name
+            spec["weights"] = self._weights[name]
+            spec["tokenizer"] = self._tokenizers.document(name)
+            spec["architecture"] = changed_architecture(
+                spec["architecture"], vocabulary=self._tokenizers.rows(name)
+            )
             build = build or self._import(declaration)
         return DesiredResource(
             key=declaration.key,
@@ -108,8 +118,15 @@ class Planner:
         return found
 
     def _merge_level(self, level: Mapping[Key, ReactorSpec], found: dict[Key, Build]) -> None:
+        tokenizers = {key: self._tokenizers.of_merge(spec) for key, spec in level.items()}
         recipes = {
-            key: known_recipe(spec, self._plugins, self._roots(spec), self._architectures(spec))
+            key: known_recipe(
+                spec,
+                self._plugins,
+                self._roots(spec),
+                self._architectures(spec),
+                tokenizers[key],
+            )
             for key, spec in level.items()
         }
         keys = [recipe.key for recipe in recipes.values() if recipe is not None]
@@ -131,7 +148,9 @@ class Planner:
                 roots=self._roots(spec),
                 architectures=self._architectures(spec),
                 estimate=self._estimate(spec, planned) if planned else None,
+                tokenizers=tokenizers[key] or {},
             )
+            self._tokenizers.add_merge(key.name, spec)
 
     def _check_inputs(self, key: Key, spec: ReactorSpec) -> None:
         for name in needed_inputs(spec, self._plugins):
@@ -144,10 +163,15 @@ class Planner:
                         hint=f"declare `weights:` for {name}",
                     )
                 )
+        self.conflicts += self._tokenizers.conflicts(key, spec)
 
     def _estimate(self, spec: ReactorSpec, planned: list[TensorRecipe]) -> Estimate:
         recipe = recipe_of(
-            spec, self._plugins.strategy(spec.uses), self._roots(spec), self._architectures(spec)
+            spec,
+            self._plugins.strategy(spec.uses),
+            self._roots(spec),
+            self._architectures(spec),
+            self._tokenizers.of_merge(spec),
         )
         return estimate(self._conn, recipe, planned)
 
@@ -184,19 +208,21 @@ class Planner:
         return {each.name: compatibility.Described(each.dtype, each.shape) for each in planned}
 
     def _planned(self, spec: ReactorSpec) -> list[TensorRecipe] | None:
-        """The tensors of a merge, or None while those of an input are not known.
+        """The tensors of a merge, or None while an input's or its tokenizer are not known.
 
         Refuses, before anything is imported, what could not be fused afterwards.
         """
+        tokenizers = self._tokenizers.of_merge(spec)
         names = needed_inputs(spec, self._plugins)
         tables = {
             name: compatibility.Table(name, tensors)
             for name in names
             if (tensors := self._tensors(name)) is not None
         }
-        if len(tables) < len(names):
+        if len(tables) < len(names) or tokenizers is None:
             return None
-        recipe = recipe_of(spec, self._plugins.strategy(spec.uses), {}, self._architectures(spec))
+        strategy = self._plugins.strategy(spec.uses)
+        recipe = recipe_of(spec, strategy, {}, self._architectures(spec), tokenizers)
         base = tables[recipe.base.model] if recipe.base else None
         return plan_tensors(recipe, [tables[m.model] for m in spec.members], base, tables)
 
@@ -263,11 +289,12 @@ def known_recipe(
     plugins: PluginManager,
     roots: Mapping[str, bytes | None],
     architectures: Mapping[str, JsonObject],
+    tokenizers: Mapping[str, Tokenizer] | None,
 ) -> FusionRecipe | None:
-    """The recipe of a merge, or None while the root of an input is not known."""
-    if any(roots[name] is None for name in needed_inputs(spec, plugins)):
+    """The recipe of a merge, or None while the root or the tokenizer of an input is not known."""
+    if tokenizers is None or any(roots[name] is None for name in needed_inputs(spec, plugins)):
         return None
-    return recipe_of(spec, plugins.strategy(spec.uses), roots, architectures)
+    return recipe_of(spec, plugins.strategy(spec.uses), roots, architectures, tokenizers)
 
 
 def architectures(desired: Desired, spec: ReactorSpec) -> dict[str, JsonObject]:
@@ -283,8 +310,11 @@ def architectures(desired: Desired, spec: ReactorSpec) -> dict[str, JsonObject]:
 
 
 def needed_inputs(spec: ReactorSpec, plugins: PluginManager) -> tuple[str, ...]:
-    """The models without whose weights there is no merge; many strategies ask for no base."""
-    uses_base = plugins.strategy(spec.uses).item.uses_base
+    """The models without whose weights there is no merge; many strategies ask for no base.
+
+    Where vocabularies are aligned, it gives the rows of tokens that members lack.
+    """
+    uses_base = plugins.strategy(spec.uses).item.uses_base or spec.tokenizer is not None
     # Not by its name: the base may be a member too.
     return spec.models if uses_base else replace(spec, base=None).models
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from arc_halo.errors import ManifestError, Problem
 from arc_halo.manifest.documents import Declaration, Desired, ModelSpec, WeightsSource
+from arc_halo.manifest.tokenizers import Tokenizer
 from arc_halo.plugins import PluginManager
+from arc_halo.reconcile.tokenizers import read_tokenizers
 from arc_halo.tensors.digests import format_digest
 from arc_halo.transfer.sources import Advance, DigestCache, SourceFacts, source_facts
 from arc_halo.types import Key
@@ -15,9 +17,10 @@ from arc_halo.types import Key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The weight files that are there, by model, and the models whose files are absent."""
+    """The files that are there, by model, and the models whose weights are absent."""
 
     facts: Mapping[Key, SourceFacts] = field(default_factory=dict)
+    tokenizers: Mapping[Key, Tokenizer] = field(default_factory=dict)
     absent: tuple[Key, ...] = ()
 
 
@@ -60,7 +63,7 @@ def read_sources(
     cache.save()
     if problems:
         raise ManifestError(problems)
-    return Sources(facts=facts, absent=tuple(absent))
+    return Sources(facts=facts, tokenizers=read_tokenizers(desired), absent=tuple(absent))
 
 
 def source_of(declaration: Declaration) -> WeightsSource | None:

@@ -61,20 +61,34 @@ def registered_models(
     """The models that the aliases (name, alias) stand for now."""
     return {
         (name, alias): RegisteredModel(
-            name=name, version=version, type=type_, architecture=architecture, root=root
+            name=name,
+            version=version,
+            type=type_,
+            architecture=architecture,
+            root=root,
+            tokenizer=tokenizer,
         )
-        for name, alias, version, type_, architecture, root in aliases.find(conn, pairs)
+        for name, alias, version, type_, architecture, root, tokenizer in aliases.find(conn, pairs)
     }
 
 
 def applied_weights(conn: Connection, keys: Iterable[Key]) -> dict[Key, JsonObject]:
     """The `weights` of the last applied documents of models."""
-    specs = projects.managed_specs(conn, keys)
-    return {key: spec["weights"] for key, spec in specs.items() if spec.get("weights")}
+    return _applied(conn, keys, "weights")
+
+
+def applied_tokenizers(conn: Connection, keys: Iterable[Key]) -> dict[Key, JsonObject]:
+    """The `tokenizer` of the last applied documents of models."""
+    return _applied(conn, keys, "tokenizer")
 
 
 def live_digests(conn: Connection, keys: Iterable[Key]) -> dict[Key, str]:
     return {key: row.digest for key, row in _live_rows(conn, keys).items()}
+
+
+def _applied(conn: Connection, keys: Iterable[Key], field: str) -> dict[Key, JsonObject]:
+    specs = projects.managed_specs(conn, keys)
+    return {key: spec[field] for key, spec in specs.items() if spec.get(field)}
 
 
 def _live_rows(conn: Connection, keys: Iterable[Key]) -> dict[Key, LiveRow]:

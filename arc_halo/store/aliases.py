@@ -92,7 +92,9 @@ ORDER BY alias.model_name, alias.alias
 
 BY_ALIAS = """
 SELECT alias.model_name, alias.alias, model.version, model.model_type, model.architecture_config,
-       sets.root
+       sets.root, CASE WHEN model.tokenizer_digest IS NOT NULL THEN jsonb_build_object(
+           'digest', 'sha256:' || encode(model.tokenizer_digest, 'hex'),
+           'source', model.tokenizer_source) END
 FROM unnest(%(names)s::text[], %(aliases)s::text[]) AS item (name, alias)
 JOIN model_aliases AS alias ON alias.model_name = item.name AND alias.alias = item.alias
 JOIN models AS model ON model.id = alias.model_id
@@ -137,14 +139,22 @@ def foreign(
 
 def find(
     conn: Connection, pairs: Iterable[tuple[str, str]]
-) -> list[tuple[str, str, str, str, JsonObject, bytes | None]]:
-    """(name, alias, version, type, architecture, root) of the aliases that exist."""
+) -> list[tuple[str, str, str, str, JsonObject, bytes | None, JsonObject | None]]:
+    """(name, alias, version, type, architecture, root, tokenizer) of the aliases that exist."""
     listed = list(pairs)
     rows = conn.execute(
         BY_ALIAS, {"names": [n for n, _ in listed], "aliases": [a for _, a in listed]}
     ).fetchall()
     return [
-        (str(name), str(alias), str(version), str(type_), architecture, as_bytes_or_none(root))
-        for name, alias, version, type_, architecture, root in rows
+        (
+            str(name),
+            str(alias),
+            str(version),
+            str(type_),
+            architecture,
+            as_bytes_or_none(root),
+            tokenizer if isinstance(tokenizer, dict) else None,
+        )
+        for name, alias, version, type_, architecture, root, tokenizer in rows
         if isinstance(architecture, dict)
     ]

@@ -414,6 +414,7 @@ def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:
         for update in each.get("updates", ())
         for part in ("a", "b")
     ]
+    added += [(each, False) for each in _fillers([each for each, _ in listed])]
     weights = [*recipe["weights"], *([None] * (len(added) + 1))]
     listed += added
     return [
@@ -426,3 +427,10 @@ def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:
         }
         for ordinal, (each, is_base) in enumerate(listed)
     ]
+
+
+def _fillers(inputs: Sequence[JsonObject]) -> list[JsonObject]:
+    """What gives rows to the inputs and is none of them."""
+    given = [source for each in inputs for source in each.get("rows", {}).get("sources", ())]
+    known = {each["tensor"] for each in inputs}
+    return list({each["tensor"]: each for each in given if each["tensor"] not in known}.values())

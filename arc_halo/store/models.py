@@ -54,7 +54,8 @@ WITH wanted AS (
 SELECT model.model_name || '@' || model.version AS name, model.id,
        md5(ROW(model.model_type, model.architecture_config, model.architecture_family,
                model.description, model.tags, model.parameter_count, model.status,
-               sets.root, model.weights_metadata, model.weights_source, aliases.names,
+               sets.root, model.weights_metadata, model.weights_source,
+               model.tokenizer_digest, model.tokenizer_source, aliases.names,
                layers.rows, layers.digest, heads.rows, heads.digest,
                parts.rows, parts.digest, tables.list)::text) AS digest
 FROM wanted AS model
@@ -79,7 +80,10 @@ SELECT model.model_name || '@' || model.version AS name,
            'weights', CASE WHEN sets.root IS NOT NULL THEN jsonb_build_object(
                'root', 'sha256:' || encode(sets.root, 'hex'),
                'metadata', model.weights_metadata,
-               'source', model.weights_source ->> 'source') END) AS spec
+               'source', model.weights_source ->> 'source') END,
+           'tokenizer', CASE WHEN model.tokenizer_digest IS NOT NULL THEN jsonb_build_object(
+               'digest', 'sha256:' || encode(model.tokenizer_digest, 'hex'),
+               'source', model.tokenizer_source) END) AS spec
 FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
 JOIN models AS model ON model.model_name = item.name AND model.version = item.version
 LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
@@ -93,13 +97,14 @@ SELECT FROM weight_sets WHERE root = ANY(%(roots)s) ORDER BY root FOR KEY SHARE
 UPSERT = """
 INSERT INTO models (model_name, version, model_type, architecture_config, architecture_family,
                     description, tags, weight_set_id, weights_metadata,
-                    weights_source, parameter_count, status)
+                    weights_source, tokenizer_digest, tokenizer_source, parameter_count, status)
 SELECT item.name, item.version, item.type, item.architecture, item.family, item.description,
-       item.tags, sets.id, item.metadata, item.source, sets.parameter_count,
+       item.tags, sets.id, item.metadata, item.source, decode(item.tokenizer, 'hex'),
+       item.tokenizer_source, sets.parameter_count,
        CASE WHEN sets.id IS NULL THEN 'registered' ELSE 'ready' END
 FROM jsonb_to_recordset(%(items)s) AS item (
     name text, version text, type text, architecture jsonb, family text, description text,
-    tags jsonb, root text, metadata jsonb, source jsonb)
+    tags jsonb, root text, metadata jsonb, source jsonb, tokenizer text, tokenizer_source text)
 LEFT JOIN weight_sets AS sets ON sets.root = decode(item.root, 'hex')
 ON CONFLICT (model_name, version) DO UPDATE
 SET model_type = excluded.model_type,
@@ -112,6 +117,8 @@ SET model_type = excluded.model_type,
     weights_source = CASE WHEN models.weight_set_id = excluded.weight_set_id
         THEN coalesce(excluded.weights_source, models.weights_source)
         ELSE excluded.weights_source END,
+    tokenizer_digest = excluded.tokenizer_digest,
+    tokenizer_source = excluded.tokenizer_source,
     parameter_count = excluded.parameter_count,
     status = excluded.status
 RETURNING id, model_name, version, weight_set_id
@@ -237,7 +244,7 @@ SELECT model.id, model.model_name AS name, model.version, model.model_type AS ty
         WHERE reactor.produces_model_id = model.id ORDER BY reactor.reactor_name LIMIT 1)
            AS produced_by,
        model.parameter_count, model.weight_set_id, sets.root, sets.tensor_count,
-       sets.size_bytes, model.weights_metadata AS metadata,
+       sets.size_bytes, model.weights_metadata AS metadata, model.tokenizer_digest,
        ARRAY(SELECT alias.alias FROM model_aliases AS alias WHERE alias.model_id = model.id
              ORDER BY alias.alias) AS aliases,
        model.created_at, model.updated_at
@@ -286,6 +293,7 @@ class ModelRecord:
     tensor_count: int | None
     size_bytes: int | None
     metadata: dict[str, str] | None
+    tokenizer_digest: bytes | None
     aliases: list[str]
     created_at: datetime
     updated_at: datetime

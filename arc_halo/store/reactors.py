@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from arc_halo.store.rows import Connection, LiveRow, as_uuid
 from arc_halo.types import JsonObject
 
-RECIPE_FIELDS = ("tensors", "slices", "compute", "out_dtype")
+RECIPE_FIELDS = ("tensors", "slices", "compute", "out_dtype", "tokenizer")
 """The fields of a spec that the column `recipe` holds."""
 
 SPECS = """

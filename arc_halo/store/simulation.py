@@ -82,6 +82,8 @@ SELECT (SELECT count(*) FROM gone_builds)
        (SELECT count(*) FROM gone_sets) AS weight_sets,
        (SELECT count(*) FROM gone_tensors) AS tensors,
        (SELECT count(*) FROM gone_chunks) AS chunks,
+       (SELECT count(*) FROM tokenizers AS r WHERE NOT EXISTS (
+            SELECT FROM models AS model WHERE model.tokenizer_digest = r.digest)) AS tokenizers,
        (SELECT count(*) FROM gone_chunks WHERE store_id = %(store_id)s::int) AS bodies,
        (SELECT coalesce(sum(stored_bytes), 0)::bigint FROM gone_chunks) AS freed_bytes
 """
@@ -96,6 +98,7 @@ class Simulated:
     weight_sets: int
     tensors: int
     chunks: int
+    tokenizers: int
     bodies: int
     freed_bytes: int
 

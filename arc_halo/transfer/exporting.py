@@ -12,7 +12,9 @@ from pathlib import Path
 from arc_halo.errors import ArcHaloError
 from arc_halo.formats import sharding
 from arc_halo.formats._files import replacing
-from arc_halo.store import builds
+from arc_halo.store import builds, tokenizers
+from arc_halo.store.models import ModelRecord
+from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, ReadChunks, TensorInfo, WeightFormat
 from arc_halo.weights.reading import read_pieces
 from arc_halo.weights.store import Advance, WeightStore, no_progress
@@ -98,6 +100,20 @@ def export_config(architecture: JsonObject, path: Path) -> None:
     text = json.dumps(architecture, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def tokenizer_of(conn: Connection, record: ModelRecord) -> bytes | None:
+    """The document of a model's tokenizer, if it has one."""
+    if record.tokenizer_digest is None:
+        return None
+    digest = bytes(record.tokenizer_digest)
+    return tokenizers.documents(conn, [digest]).get(digest)
+
+
+def export_tokenizer(document: bytes, path: Path) -> None:
+    """Write a model's `tokenizer.json`, byte by byte as it was, atomically."""
+    with replacing(path) as file:
+        file.write(document)
 
 
 def _write(

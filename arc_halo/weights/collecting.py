@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from arc_halo.store import collection, simulation
+from arc_halo.store import collection, simulation, tokenizers
 from arc_halo.store.collection import Free, Span
 from arc_halo.store.rows import Connection
 from arc_halo.types import ChunkBodies
@@ -33,6 +33,7 @@ class Collected:
     weight_sets: int = 0
     tensors: int = 0
     chunks: int = 0
+    tokenizers: int = 0
     bodies: int = 0
     freed_bytes: int = 0
 
@@ -64,6 +65,7 @@ def collect(
         run.collect_tensors(cutoff)
         tell("chunks")
         run.collect_chunks(cutoff)
+        run.collected.tokenizers = tokenizers.collect(conn)
     if store.bodies is not None:
         tell("bodies in the body store")
         run.collected.bodies = collect_bodies(
@@ -89,6 +91,7 @@ def simulate(
         weight_sets=found.weight_sets,
         tensors=found.tensors,
         chunks=found.chunks,
+        tokenizers=found.tokenizers,
         bodies=bodies,
         freed_bytes=found.freed_bytes,
     )

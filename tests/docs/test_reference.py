@@ -36,6 +36,7 @@ MANIFEST_SECTIONS = {
     "Adapters": SCHEMA["$defs"]["adapter"],
     "Tensor rules": SCHEMA["$defs"]["tensor_rule"],
     "Slices": SCHEMA["$defs"]["layer_slice"],
+    "Tokenizer": SCHEMA["$defs"]["vocabulary"],
     "Interactions": SCHEMA["$defs"]["interaction"],
     "Produces": SCHEMA["$defs"]["product"],
     "Database": SCHEMA["$defs"]["database"],

@@ -112,7 +112,7 @@ def test_an_alias_leads_to_its_model(conn: Connection) -> None:
     ids = add(conn, "a@1", architecture={"n": 1})
     hold(conn, ids, {"a@1": ["live"]})
     assert aliases.find(conn, [("a", "live"), ("a", "ghost"), ("b", "live")]) == [
-        ("a", "live", "1", "other", {"n": 1}, None)
+        ("a", "live", "1", "other", {"n": 1}, None, None)
     ]
 
 

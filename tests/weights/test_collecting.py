@@ -164,6 +164,7 @@ def test_what_a_deleted_model_alone_had_goes_and_what_it_shared_stays(
         "weight_sets": 1,
         "tensors": 2,
         "chunks": 4,
+        "tokenizers": 0,
         "bodies": 0,
         "freed_bytes": freed,
     }
