@@ -340,7 +340,7 @@ def test_what_a_strategy_cannot_do_is_told_whoever_tried(
         directory / "poet" / "model.safetensors",
     )
     (directory / "arc_halo.yaml").write_text(text)
-    with pytest.raises(FusionError, match="holds NaN or infinity"):
+    with pytest.raises(FusionError, match="these hold NaN or infinity"):
         apply(directory, database, executor)
 
 

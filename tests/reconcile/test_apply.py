@@ -747,7 +747,7 @@ def test_a_merge_records_its_lineage(workshop: Any) -> None:
                   tensor_count, size_bytes, finished_at >= started_at FROM fusion_operations"""
     )
     assert row == (
-        "story", "merge", "completed", "linear", "1", {"normalize": False}, "story@1",
+        "story", "merge", "completed", "linear", "2", {"normalize": False}, "story@1",
         root_of(workshop, "story@1"), 2, 48, True,
     )  # fmt: skip
     assert workshop.sql(
