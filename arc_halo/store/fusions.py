@@ -20,6 +20,12 @@ ORDER BY item.key
 ON CONFLICT (tensor_key) DO NOTHING
 """
 
+# The lock keeps recipes from collection until tasks refer to them.
+KEEP_RECIPES = """
+SELECT tensor_key FROM fused_tensors WHERE tensor_key = ANY(%(keys)s)
+ORDER BY tensor_key FOR KEY SHARE
+"""
+
 ENTER_INPUTS = """
 INSERT INTO fused_tensor_inputs (tensor_key, ordinal, is_base, weight, tensor_digest)
 SELECT decode(item.key, 'hex'), item.ordinal, item.is_base, item.weight,
@@ -193,6 +199,25 @@ FROM (SELECT tensor_digest, cpu_seconds FROM fused_tensors
 JOIN tensor_metadata AS tensor ON tensor.digest = made.tensor_digest
 """
 
+# What no merge has any more, and what came of it is gone too: nothing could be found again.
+FREE = """
+SELECT fused.tensor_key FROM fused_tensors AS fused
+WHERE (%(keys)s::bytea[] IS NULL OR fused.tensor_key = ANY(%(keys)s))
+  AND NOT EXISTS (SELECT FROM fusion_tasks AS r WHERE r.tensor_key = fused.tensor_key OFFSET 0)
+  AND NOT EXISTS (SELECT FROM tensor_metadata AS r
+                  WHERE r.digest = fused.tensor_digest OFFSET 0)
+LIMIT %(batch)s
+"""
+
+LOCK_FREE = """
+SELECT tensor_key FROM fused_tensors WHERE tensor_key = ANY(%(keys)s)
+ORDER BY tensor_key FOR UPDATE SKIP LOCKED
+"""
+
+DELETE_FREE = """
+DELETE FROM fused_tensors WHERE tensor_key = ANY(%(keys)s)
+"""
+
 IS_ENTERED = """
 SELECT EXISTS (SELECT FROM fusion_tasks WHERE build_id = %(build_id)s)
 """
@@ -283,7 +308,7 @@ def enter(conn: Connection, build_id: UUID, tasks: Sequence[NewTask]) -> list[in
     conn.execute(RETRY, {"build_id": build_id})
     computed = {task.key: task for task in tasks if task.key is not None}
     recipes = [{"key": k.hex(), "recipe": task.recipe} for k, task in computed.items()]
-    conn.execute(ENTER_RECIPES, {"items": Jsonb(recipes)})
+    _enter_recipes(conn, recipes)
     inputs = [each for key, task in computed.items() for each in _inputs(key, task.recipe or {})]
     conn.execute(ENTER_INPUTS, {"items": Jsonb(inputs)})
     items = [
@@ -402,6 +427,39 @@ def seconds_per_byte(conn: Connection, strategy: str) -> float | None:
     with conn.cursor(row_factory=scalar_row) as cursor:
         found = cursor.execute(SECONDS_PER_BYTE, {"strategy": strategy}).fetchone()
     return None if found is None else float(str(found))
+
+
+def collect(conn: Connection, batch: int) -> int:
+    """Forget the tensors that no merge has and that are not stored; how many.
+
+    In transactions of `batch` rows: what looked free is locked, looked at again, and deleted.
+    """
+    count = 0
+    while keys := _free(conn, None, batch):
+        with conn.transaction():
+            rows = conn.execute(LOCK_FREE, {"keys": keys}, binary=True).fetchall()
+            free = _free(conn, [as_bytes(row[0]) for row in rows], batch)
+            deleted = conn.execute(DELETE_FREE, {"keys": free}).rowcount
+        if not deleted:
+            break  # somebody has just come to need what is left
+        count += deleted
+    return count
+
+
+def _free(conn: Connection, keys: Sequence[bytes] | None, batch: int) -> list[bytes]:
+    params = {"keys": None if keys is None else list(keys), "batch": batch}
+    return [as_bytes(row[0]) for row in conn.execute(FREE, params, binary=True)]
+
+
+def _enter_recipes(conn: Connection, recipes: Sequence[JsonObject]) -> None:
+    """Have the recipes there until the transaction ends."""
+    missing = {bytes.fromhex(each["key"]): each for each in recipes}
+    while missing:
+        conn.execute(ENTER_RECIPES, {"items": Jsonb(list(missing.values()))})
+        rows = conn.execute(KEEP_RECIPES, {"keys": list(missing)}, binary=True).fetchall()
+        # One that was there may be collected between the two statements: then once more.
+        for row in rows:
+            del missing[as_bytes(row[0])]
 
 
 def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:

@@ -82,6 +82,17 @@ SELECT (SELECT count(*) FROM gone_builds)
        (SELECT count(*) FROM gone_sets) AS weight_sets,
        (SELECT count(*) FROM gone_tensors) AS tensors,
        (SELECT count(*) FROM gone_chunks) AS chunks,
+       (SELECT count(*) FROM fused_tensors AS r
+        WHERE NOT EXISTS (
+              SELECT FROM fusion_tasks AS task
+              JOIN weight_builds AS build ON build.id = task.build_id
+              WHERE task.tensor_key = r.tensor_key
+                AND NOT EXISTS (SELECT FROM gone_builds WHERE gone_builds.id = build.id)
+                AND NOT EXISTS (SELECT FROM gone_sets WHERE gone_sets.id = build.weight_set_id))
+          AND NOT EXISTS (
+              SELECT FROM tensor_metadata AS tensor WHERE tensor.digest = r.tensor_digest
+                AND NOT EXISTS (SELECT FROM gone_tensors WHERE gone_tensors.id = tensor.id))
+       ) AS fused_tensors,
        (SELECT count(*) FROM tokenizers AS r WHERE NOT EXISTS (
             SELECT FROM models AS model WHERE model.tokenizer_digest = r.digest)) AS tokenizers,
        (SELECT count(*) FROM gone_chunks WHERE store_id = %(store_id)s::int) AS bodies,
@@ -99,6 +110,7 @@ class Simulated:
     tensors: int
     chunks: int
     tokenizers: int
+    fused_tensors: int
     bodies: int
     freed_bytes: int
 

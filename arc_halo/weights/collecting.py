@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from arc_halo.store import collection, simulation, tokenizers
+from arc_halo.store import collection, fusions, simulation, tokenizers
 from arc_halo.store.collection import Free, Span
 from arc_halo.store.rows import Connection
 from arc_halo.types import ChunkBodies
@@ -34,6 +34,7 @@ class Collected:
     tensors: int = 0
     chunks: int = 0
     tokenizers: int = 0
+    fused_tensors: int = 0
     bodies: int = 0
     freed_bytes: int = 0
 
@@ -66,6 +67,7 @@ def collect(
         tell("chunks")
         run.collect_chunks(cutoff)
         run.collected.tokenizers = tokenizers.collect(conn)
+        run.collected.fused_tensors = fusions.collect(conn, batch)
     if store.bodies is not None:
         tell("bodies in the body store")
         run.collected.bodies = collect_bodies(
@@ -92,6 +94,7 @@ def simulate(
         tensors=found.tensors,
         chunks=found.chunks,
         tokenizers=found.tokenizers,
+        fused_tensors=found.fused_tensors,
         bodies=bodies,
         freed_bytes=found.freed_bytes,
     )

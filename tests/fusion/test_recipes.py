@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from arc_halo import connect
 from arc_halo.cli.main import run
 from arc_halo.errors import FusionError, ManifestError
+from arc_halo.weights.collecting import collect, simulate
 
 NAMES = ("base", "poet", "coder")
 LAYERS = 3
@@ -485,3 +487,20 @@ def test_a_plan_shows_the_cost_to_people_and_programs(
     assert build["estimate"]["computed"] == 8
     assert run(["plan", "--database-url", database, "--output", "markdown"]) == 0
     assert "8 tensors to compute" in capsys.readouterr().out
+
+
+def test_what_no_merge_has_any_more_is_forgotten(directory: Path, database: str) -> None:
+    write(directory)
+    apply(directory, database)
+    write(directory, params={"density": 0.25})
+    apply(directory, database)
+    with connect(database, project=directory) as halo:
+        weights = halo.project.weights
+        before = simulate(weights, grace=timedelta(0), retain_revisions=1)
+        done = collect(weights, grace=timedelta(0), retain_revisions=1)
+        assert before.fused_tensors == done.fused_tensors == len(tensors(0))
+        assert collect(weights, grace=timedelta(0), retain_revisions=1).fused_tensors == 0
+        assert run(["fuse", "verify", "blend", "--database-url", database]) == 0
+    write(directory)
+    again, _ = apply(directory, database)
+    assert len(again) == len(tensors(0))

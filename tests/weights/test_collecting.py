@@ -165,6 +165,7 @@ def test_what_a_deleted_model_alone_had_goes_and_what_it_shared_stays(
         "tensors": 2,
         "chunks": 4,
         "tokenizers": 0,
+        "fused_tensors": 0,
         "bodies": 0,
         "freed_bytes": freed,
     }
