@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from arc_halo.fusion.aligning import AlignedTensor
+from arc_halo.fusion.blas import one_blas_thread
 from arc_halo.fusion.blocks import Span
 from arc_halo.fusion.facts import Observer
 from arc_halo.fusion.inputs import FloatParts, Input, RawTensor, fused_bytes, scan_inputs
@@ -45,9 +47,11 @@ def fused_pieces(
         roots=recipe.roots,
         surveyed=recipe.surveyed,
     )
-    yield from fused_bytes(
-        recipe.strategy, recipe.params, context, members, base, recipe.dtype, observer
-    )
+    is_exact = recipe.strategy.numerics == "exact"
+    with nullcontext() if is_exact else one_blas_thread():
+        yield from fused_bytes(
+            recipe.strategy, recipe.params, context, members, base, recipe.dtype, observer
+        )
 
 
 def surveyed(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
     yield FusionStrategy(
         name="wudi",
-        version=1,
+        version=2,
         summary="the change that interferes least with the members' own, in closed form",
         fuse_weights=wudi,
         needs_base=True,
@@ -57,5 +57,8 @@ def _least_interference(changes: list[Float64]) -> Float64:
     strength = s[: len(basis)] ** 2
     total = np.zeros(changes[0].shape)
     for change, norm in used:
-        total += change @ (change.T @ change) / norm**2
+        # d d' d by the smaller of its two products.
+        is_wide = change.shape[0] <= change.shape[1]
+        cube = (change @ change.T) @ change if is_wide else change @ (change.T @ change)
+        total += cube / norm**2
     return np.asarray((total @ basis.T / strength) @ basis)

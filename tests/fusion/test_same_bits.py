@@ -102,7 +102,7 @@ def in_database(
     return str(row[0])
 
 
-def in_files(directory: Path, out: Path, strategy: str, seed: str = "0") -> str:
+def in_files(directory: Path, out: Path, strategy: str, seed: str = "0", **environ: str) -> str:
     """A digest of the merged file's tensors, made by another program with that hash seed."""
     (directory / "arc_halo.yaml").write_text(yaml.safe_dump(manifest(strategy)))
     files = [part for n in NAMES for part in ("--from-files", f"{n}={directory / n}")]
@@ -112,7 +112,7 @@ def in_files(directory: Path, out: Path, strategy: str, seed: str = "0") -> str:
     subprocess.run(
         [*command, "--to-dir", str(out), "--memory", "2MiB", "--quiet"],
         check=True,
-        env={**os.environ, "PYTHONHASHSEED": seed},
+        env={**os.environ, "PYTHONHASHSEED": seed, **environ},
     )
     found = load_file(out / "model.safetensors")
     return hashlib.sha256(b"".join(found[n].tobytes() for n in sorted(found))).hexdigest()
@@ -192,3 +192,14 @@ def test_the_order_of_members_does_not_show_where_the_rule_commutes(
                    JOIN models ON weight_set_id = weight_sets.id WHERE model_name = 'blend'"""
             ).fetchone()
     assert row == (first,)
+
+
+@pytest.mark.parametrize("strategy", ["tsv_m", "iso_c", "wudi"])
+def test_the_cores_do_not_show_where_blas_is_used(
+    directory: Path, tmp_path: Path, strategy: str
+) -> None:
+    found = {
+        in_files(directory, tmp_path / count, strategy, OPENBLAS_NUM_THREADS=count)
+        for count in ("1", "2", "4")
+    }
+    assert len(found) == 1
