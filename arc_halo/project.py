@@ -109,7 +109,7 @@ class Project:
 
         # The first connection is made by hand: it waits for a sleeping server, a pool does not.
         connect(self.url, waiting=self._waiting).close()
-        return self._stack.enter_context(pool(self.url, 3 * self._threads + 2))
+        return self._stack.enter_context(pool(self.url, 4 * self._threads + 3))
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

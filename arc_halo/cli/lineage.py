@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from arc_halo.store.models import ModelRecord
     from arc_halo.store.rows import Connection
 
-DEPTH = 50
-"""Generations that are followed; a digest cannot be its own ancestor."""
-
 
 @click.command("lineage")
 @click.argument("model")
@@ -68,20 +65,24 @@ def _of_model(conn: Connection, record: ModelRecord) -> JsonObject:
     return {
         "model": record.full_name,
         "root": f"sha256:{root.hex()}" if root else None,
-        "made_by": _merges(conn, root, DEPTH) if root else [],
+        "made_by": _merges(conn, root, set()) if root else [],
         "made_of_it": reactors.made_of(conn, root) if root else [],
     }
 
 
-def _merges(conn: Connection, root: bytes, depth: int) -> list[JsonObject]:
-    """The merges that came to these weights, and those behind their inputs."""
+def _merges(conn: Connection, root: bytes, told: set[bytes]) -> list[JsonObject]:
+    """The merges that came to these weights, and those behind their inputs.
+
+    What was `told` is not told again: equal weights fused are themselves again.
+    """
     from arc_halo.store import reactors
 
+    told.add(root)
     found = []
-    for merge in reactors.lineage(conn, root) if depth else ():
+    for merge in reactors.lineage(conn, root):
         for item in merge.inputs:
-            digest = (item["root"] or "").removeprefix("sha256:")
-            if behind := _merges(conn, bytes.fromhex(digest), depth - 1) if digest else []:
+            digest = bytes.fromhex((item["root"] or "").removeprefix("sha256:"))
+            if digest and digest not in told and (behind := _merges(conn, digest, told)):
                 item["made_by"] = behind
         found.append(
             {
@@ -115,12 +116,13 @@ def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
         "model": record.full_name,
         "tensor": name,
         "digest": f"sha256:{digest.hex()}",
-        "made_by": [_tensor_facts(conn, each, DEPTH) for each in made],
+        "made_by": [_tensor_facts(conn, each, {digest}) for each in made],
         "made_of_it": [{"model": each.model, "tensor": each.name} for each in products],
     }
 
 
-def _tensor_facts(conn: Connection, made: FusedTensor, depth: int) -> JsonObject:
+def _tensor_facts(conn: Connection, made: FusedTensor, told_of: set[bytes]) -> JsonObject:
+    """How a tensor was fused, and its inputs; of what was told of before only the name."""
     from arc_halo.fusion.tensor_recipes import told_sources
     from arc_halo.store import fusions
 
@@ -138,9 +140,11 @@ def _tensor_facts(conn: Connection, made: FusedTensor, depth: int) -> JsonObject
         seen.add(source["tensor"])
         item = {**label, "digest": f"sha256:{source['tensor']}", "weight": weights[place]}
         item["is_base"] = place == base
-        behind = fusions.made_by(conn, bytes.fromhex(source["tensor"])) if depth else []
-        if behind:
-            item["made_by"] = [_tensor_facts(conn, each, depth - 1) for each in behind]
+        digest = bytes.fromhex(source["tensor"])
+        if digest not in told_of:
+            told_of.add(digest)
+            if behind := fusions.made_by(conn, digest):
+                item["made_by"] = [_tensor_facts(conn, each, told_of) for each in behind]
         inputs.append(item)
     return {
         "strategy": recipe["strategy"],

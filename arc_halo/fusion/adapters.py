@@ -24,6 +24,8 @@ from arc_halo.types import JsonObject
 PREFIX = "base_model.model."
 _PART = re.compile(r"\.lora_(embedding_)?([AB])(?:\.[^.]+)?(?:\.weight)?$")
 KNOWN_TYPE = "LORA"
+RESIDUAL = ("pissa", "olora", "corda")
+"""Ways to begin that take something off the model; PEFT can convert what came of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,15 @@ def fit(adapter: AdapterInput, table: Table, member: Table) -> Fitted:
         is_transposed = bool(adapter.config.get("fan_in_fan_out")) or target in embeddings
         a, b = (table.tensors[parts[part]] for part in "AB")
         problems += _shape_problems(target, member.tensors[target], a, b, is_transposed)
+        scale = adapter.scale * _scale(adapter.config, target, int((a.shape or [1])[0]))
+        if not a.shape or not a.shape[0] or not math.isfinite(scale):
+            problems.append(f"{target}: rank {list(a.shape)[:1]}, scale {scale:g}")
+            continue
         updates[target] = LowRank(
             a=source_of(table, parts["A"]),
             b=source_of(table, parts["B"]),
             rank=int(a.shape[0]) if a.shape else 0,
-            scale=adapter.scale * _scale(adapter.config, target, int((a.shape or [1])[0])),
+            scale=scale,
             is_transposed=is_transposed,
         )
     if problems:
@@ -96,8 +102,10 @@ def _check_kind(adapter: AdapterInput) -> None:
         wrong = f"is of the type {kind}"
     elif config.get("use_dora"):
         wrong = "has magnitudes (DoRA)"
-    elif not isinstance(config.get("lora_alpha"), int | float):
-        wrong = "has no lora_alpha in its architecture"
+    elif not all(_is_number(each) for each in (config.get("lora_alpha"), *_alphas(config))):
+        wrong = "has no lora_alpha in its architecture, or one that is no number"
+    elif str(config.get("init_lora_weights")).partition("_")[0] in RESIDUAL:
+        wrong = f"was begun by {config['init_lora_weights']}, and changes the model beside it"
     if wrong:
         raise IncompatibleModelsError(
             f"the adapter {adapter.model} {wrong}",
@@ -114,11 +122,13 @@ def _replace(
     plain: str,
 ) -> None:
     """A tensor that was trained as a whole stands in place of the member's."""
-    found = member.tensors.get(plain)
+    found, dtype = member.tensors.get(plain), table.tensors[name].dtype
     if found is None:
         problems.append(f"{name}: {member.name} has no {plain}")
     elif list(found.shape) != list(table.tensors[name].shape):
         problems.append(f"{name}: shape {list(table.tensors[name].shape)}, not {list(found.shape)}")
+    elif found.dtype != dtype and not (is_computable(found.dtype) and is_computable(dtype)):
+        problems.append(f"{name}: dtype {dtype}, not {found.dtype}")
     else:
         replaced[plain] = source_of(table, name)
 
@@ -142,9 +152,26 @@ def _scale(config: JsonObject, target: str, rank: int) -> float:
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else max(1, rank))
 
 
+def _matches(pattern: str, module: str) -> bool:
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except re.error:
+        return False  # then it is a name, and nothing but that
+
+
+def _alphas(config: JsonObject) -> list[Any]:
+    patterns = config.get("alpha_pattern")
+    return list(patterns.values()) if isinstance(patterns, dict) else []
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
 def _by_pattern(patterns: Any, module: str, usual: Any) -> Any:
     """PEFT's patterns are ends of module names, or regular expressions for them."""
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        if module == pattern or module.endswith(f".{pattern}") or _matches(pattern, module):
             return value
     return usual

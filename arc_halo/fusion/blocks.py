@@ -78,12 +78,12 @@ def fused_parts(
     assert strategy.fuse_weights is not None
     with np.errstate(over="ignore", invalid="ignore"):
         if strategy.measure is not None:
-            with _told(strategy, context):
+            with told(strategy, repr(context.tensor)):
                 measured = strategy.measure(scan, context, **params)
             context = replace(context, measured=measured)
         for block in scan():
             part = replace(context, base=block.base, start=block.start)
-            with _told(strategy, context):
+            with told(strategy, repr(context.tensor)):
                 fused = np.asarray(strategy.fuse_weights(list(block.tensors), part, **params))
             _check(strategy, context, fused, block)
             if observer is not None:
@@ -113,7 +113,7 @@ def fuse_arrays(
 
 
 @contextmanager
-def _told(strategy: FusionStrategy, context: FuseContext) -> Iterator[None]:
+def told(strategy: FusionStrategy, tensor: str) -> Iterator[None]:
     """Give what a strategy raises the names of the strategy, the tensor and the line."""
     try:
         yield
@@ -122,7 +122,7 @@ def _told(strategy: FusionStrategy, context: FuseContext) -> Iterator[None]:
     except Exception as exc:
         place = traceback.extract_tb(exc.__traceback__)[-1]
         raise FusionError(
-            f"the strategy {strategy.name!r} failed on {context.tensor!r}: {exc!r} "
+            f"the strategy {strategy.name!r} failed on {tensor}: {exc!r} "
             f"({place.filename}:{place.lineno})"
         ) from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -9,9 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from arc_halo.errors import FusionError
 from arc_halo.fusion.aligning import AlignedTensor
 from arc_halo.fusion.blas import one_blas_thread
-from arc_halo.fusion.blocks import Span
+from arc_halo.fusion.blocks import Span, told
 from arc_halo.fusion.facts import Observer
 from arc_halo.fusion.inputs import FloatParts, Input, RawTensor, fused_bytes, scan_inputs
 from arc_halo.fusion.recipes import Compute, FusionRecipe
@@ -60,27 +62,38 @@ def surveyed(
     open_sources: Callable[[TensorRecipe], OpenSource],
     memory_bytes: int,
 ) -> list[TensorRecipe]:
-    """The tensors with what the strategy's survey of all of them has found, if it makes one."""
-    if recipe.strategy.survey is None:
+    """The tensors with what the strategy's survey of all of them has found, if it makes one.
+
+    Raises `FusionError` for a survey that fails or finds what is not JSON, and for params of one
+    that are not the same for all tensors.
+    """
+    fused = sorted((t for t in tensors if t.strategy is not None), key=lambda t: t.name)
+    if recipe.strategy.survey is None or not fused:
         return list(tensors)
 
     def scan(tensor: TensorRecipe) -> Iterator[Block]:
         members, base = _inputs(tensor, open_sources(tensor), memory_bytes)
         return scan_inputs(members, base, tensor.shape, recipe.strategy.part)
 
-    fused = sorted((t for t in tensors if t.strategy is not None), key=lambda t: t.name)
-    found = recipe.strategy.survey(
-        [
-            SurveyTensor(
-                tensor.name,
-                math.prod(tensor.shape),
-                any(_is_wide(recipe.compute, source) for source in tensor.sources),
-                partial(scan, tensor),
-            )
-            for tensor in fused
-        ],
-        **recipe.params,
-    )
+    listed = [
+        SurveyTensor(
+            tensor.name,
+            math.prod(tensor.shape),
+            "F64" in (recipe.compute, *(source.dtype for source in tensor.sources)),
+            partial(scan, tensor),
+        )
+        for tensor in fused
+    ]
+    with told(recipe.strategy, "all tensors"):
+        found = recipe.strategy.survey(listed, **fused[0].params)
+        # As it comes back from the database: the same wherever it was made.
+        found = json.loads(json.dumps(found, allow_nan=False))
+    if found is not None and any(tensor.params != fused[0].params for tensor in fused):
+        raise FusionError(
+            f"the strategy {recipe.strategy.name!r} looks at all tensors together, and its params "
+            "are not the same for all of them",
+            hint="take them out of `tensors` and `slices`, or look at each tensor by itself",
+        )
     return [replace(tensor, surveyed=(found or {}).get(tensor.name)) for tensor in tensors]
 
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arc_halo.errors import FusionError, InvalidInputError, NotFiniteError
+from arc_halo.errors import (
+    ConnectionFailedError,
+    FusionError,
+    InvalidInputError,
+    NotFiniteError,
+)
 from arc_halo.executors.threads import open_threads
 from arc_halo.fusion.remote import Job, Outcome, do_job
 from arc_halo.fusion.working import Strategies, Worked, work
@@ -78,18 +83,21 @@ def _drive_threads(
     workers: Workers,
     advance: Advance,
 ) -> tuple[int, Totals]:
-    cancellation = Cancellation()
-
-    def one(_: int) -> Worked:
-        return work(store, strategies, opened.id, advance=advance, cancellation=cancellation)
-
     done: list[Worked] = []
+    vain = 0
     while True:
-        with workers.executor.open(workers.address, store.threads) as pool:
-            done += in_pool(pool, one, range(store.threads), cancellation)
-        if not _is_awaited(store, opened):
+        before = _progress(store, opened)
+        try:
+            done += _round_of_threads(store, strategies, opened, workers, advance)
+        except ConnectionFailedError:
+            # One connection that was cut ends the round; what the others had finished stays.
+            vain = 0 if _progress(store, opened).done > before.done else vain + 1
+            if vain == MOST_VAIN_ROUNDS:
+                raise
+        now = _progress(store, opened)
+        if not now.todo or now.failed:
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # another program is at a task: if it dies, that one is ours
     totals = Totals(
         new_bytes=sum(each.totals.new_bytes for each in done),
         stored_bytes=sum(each.totals.stored_bytes for each in done),
@@ -97,11 +105,25 @@ def _drive_threads(
     return sum(each.tensors for each in done), totals
 
 
-def _is_awaited(store: WeightStore, opened: OpenBuild) -> bool:
-    """Whether another program is at a task still: if it dies, that one is ours."""
+def _round_of_threads(
+    store: WeightStore,
+    strategies: Strategies,
+    opened: OpenBuild,
+    workers: Workers,
+    advance: Advance,
+) -> list[Worked]:
+    cancellation = Cancellation()
+
+    def one(_: int) -> Worked:
+        return work(store, strategies, opened.id, advance=advance, cancellation=cancellation)
+
+    with workers.executor.open(workers.address, store.threads) as pool:
+        return in_pool(pool, one, range(store.threads), cancellation)
+
+
+def _progress(store: WeightStore, opened: OpenBuild) -> fusions.Progress:
     with store.pool.connection() as conn:
-        now = fusions.progress(conn, opened.id)
-    return now.todo > 0 and not now.failed
+        return fusions.progress(conn, opened.id)
 
 
 def _check_reachable(workers: Workers) -> None:
@@ -132,8 +154,13 @@ class _Drive:
         with self._driving() as still_here:
             while (before := self._progress()).todo and not before.failed:
                 outcome = self._round(still_here)
-                after = self._progress()
-                vain = 0 if after.done > before.done else vain + 1
+                if self._progress().done > before.done:
+                    vain = 0
+                elif outcome is not None or self._has_free():
+                    vain += 1
+                else:  # another program's workers are at what is left
+                    still_here.say()
+                    time.sleep(POLL_SECONDS)
                 if vain == MOST_VAIN_ROUNDS:
                     raise FusionError(
                         f"{vain} times in a row the workers of {self._workers.executor.name!r} "
@@ -168,7 +195,10 @@ class _Drive:
             memory_bytes=self._store.memory_bytes // count,
             bodies=self._workers.bodies,
         )
-        return [executor.submit(do_job, job) for _ in range(count)]
+        futures: list[Future[Outcome]] = []
+        with suppress(BrokenExecutor):  # then those that were sent say so
+            futures.extend(executor.submit(do_job, job) for _ in range(count))
+        return futures
 
     def _is_over(self, futures: Sequence[Future[Outcome]]) -> bool:
         now = self._progress()
@@ -186,11 +216,16 @@ class _Drive:
                 said = f"{type(exc).__name__}: {exc}"
                 continue
             outcome = future.result()
+            said = outcome.lost or said
             if outcome.error is not None:
                 code, message, hint = outcome.error
                 raise FusionError(message, hint=hint, code=code)
             self._done.append(outcome)
         return said
+
+    def _has_free(self) -> bool:
+        with self._store.pool.connection() as conn:
+            return fusions.has_free(conn, self._build_id)
 
     def _progress(self) -> fusions.Progress:
         with self._store.pool.connection() as conn:

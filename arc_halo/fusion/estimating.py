@@ -33,8 +33,27 @@ class Estimate:
     is_measured: bool
 
 
+class Speeds:
+    """What strategies took in this database so far; each is asked for once."""
+
+    def __init__(self, conn: Connection | None) -> None:
+        self._conn = conn
+        self._known: dict[str, float | None] = {}
+
+    def seconds_per_byte(self, strategy: str) -> float | None:
+        """CPU seconds for each byte of the results; None where nothing was measured."""
+        if self._conn is None:
+            return None
+        if strategy not in self._known:
+            self._known[strategy] = fusions.seconds_per_byte(self._conn, strategy)
+        return self._known[strategy]
+
+
 def estimate(
-    conn: Connection | None, recipe: FusionRecipe, tensors: Sequence[TensorRecipe]
+    conn: Connection | None,
+    recipe: FusionRecipe,
+    tensors: Sequence[TensorRecipe],
+    speeds: Speeds,
 ) -> Estimate:
     """What these tensors of a merge will cost. Without a database nothing is there yet.
 
@@ -51,7 +70,7 @@ def estimate(
     todo = [tensor for tensor in fused if keys.get(tensor.name) not in known]
     read_bytes = sum(_read_bytes(tensor) for tensor in todo)
     written_bytes = sum(tensor.size_bytes for tensor in todo)
-    speed = fusions.seconds_per_byte(conn, recipe.strategy.name) if conn and todo else None
+    speed = speeds.seconds_per_byte(recipe.strategy.name) if todo else None
     rule = SECONDS_PER_GIB[recipe.strategy.part] * read_bytes / 2**30
     return Estimate(
         tensors=len(tensors),

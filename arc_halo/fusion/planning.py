@@ -18,7 +18,7 @@ from arc_halo.fusion.compatibility import (
     refuse,
     source_problems,
 )
-from arc_halo.fusion.layers import is_before_layers, layered, position, stacks
+from arc_halo.fusion.layers import Layered, is_before_layers, layered, position, stacks
 from arc_halo.fusion.recipes import FusionRecipe, LayerSlice
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
 from arc_halo.fusion.vocabularies import Vocabularies
@@ -66,13 +66,25 @@ def plan_tensors(
             problems += source_problems(sources, is_free=recipe.out_dtype is not None)
         elif recipe.slices:
             problems += [f"{name}: not in {table.name}" for table, name in absent]
+    if recipe.slices:
+        problems += _layer_problems(places)
     refuse(tables, problems)
     _check_rules(recipe, [place.name for place in places])
     fitted = [
         [fit(adapter, (adapters or {})[adapter.model], table) for adapter in member.adapters]
         for member, table in zip(recipe.members, own, strict=True)
     ]
-    return [_tensor_recipe(recipe, place, members, base, fitted) for place in places]
+    planned = [_tensor_recipe(recipe, place, members, base, fitted) for place in places]
+    refuse(
+        tables,
+        [
+            f"{each.name}: dtype {each.dtype} cannot be averaged"
+            for each in planned
+            if each.strategy is None
+            and len({source.digest for source in each.sources if source.digest}) > 1
+        ],
+    )
+    return planned
 
 
 def _aligned(
@@ -103,7 +115,7 @@ def _whole(first: Table, recipe: FusionRecipe) -> Iterator[_Place]:
 
 def _sliced(recipe: FusionRecipe, members: Sequence[Table], base: Table | None) -> Iterator[_Place]:
     """What precedes the layers is taken of the first slice, what follows them of the last."""
-    stack = _only_stack(members)
+    stack = _only_stack([members[p] for p in sorted({p for s in recipe.slices for p in s.layers})])
     yield from _outside(recipe, members, recipe.slices[0], before=True)
     start = 0
     for part in recipe.slices:
@@ -114,14 +126,16 @@ def _sliced(recipe: FusionRecipe, members: Sequence[Table], base: Table | None) 
 
 
 def _only_stack(members: Sequence[Table]) -> str:
-    counts = stacks(members[0].tensors)
-    if len(counts) != 1:
-        listed = ", ".join(repr(stack) for stack in sorted(counts)) or "none"
-        raise IncompatibleModelsError(
-            f"{members[0].name} cannot be cut in slices: its stacks of layers are {listed}",
-            hint="slices are for models with one stack of layers",
-        )
-    return next(iter(counts))
+    """What the one stack of layers is called that each of them has."""
+    for member in members:
+        counts = stacks(member.tensors)
+        if len(counts) != 1 or counts.keys() != stacks(members[0].tensors).keys():
+            listed = ", ".join(repr(stack) for stack in sorted(counts)) or "none"
+            raise IncompatibleModelsError(
+                f"{member.name} cannot be cut in slices: its stacks of layers are {listed}",
+                hint="slices are for models with one stack of layers, of one name",
+            )
+    return next(iter(stacks(members[0].tensors)))
 
 
 def _check_slice(part: LayerSlice, members: Sequence[Table], stack: str) -> None:
@@ -148,17 +162,18 @@ def _length(part: LayerSlice) -> int:
 def _slice(
     part: LayerSlice, members: Sequence[Table], base: Table | None, stack: str, start: int
 ) -> Iterator[_Place]:
-    leader, (first, end) = next(iter(part.layers.items()))
+    first, end = next(iter(part.layers.values()))
     base_first = first if part.base is None else part.base
-    by_layer: dict[int, list[str]] = {}
-    for name in members[leader].tensors:
-        found = layered(name)
-        if found is not None and found.stack == stack:
-            by_layer.setdefault(found.index, []).append(name)
+    rests = {place: _by_layer(members[place]) for place in part.layers}
     for step in range(end - first):
-        for name in by_layer.get(first + step, ()):
-            found = layered(name)
-            assert found is not None
+        # What one of them lacks is told of afterwards.
+        all_rests = [
+            rest
+            for place, (begin, _) in part.layers.items()
+            for rest in rests[place].get(begin + step, ())
+        ]
+        for rest in dict.fromkeys(all_rests):
+            found = Layered(stack, first + step, rest)
             yield _Place(
                 name=found.at(start + step),
                 names={place: found.at(begin + step) for place, (begin, _) in part.layers.items()},
@@ -168,11 +183,33 @@ def _slice(
             )
 
 
+def _by_layer(member: Table) -> dict[int, list[str]]:
+    """What the tensors of each layer are called in it."""
+    rests: dict[int, list[str]] = {}
+    for name in member.tensors:
+        found = layered(name)
+        if found is not None:
+            rests.setdefault(found.index, []).append(found.rest)
+    return rests
+
+
+def _layer_problems(places: Sequence[_Place]) -> Iterator[str]:
+    """Tensors that some layers of the result have and others lack."""
+    rests: dict[int, set[str]] = {}
+    for place in places:
+        found = layered(place.name)
+        if found is not None:
+            rests.setdefault(found.index, set()).add(found.rest)
+    every = set().union(*rests.values()) if rests else set()
+    for index, found_rests in rests.items():
+        for rest in every - found_rests:
+            yield f"layer {index} would have no {rest}, which others have"
+
+
 def _outside(
     recipe: FusionRecipe, members: Sequence[Table], part: LayerSlice, *, before: bool
 ) -> Iterator[_Place]:
-    leader = next(iter(part.layers))
-    for name in members[leader].tensors:
+    for name in dict.fromkeys(name for place in part.layers for name in members[place].tensors):
         if layered(name) is None and is_before_layers(name) == before:
             yield _Place(
                 name=name,
@@ -189,7 +226,9 @@ def _check_rules(recipe: FusionRecipe, names: Sequence[str]) -> None:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise IncompatibleModelsError(
                     f"a rule is for {pattern!r}, and no tensor has such a name",
-                    hint=f"tensors are called {names[0]!r}; * stands for any text",
+                    hint=f"tensors are called {names[0]!r}; * stands for any text, and [[] for a ["
+                    if names
+                    else "the models have no tensors",
                 )
 
 
@@ -263,11 +302,19 @@ def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int
         {
             name: value
             if takes_lists(properties.get(name, {}))
-            else params.at(name, place.position, list(place.names))
+            else _typed(
+                params.at(name, place.position, list(place.names)), properties.get(name, {})
+            )
             for name, value in params.of_all.items()
         },
         {index: float(at(weight, place.position)) for index, weight in weights.items()},
     )
+
+
+def _typed(value: Any, schema: JsonObject) -> Any:
+    """What a gradient gives for a whole number is rounded."""
+    is_between = isinstance(value, float) and schema.get("type") == "integer"
+    return round(value) if is_between else value
 
 
 class _Params:

@@ -125,6 +125,14 @@ class FusionRecipe:
         """Equal keys give equal weights, so what is made once is never made again."""
         return hashlib.sha256(b"arc-halo/fuse/2\0" + canonical(self.identity())).digest()
 
+    @property
+    def roots(self) -> list[bytes]:
+        """Those of all inputs that are known."""
+        inputs = [*self.members, *([self.base] if self.base else [])]
+        roots = [each.root for each in inputs]
+        roots += [adapter.root for each in inputs for adapter in each.adapters]
+        return [root for root in roots if root is not None]
+
     def identity(self) -> JsonObject:
         """All that decides the result, and nothing else: names and roles do not."""
         identity = {

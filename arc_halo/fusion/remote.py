@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, ConnectionFailedError
+from arc_halo.errors import ArcHaloError, ConnectionFailedError, FusionError
 from arc_halo.fusion.working import work
 from arc_halo.plugins import PluginManager
 from arc_halo.store import fusions
@@ -40,12 +40,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a job: tensors computed and bytes stored, or the error that ended it."""
+    """What came of a job: tensors computed and bytes stored, or the error that ended it.
+
+    `lost` is what was said of a connection that was cut: others go on.
+    """
 
     tensors: int = 0
     new_bytes: int = 0
     stored_bytes: int = 0
     error: tuple[str, str, str | None] | None = None
+    lost: str | None = None
 
 
 def do_job(job: Job) -> Outcome:
@@ -55,6 +59,8 @@ def do_job(job: Job) -> Outcome:
             _check_build(store, job)
             strategies = {n: (p.item, p.version) for n, p in plugins.strategies.items()}
             done = work(store, strategies, job.build_id, needs_driver=True)
+    except ConnectionFailedError as exc:
+        return Outcome(lost=f"{socket.gethostname()}: {exc.message}")
     except ArcHaloError as exc:
         # Our errors do not survive pickling, and what they were raised from may hold a secret.
         return Outcome(error=(exc.code, f"{socket.gethostname()}: {exc.message}", exc.hint))
@@ -69,13 +75,13 @@ def do_job(job: Job) -> Outcome:
 def _store(job: Job) -> Iterator[tuple[WeightStore, PluginManager]]:
     url = job.url or os.environ.get(URL_VARIABLE)
     if url is None:
-        raise ConnectionFailedError(
+        raise FusionError(
             f"the worker has no {URL_VARIABLE}",
             hint=f"start workers with {URL_VARIABLE} in their environment",
         )
     plugins = PluginManager.load(dict(job.plugin_files))
     codecs = {name: provided.item for name, provided in plugins.codecs.items()}
-    with pool(url, 4, application_name="arc-halo worker") as opened:
+    with pool(url, 5, application_name="arc-halo worker") as opened:
         store = WeightStore(
             pool=opened,
             codecs=codecs,
@@ -95,7 +101,7 @@ def _store(job: Job) -> Iterator[tuple[WeightStore, PluginManager]]:
 def _check_build(store: WeightStore, job: Job) -> None:
     with store.pool.connection() as conn:
         if not fusions.is_entered(conn, job.build_id):
-            raise ConnectionFailedError(
+            raise FusionError(
                 "the worker's database is not that of the program it works for",
                 hint=f"give both the same {URL_VARIABLE}",
             )

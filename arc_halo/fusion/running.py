@@ -11,6 +11,7 @@ from arc_halo.fusion.computing import surveyed
 from arc_halo.fusion.driving import LOCAL, Workers, drive
 from arc_halo.fusion.finiteness import every_not_finite
 from arc_halo.fusion.planning import plan_tensors
+from arc_halo.fusion.pulse import pulse
 from arc_halo.fusion.recipes import AdapterInput, FusionInput, FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe
 from arc_halo.fusion.working import share_of, stored_sources
@@ -29,13 +30,15 @@ def fuse(
     *,
     project: str | None = None,
     workers: Workers = LOCAL,
+    keep: Sequence[bytes] = (),
     advance: Advance = no_progress,
 ) -> Built:
     """Make the weights that `recipe` describes, or find them made; returns their root.
 
     Each tensor commits by itself; one whose key was computed before, for whatever merge, is not
     computed again. Tensors go through part by part, within `store.memory_bytes` unless the
-    strategy wants them whole. Raises `IncompatibleModelsError` before anything is computed, and
+    strategy wants them whole. Collection leaves its inputs alone meanwhile, and the weights of the
+    roots `keep`. Raises `IncompatibleModelsError` before anything is computed, and
     `FusionError` for what a strategy cannot do, `NotFiniteError` for NaN and infinities.
     """
     tensors = plan_merge(store, recipe)
@@ -44,8 +47,10 @@ def fuse(
 
     def fill(opened: OpenBuild) -> tuple[int, Totals]:
         with store.pool.connection() as conn:
+            builds.want(conn, [*recipe.roots, *keep])
             is_entered = fusions.is_entered(conn, opened.id)
-        tasks = [] if is_entered else _tasks(store, recipe, tensors)
+        with pulse(store, opened.id):
+            tasks = [] if is_entered else _tasks(store, recipe, tensors)
         with store.pool.connection() as conn, conn.transaction():
             reused = fusions.enter(conn, opened.id, tasks)
         done = {name for name, _, _ in opened.tensors}

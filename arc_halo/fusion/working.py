@@ -17,6 +17,7 @@ from uuid import UUID
 from arc_halo.errors import FusionError, WeightsError
 from arc_halo.fusion.computing import OpenSource, fused_pieces
 from arc_halo.fusion.facts import Observer
+from arc_halo.fusion.pulse import pulse
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource, from_identity
 from arc_halo.store import builds, fusions
 from arc_halo.store.fusions import Claim
@@ -29,8 +30,6 @@ from arc_halo.weights.spans import StoredTensor
 from arc_halo.weights.store import Advance, WeightStore, no_progress
 from arc_halo.weights.threads import Cancellation
 from arc_halo.weights.writing import ChunkWriter, Heart, Session, Totals
-
-PING_SECONDS = 20.0
 
 Strategies = Mapping[str, tuple[FusionStrategy, str]]
 """What a worker can compute: each strategy, by its name, with its version."""
@@ -66,6 +65,7 @@ def work(
         cancellation.watch(claims),
         store.pool.connection() as conn,
         cancellation.watch(conn),
+        pulse(store, build_id, claims),
     ):
         session = Session(
             build_id=build_id,
@@ -155,7 +155,6 @@ class _Worker:
         self._advance = advance
         self._cancellation = cancellation
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._pinged_at = time.monotonic()
 
     def do_next(self) -> bool:
         """Do a task; whether there was one."""
@@ -175,10 +174,16 @@ class _Worker:
         return claim is not None
 
     def _do(self, claim: Claim) -> None:
-        tensor_id = claim.tensor_id
+        if claim.key is None:
+            raise WeightsError(
+                f"{claim.name!r} is to be taken as it is, and is not stored any more",
+                hint="apply the manifest that declares its model",
+                code="AH064",
+            )
+        identity, tensor_id = fusions.lock_recipe(self._claims, claim.key)
         is_reused = tensor_id is not None
         if tensor_id is None:
-            tensor_id = self._make(claim)
+            tensor_id = self._make(claim, claim.key, identity)
             self.tensors += 1
         else:
             self._advance(claim.size_bytes)
@@ -187,16 +192,10 @@ class _Worker:
             self._claims, self._build_id, claim.ordinal, worker=self._name, is_reused=is_reused
         )
 
-    def _make(self, claim: Claim) -> int:
-        if claim.recipe is None or claim.key is None:
-            raise WeightsError(
-                f"{claim.name!r} is to be taken as it is, and is not stored any more",
-                hint="apply the manifest that declares its model",
-                code="AH064",
-            )
+    def _make(self, claim: Claim, key: bytes, identity: JsonObject) -> int:
         started = time.thread_time()
         observer = Observer()
-        recipe = known_recipe(claim.recipe, claim.labels, claim.size_bytes, self._strategies)
+        recipe = known_recipe(identity, claim.labels, claim.size_bytes, self._strategies)
         info = TensorInfo(
             name=recipe.name, dtype=recipe.dtype, shape=recipe.shape, size_bytes=recipe.size_bytes
         )
@@ -204,19 +203,12 @@ class _Worker:
             self._store,
             self._writer,
             lambda _: compute(self._store, recipe, observer),
-            self._progressed,
+            self._advance,
             self._cancellation,
         )
         new = maker.make(info)
         maker.flush()
         tensor_id = insert_tensors(self._claims, [new])[new.digest]
         cpu_seconds = time.thread_time() - started
-        fusions.record(self._claims, claim.key, new.digest, observer.facts, cpu_seconds)
+        fusions.record(self._claims, key, new.digest, observer.facts, cpu_seconds)
         return tensor_id
-
-    def _progressed(self, size_bytes: int) -> None:
-        """Let the server know that the claim is alive."""
-        self._advance(size_bytes)
-        if time.monotonic() - self._pinged_at > PING_SECONDS:
-            self._claims.execute("SELECT")
-            self._pinged_at = time.monotonic()

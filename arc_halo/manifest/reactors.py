@@ -139,9 +139,15 @@ class ReactorResolver:
         places: dict[str, str] = {}
         for field in ("tensors", "slices"):
             for index, data in enumerate(found.data.get(field, ())):
+                seen: dict[tuple[Pointer, str], str] = {}
                 for pointer, text in _named(data):
                     name = self._end(found, (field, index, *pointer), text, members)
                     places[text] = name or text
+                    before = seen.setdefault((pointer[:-1], places[text]), text)
+                    if before != text:
+                        message = f"{text} is {before}, which is there already"
+                        place = (field, index, *pointer)
+                        self.problems.add(found, place, "AH013", message, None, key=True)
         text = vocabulary_of(found.data)["of"]
         if text not in WORDS:
             places[text] = self._vocabulary(found, text, members, base) or text

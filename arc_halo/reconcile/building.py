@@ -71,6 +71,7 @@ class Builder:
                 recipe,
                 project=self._plan.project,
                 workers=self._workers,
+                keep=list(self._roots.values()),
                 advance=advance,
             )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from arc_halo.architectures import changed_architecture
 from arc_halo.errors import ManifestError
 from arc_halo.fusion import compatibility
-from arc_halo.fusion.estimating import Estimate, estimate
+from arc_halo.fusion.estimating import Estimate, Speeds, estimate
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionRecipe, recipe_of
 from arc_halo.fusion.tensor_recipes import TensorRecipe
@@ -51,6 +51,8 @@ class Planner:
         self._recorded = recorded
         self._tokenizers = tokenizers
         self._conn = conn
+        self._plans: dict[str, list[TensorRecipe] | None] = {}
+        self._speeds = Speeds(conn)
         self._stored: dict[bytes, Mapping[str, compatibility.Known] | None] = {}
         self._weights: dict[str, JsonObject | None] = {
             name: _weights_json(model.root, {}, None) if model.root else None
@@ -173,7 +175,7 @@ class Planner:
             self._architectures(spec),
             self._tokenizers.of_merge(spec),
         )
-        return estimate(self._conn, recipe, planned)
+        return estimate(self._conn, recipe, planned, self._speeds)
 
     def _tensors(self, name: str) -> Mapping[str, compatibility.Known] | None:
         """The tensors of a model: as they are stored, else of its file or what it will have."""
@@ -212,6 +214,12 @@ class Planner:
 
         Refuses, before anything is imported, what could not be fused afterwards.
         """
+        name = spec.produces or ""
+        if name not in self._plans:
+            self._plans[name] = self._plan(spec)
+        return self._plans[name]
+
+    def _plan(self, spec: ReactorSpec) -> list[TensorRecipe] | None:
         tokenizers = self._tokenizers.of_merge(spec)
         names = needed_inputs(spec, self._plugins)
         tables = {
@@ -222,7 +230,7 @@ class Planner:
         if len(tables) < len(names) or tokenizers is None:
             return None
         strategy = self._plugins.strategy(spec.uses)
-        recipe = recipe_of(spec, strategy, {}, self._architectures(spec), tokenizers)
+        recipe = recipe_of(spec, strategy, self._roots(spec), self._architectures(spec), tokenizers)
         base = tables[recipe.base.model] if recipe.base else None
         return plan_tensors(recipe, [tables[m.model] for m in spec.members], base, tables)
 

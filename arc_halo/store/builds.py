@@ -87,6 +87,13 @@ UPDATE weight_builds SET heartbeat_at = clock_timestamp()
 WHERE id = %(build_id)s AND status = 'building'
 """
 
+WANT_SETS = """
+UPDATE weight_builds AS build SET heartbeat_at = clock_timestamp()
+FROM weight_sets AS sets
+WHERE sets.root = ANY(%(roots)s) AND build.weight_set_id = sets.id
+  AND build.status = 'complete'
+"""
+
 CLOCK = """
 SELECT clock_timestamp()
 """
@@ -251,6 +258,12 @@ def add_tensors(conn: Connection, build_id: UUID, tensors: Sequence[tuple[str, i
 def beat(conn: Connection, build_id: UUID) -> None:
     """Say that somebody works at the build: collection leaves alone what it may count on."""
     conn.execute(BEAT, {"build_id": build_id})
+
+
+def want(conn: Connection, roots: Sequence[bytes]) -> None:
+    """Say that these weights are needed: collection leaves them as long as a build begun before
+    this is alive."""
+    conn.execute(WANT_SETS, {"roots": list(roots)})
 
 
 def clock(conn: Connection) -> datetime:

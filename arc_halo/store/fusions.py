@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
+from arc_halo.store.builds import BuildGoneError
 from arc_halo.store.rows import Connection, as_bytes
 from arc_halo.types import JsonObject
 
@@ -44,6 +45,11 @@ FROM jsonb_to_recordset(%(items)s) AS item (
 ON CONFLICT (build_id, ordinal) DO NOTHING
 """
 
+# Builds that were collected meanwhile are begun anew by whoever fills them.
+KEEP_BUILD = """
+SELECT FROM weight_builds WHERE id = %(build_id)s AND status = 'building' FOR SHARE
+"""
+
 RETRY = """
 UPDATE fusion_tasks SET status = 'todo', error = NULL, finished_at = NULL, worker = NULL
 WHERE build_id = %(build_id)s AND status = 'failed'
@@ -58,7 +64,7 @@ WITH there AS (
     JOIN tensor_metadata AS tensor ON tensor.digest = fused.tensor_digest
     WHERE task.build_id = %(build_id)s AND task.status = 'todo'
     ORDER BY tensor.digest
-    FOR KEY SHARE OF tensor
+    FOR KEY SHARE OF tensor FOR UPDATE OF task SKIP LOCKED
 ), taken AS (
     SELECT task.ordinal, task.tensor_name, tensor.id
     FROM jsonb_to_recordset(%(taken)s) AS item (ordinal int, digest text)
@@ -66,7 +72,7 @@ WITH there AS (
     JOIN tensor_metadata AS tensor ON tensor.digest = decode(item.digest, 'hex')
     WHERE task.status = 'todo'
     ORDER BY tensor.digest
-    FOR KEY SHARE OF tensor
+    FOR KEY SHARE OF tensor FOR UPDATE OF task SKIP LOCKED
 ), found AS (
     SELECT * FROM there UNION ALL SELECT * FROM taken
 ), entered AS (
@@ -80,7 +86,7 @@ WITH there AS (
 UPDATE fusion_tasks AS task
 SET status = 'done', is_reused = true, finished_at = clock_timestamp()
 FROM found
-WHERE task.build_id = %(build_id)s AND task.ordinal = found.ordinal
+WHERE task.build_id = %(build_id)s AND task.ordinal = found.ordinal AND task.status = 'todo'
 RETURNING task.size_bytes
 """
 
@@ -97,16 +103,27 @@ SET LOCAL idle_in_transaction_session_timeout = '1h'
 
 CLAIM = """
 SELECT task.ordinal, task.tensor_name AS name, task.tensor_key AS key, task.size_bytes,
-       task.labels, fused.recipe, tensor.id AS tensor_id
+       task.labels
 FROM fusion_tasks AS task
-LEFT JOIN fused_tensors AS fused ON fused.tensor_key = task.tensor_key
-LEFT JOIN tensor_metadata AS tensor ON tensor.digest = fused.tensor_digest
 WHERE task.build_id = %(build_id)s AND task.status = 'todo'
   AND NOT EXISTS (SELECT FROM fusion_tasks AS other
                   WHERE other.build_id = %(build_id)s AND other.status = 'failed')
 ORDER BY task.size_bytes DESC, task.ordinal
 LIMIT 1
 FOR UPDATE OF task SKIP LOCKED
+"""
+
+# Another merge may be at the same tensor: then its result is waited for, and taken. The lock is
+# one beside which tasks can still be entered.
+LOCK_RECIPE = """
+SELECT recipe FROM fused_tensors WHERE tensor_key = %(key)s FOR NO KEY UPDATE
+"""
+
+MADE = """
+SELECT tensor.id FROM fused_tensors AS fused
+JOIN tensor_metadata AS tensor ON tensor.digest = fused.tensor_digest
+WHERE fused.tensor_key = %(key)s
+FOR KEY SHARE OF tensor
 """
 
 FINISH = """
@@ -249,15 +266,13 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A task that is this transaction's. It needs no computing where `tensor_id` is known."""
+    """A task that is this transaction's."""
 
     ordinal: int
     name: str
     key: bytes | None
     size_bytes: int
     labels: list[JsonObject]
-    recipe: JsonObject | None
-    tensor_id: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +320,8 @@ def enter(conn: Connection, build_id: UUID, tasks: Sequence[NewTask]) -> list[in
     The sizes of those, in bytes. Tasks that are there already stay as they are, but what failed
     is tried again.
     """
+    if conn.execute(KEEP_BUILD, {"build_id": build_id}).fetchone() is None:
+        raise BuildGoneError("another program has closed this build", hint="run the command again")
     conn.execute(RETRY, {"build_id": build_id})
     computed = {task.key: task for task in tasks if task.key is not None}
     recipes = [{"key": k.hex(), "recipe": task.recipe} for k, task in computed.items()]
@@ -340,6 +357,22 @@ def claim(conn: Connection, build_id: UUID) -> Claim | None:
     conn.execute(CLAIM_SETTINGS)
     with conn.cursor(row_factory=class_row(Claim)) as cursor:
         return cursor.execute(CLAIM, {"build_id": build_id}).fetchone()
+
+
+def lock_recipe(conn: Connection, key: bytes) -> tuple[JsonObject, int | None]:
+    """A tensor's recipe, nobody else's until the transaction ends; its id if it is made by now."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        recipe = cursor.execute(LOCK_RECIPE, {"key": key}).fetchone()
+        # Asked anew: while the lock was waited for, somebody may have made it.
+        tensor_id = cursor.execute(MADE, {"key": key}).fetchone()
+    assert isinstance(recipe, dict)
+    return recipe, None if tensor_id is None else int(str(tensor_id))
+
+
+def has_free(conn: Connection, build_id: UUID) -> bool:
+    """Whether there is a task that could be claimed now."""
+    with conn.transaction(force_rollback=True):
+        return claim(conn, build_id) is not None
 
 
 def is_entered(conn: Connection, build_id: UUID) -> bool:
@@ -379,9 +412,12 @@ def record(
 
 def fail(conn: Connection, build_id: UUID, ordinal: int, error: JsonObject, *, worker: str) -> None:
     """Mark a task as one that cannot be done, unless another worker has done it."""
+    storable = {
+        name: _storable(value) if isinstance(value, str) else value for name, value in error.items()
+    }
     conn.execute(
         FAIL,
-        {"build_id": build_id, "ordinal": ordinal, "error": Jsonb(error), "worker": worker},
+        {"build_id": build_id, "ordinal": ordinal, "error": Jsonb(storable), "worker": worker},
     )
 
 
@@ -460,6 +496,11 @@ def _enter_recipes(conn: Connection, recipes: Sequence[JsonObject]) -> None:
         # One that was there may be collected between the two statements: then once more.
         for row in rows:
             del missing[as_bytes(row[0])]
+
+
+def _storable(text: str) -> str:
+    """The text without what PostgreSQL has no characters for."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _inputs(key: bytes, recipe: JsonObject) -> list[JsonObject]:

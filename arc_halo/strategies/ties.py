@@ -45,7 +45,12 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
 
 
 def measure(
-    scan: Scan, context: FuseContext, *, density: PerMember = 1.0, **_: object
+    scan: Scan,
+    context: FuseContext,
+    *,
+    density: PerMember = 1.0,
+    scope: str = "tensor",
+    **_: object,
 ) -> list[Keeper] | None:
     """Who is among the largest, for each member; None where all are kept."""
     from arc_halo.strategies._selection import cut_at, cuts
@@ -58,6 +63,11 @@ def measure(
     counts = [max(1, int(each * size)) for each in of_each(density, len(context.weights))]
     if min(counts) >= size:
         return None
+    if scope == "global":
+        raise FusionError(
+            f"ties: {context.tensor!r}: it was not looked for in all tensors",
+            hint="set `scope: global` in the reactor's params, not in a rule",
+        )
     found = cuts(lambda: (deltas(block) for block in scan()), counts, size)
     return [cut.keeper() for cut in found]
 
