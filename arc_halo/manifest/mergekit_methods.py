@@ -65,6 +65,8 @@ INERT = ("int8_mask", "weight")
 """What no method that does not look for it minds."""
 
 REQUIRED = ("t",)
+BY_MEMBER = ("density", "epsilon", "gamma")
+"""What may differ from model to model."""
 
 WHOLE: Mapping[str, str | None] = {
     "della": "ties",
@@ -76,7 +78,7 @@ WHOLE: Mapping[str, str | None] = {
 another name; None where ours can be told so by `gamma: 0`."""
 
 _RENAMED = {"lambda": "scale", "nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"}
-_FLAGS = (
+FLAGS = (
     "normalize", "rescale", "filter_wise", "nuslerp_flatten", "nuslerp_row_wise",
     "normalize_weights",
 )  # fmt: skip
@@ -101,9 +103,11 @@ def our_name(method: str, name: str) -> str:
 
 
 def our_value(method: str, name: str, value: Any) -> Any:
-    """What we write for its value."""
-    if name not in _FLAGS:
+    """What we write for its value, or for those of a gradient."""
+    if name not in FLAGS:
         return value
+    if isinstance(value, list):
+        return [our_value(method, name, each) for each in value]
     if name == "normalize" and method in _ELECTING:
         return "weights" if value else "none"
     if name == "rescale":

@@ -147,11 +147,10 @@ def _is_value(value: Any, where: str, refuse: Refuse) -> bool:
     if isinstance(value, list):
         if not value:
             refuse(f"{where}: it is an empty list")
-        elif all(_is_number(each) for each in value):
+        elif all(_is_number(e) for e in value) or all(isinstance(e, bool) for e in value):
             return True
         else:
-            # Theirs take turns in another way than ours do.
-            refuse(f"{where}: it is a gradient of what are no numbers")
+            refuse(f"{where}: it is a gradient of neither numbers nor flags")
         return False
     if isinstance(value, bool | str) or _is_number(value):
         return True

@@ -239,6 +239,59 @@ CASES: dict[str, str] = {
           density: [{filter: mlp, value: [0.9, 0.2]}, {filter: norm, value: 1}, {value: 0.4}]
           normalize: [{filter: lm_head, value: false}]
         """,
+    "ties with densities of each model's own": """
+        merge_method: ties
+        base_model: base
+        models:
+          - {model: a, parameters: {weight: 0.5, density: 0.3}}
+          - model: b
+            parameters:
+              weight: 0.7
+              density:
+                - {filter: mlp, value: [0.9, 0.2]}
+                - {filter: norm, value: 1}
+                - {value: [0.2, 0.8, 0.4]}
+        parameters: {normalize: true}
+        dtype: float32
+        """,
+    "ties with a density that one model has of its own, and that falls through": """
+        merge_method: ties
+        base_model: base
+        models:
+          - {model: a, parameters: {weight: 0.5, density: [{filter: self_attn, value: 0.3}]}}
+          - {model: b, parameters: {weight: 0.7}}
+        parameters: {density: [{filter: q_proj, value: 0.1}, {filter: mlp, value: [0.4, 0.8]}]}
+        """,
+    "ties in slices with densities of each model's own": """
+        merge_method: ties
+        base_model: base
+        slices:
+          - sources:
+              - {model: base, layer_range: [0, 2]}
+              - {model: a, layer_range: [0, 2], parameters: {density: 0.2}}
+              - {model: b, layer_range: [0, 2], parameters: {density: [0.9, 0.3]}}
+          - sources:
+              - {model: base, layer_range: [1, 4]}
+              - model: a
+                layer_range: [1, 4]
+                parameters: {density: [{filter: up_proj, value: 0.9}, {value: 0.4}]}
+              - {model: b, layer_range: [1, 4]}
+            parameters: {density: 0.7}
+        parameters: {weight: 0.6}
+        """,
+    "flags that take turns": """
+        merge_method: ties
+        base_model: base
+        models: [{model: a, parameters: {weight: 0.5}}, {model: b, parameters: {weight: 0.25}}]
+        parameters: {density: 0.5, normalize: [true, false, true]}
+        """,
+    "breadcrumbs with densities and gammas of each model's own": """
+        merge_method: breadcrumbs
+        base_model: base
+        models:
+          - {model: a, parameters: {weight: 0.5, density: [0.3, 0.8], gamma: 0.1}}
+          - {model: b, parameters: {weight: 0.25, density: [{filter: mlp, value: 0.5}]}}
+        """,
     "breadcrumbs that drop nothing": """
         merge_method: breadcrumbs
         base_model: base
@@ -354,6 +407,10 @@ def one(
         return inputs[first] + scale * ties(
             changes, weights, densities, divided=shared("normalize", True)
         )
+    if method == "breadcrumbs":
+        gammas = [own(index, "gamma", 0.01) for index in others]
+        densities = [own(index, "density", 1.0) for index in others]
+        changes = list(map(crumbs, changes, densities, gammas))
     total = sum(w * d for w, d in zip(weights, changes, strict=True))
     return inputs[first] + scale * total / (sum(weights) if shared("normalize", False) else 1)
 
@@ -368,6 +425,8 @@ def setting(places: list[Document], name: str, tensor: str, t: float, default: A
             if each["value"] is None or each.get("filter", "*") not in ("*", *parts(tensor)):
                 continue
             if isinstance(each["value"], list):
+                if isinstance(each["value"][0], bool):
+                    return each["value"][int(t * (len(each["value"]) - 1))]
                 return np.interp(t, np.linspace(0, 1, len(each["value"])), each["value"])
             return each["value"]
     return default
@@ -400,6 +459,16 @@ def ties(
         return total
     share = sum(np.where(yes, weight, 0) for yes, weight in zip(agree, weights, strict=True))
     return total / np.where(share == 0, 1, share)
+
+
+def crumbs(change: NDArray[Any], density: float, gamma: float) -> NDArray[Any]:
+    if density >= 1:
+        return change
+    order = np.argsort(-np.abs(change.astype(np.float32)), axis=None, kind="stable")
+    top = int(gamma * change.size)
+    kept = np.zeros(change.size, bool)
+    kept[order[top : top + int(density * change.size)]] = True
+    return np.where(kept.reshape(change.shape), change, 0)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,6 +11,7 @@ import yaml
 from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError
 from arc_halo.manifest.mergekit import METHODS, convert
+from arc_halo.manifest.mergekit_methods import BY_MEMBER
 from arc_halo.manifest.recipe_files import read_recipe
 from arc_halo.plugins import PluginManager
 
@@ -99,9 +100,21 @@ REFUSED = {
     "a chat template": ({"chat_template": "auto"}, "chat_template: tokenizers"),
     "a dtype": ({"out_dtype": "int64"}, "out_dtype: 'int64' is none of float16"),
     "a misspelling": ({"parametres": {}}, "parametres: it is unknown"),
-    "a gradient of flags": (
-        {"parameters": {"normalize": [True, False]}},
-        "parameters.normalize: it is a gradient of what are no numbers",
+    "a gradient of words": (
+        {"parameters": {"normalize": ["yes", "no"]}},
+        "parameters.normalize: it is a gradient of neither numbers nor flags",
+    ),
+    "a flag in numbers": (
+        {"parameters": {"normalize": [0, 1]}},
+        "parameters.normalize: it is a gradient of what are no flags",
+    ),
+    "a density in flags": (
+        {"parameters": {"density": [True, False]}},
+        "parameters.density: it is a gradient of what are no numbers",
+    ),
+    "a weight in flags": (
+        {"parameters": {"weight": [True, False]}, "models": [{"model": "m/a"}]},
+        "parameters.weight of a: it is no number",
     ),
     "a filter without value": (
         {"parameters": {"density": [{"filter": "mlp"}]}},
@@ -142,21 +155,30 @@ REFUSED = {
     "another's param": ({"parameters": {"t": 1}}, "parameters.t: ties has no such parameter"),
     "an adapter": ({"models": [{"model": "m/a+lora"}]}, "models[0].model: a LoRA adapter"),
     "a revision": ({"base_model": "m/a@main"}, "base_model: a revision is named"),
-    "unlike params": (
+    "unlike scales": (
         {
-            "models": [
-                {"model": "m/a", "parameters": {"density": 0.1}},
-                {"model": "m/b", "parameters": {"density": 0.2}},
-            ]
+            "merge_method": "passthrough",
+            "models": [{"model": f"m/{name}", "parameters": {"scale": name}} for name in "ab"],
         },
-        "parameters.density: models have different ones",
+        "parameters.scale: models have different ones",
     ),
-    "a param of one model only": (
+    "one model of della that drops nothing": (
         {
+            "merge_method": "della",
             "models": [{"model": "m/a", "parameters": {"density": 0.1}}, {"model": "m/b"}],
-            "parameters": {"density": 0.2},
+            "parameters": {"weight": 1},
         },
-        "parameters.density: models have different ones",
+        "parameters.density: where it is 1, della drops nothing",
+    ),
+    "gammas and densities that go by filters": (
+        {
+            "merge_method": "breadcrumbs",
+            "parameters": {
+                "density": [{"filter": "mlp", "value": 0.5}],
+                "gamma": [{"filter": "up", "value": 0.1}],
+            },
+        },
+        "parameters.density: it is 1 for some tensors",
     ),
     "no models": ({"models": []}, "models: a list of models is needed"),
     "no method": ({"merge_method": "magic"}, "merge_method: 'magic' is none of"),
@@ -263,6 +285,74 @@ def test_breadcrumbs_of_density_1_drop_nothing() -> None:
     assert reactor(document("breadcrumbs"))["params"] == {"rescale": "none", "gamma": 0}
     found = reactor(document("breadcrumbs_ties", parameters={"density": 1, "gamma": 0.2}))
     assert found["params"]["gamma"] == 0
+
+
+def test_breadcrumbs_drop_nothing_where_the_density_is_1() -> None:
+    density = [{"filter": "norm", "value": 1}, {"filter": "mlp", "value": 0.5}, {"value": 0.9}]
+    found = reactor(document("breadcrumbs", parameters={"density": density, "gamma": 0.1}))
+    assert found["params"] == {"rescale": "none", "density": 0.9, "gamma": 0.1}
+    assert [(rule["match"], rule["params"]["gamma"]) for rule in found["tensors"]] == [
+        ("*mlp*", 0.1),
+        ("*norm*", 0),
+    ]
+
+
+def of_each(*parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"model": f"m/{name}", "parameters": {"weight": 1, **each}}
+        for name, each in zip("abc", parameters, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "rules"),
+    [
+        (
+            "ties",
+            of_each({"density": 0.3}, {"density": [1, 0.5]}),
+            [{"match": "*", "params": {"density": {"a": 0.3, "b": [1, 0.5]}}}],
+        ),
+        (
+            "dare_ties",
+            of_each({"density": [{"filter": "mlp", "value": 0.3}]}, {}),
+            [
+                {"match": "*", "params": {"density": {"a": 0.7, "b": 0.7}}},
+                {"match": "*mlp*", "params": {"density": {"a": 0.3}}},
+            ],
+        ),
+        (
+            "della_linear",
+            of_each({"density": 0.5}, {"density": 0.6, "epsilon": 0.1}),
+            [
+                {"match": "*", "params": {"density": {"a": 0.5, "b": 0.6}, "epsilon": {"b": 0.1}}},
+            ],
+        ),
+        (
+            "breadcrumbs",
+            of_each({"density": 0.5}, {"density": 1, "gamma": 0.3}),
+            [{"match": "*", "params": {"density": {"a": 0.5, "b": 1}, "gamma": {"b": 0}}}],
+        ),
+    ],
+)  # fmt: skip
+def test_params_that_differ_by_model_become_rules(
+    method: str, models: list[dict[str, Any]], rules: list[dict[str, Any]]
+) -> None:
+    above = {"parameters": {"density": 0.7}} if method == "dare_ties" else {}
+    given = {"merge_method": method, "base_model": "m/base", "models": models, **above}
+    found = reactor(given)
+    assert found["tensors"] == rules
+    assert not found["params"].keys() & {"density", "epsilon", "gamma"}
+
+
+def test_what_may_differ_by_model_is_what_the_strategies_say() -> None:
+    for name, method in METHODS.items():
+        may = set(STRATEGIES[name].member_params)
+        assert may == set(method.own) & set(BY_MEMBER), name
+
+
+def test_a_gradient_of_flags_is_one_of_words() -> None:
+    found = reactor(document("ties", parameters={"normalize": [True, False]}))
+    assert found["tensors"] == [{"match": "*", "params": {"divide": ["weights", "none"]}}]
 
 
 @pytest.mark.parametrize(
