@@ -56,7 +56,12 @@ def convert(document: Mapping[str, Any], *, label: str, reactor: str) -> Convert
             code="AH023",
         )
     models = {
-        name: {"version": "1.0.0", "architecture": f"{path}/config.json", "weights": path}
+        name: {
+            "version": "1.0.0",
+            "architecture": f"{path}/config.json",
+            "weights": path,
+            **({"tokenizer": f"{path}/tokenizer.json"} if read.tokenizer else {}),
+        }
         for path, name in read.models.items()
     }
     notes = ["models are taken for directories: download what is not there", *read.notes]
@@ -94,7 +99,9 @@ class _Writing:
             }
             for member in self._document.members
         ]
-        base = self._document.base if self._method.base in ("beside", "needed") else None
+        # Tokens and rows that a model lacks are the base's first, whatever else it is.
+        is_beside = self._method.base in ("beside", "needed") or self._document.tokenizer
+        base = self._document.base if is_beside else None
         found: JsonObject = {
             "type": "merge",
             "strategy": self._document.method,
@@ -105,6 +112,7 @@ class _Writing:
             "slices": self._slices if self._document.is_sliced else [],
             "compute": self._document.compute,
             "out_dtype": self._document.out_dtype,
+            "tokenizer": self._document.tokenizer,
             "produces": {"model": name, "version": "1.0.0"},
         }
         return {key: value for key, value in found.items() if value}

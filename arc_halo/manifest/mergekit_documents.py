@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from arc_halo.manifest import mergekit_tokenizers as tokenizers
 from arc_halo.manifest.mergekit_methods import INERT, METHODS, Method
 from arc_halo.manifest.mergekit_settings import Chain, Refuse, chain, choices
 from arc_halo.types import JsonObject
 
-KNOWN = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype")
-WHY = {
-    "modules": "a merge for each module",
-    "tokenizer_source": "tokenizers are not merged",
-    "tokenizer": "tokenizers are not merged",
-    "chat_template": "tokenizers are not merged",
-}
+KNOWN = (
+    "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype",
+    *tokenizers.FIELDS,
+)  # fmt: skip
+WHY = {"modules": "a merge for each module", "chat_template": "chat templates are not merged"}
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 
@@ -58,6 +57,7 @@ class MergekitDocument:
     refuse: Refuse
     out_dtype: str | None = None
     compute: str | None = None
+    tokenizer: str | JsonObject | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -135,12 +135,15 @@ class _Reading:
                 "slices: the last one has more models than the first; mergekit fuses what follows "
                 "the layers of as many as the first has, the manifest of all of the last"
             )
+        members = self._members(parts, base)
+        tokenizer = tokenizers.vocabulary(document, members, base, self._model, self._refuse)
         return MergekitDocument(
             method=self._method_name,
             base=base,
             parts=parts,
             is_sliced=is_sliced,
-            members=self._members(parts, base),
+            members=members,
+            tokenizer=tokenizer,
             models=self._names,
             parameters=self._parameters(document, "", self._method.parameters),
             refuse=self._refuse,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from arc_halo.cli.main import run
+from tests.fusion.tokenizers import EMBEDDING, OUTPUT, VOCABULARIES, aligned, union, write_models
 
 Tensors = dict[str, NDArray[Any]]
 Document = dict[str, Any]
@@ -495,6 +496,43 @@ def test_the_dtype_of_a_document_is_that_of_the_result(
         expected = meant(written, models)
         for name, values in ours({**written, **fields}, capsys).items():
             assert np.array_equal(values, expected[name].astype(dtype)), name
+
+
+ALL = union(*VOCABULARIES.values())
+TOKENIZERS: dict[str, tuple[Document, dict[str, int], int]] = {
+    "union": ({"tokenizer_source": "union"}, ALL, len(ALL)),
+    "base": ({"tokenizer_source": "base"}, VOCABULARIES["base"], 9),
+    "a model's": ({"tokenizer_source": "poet"}, VOCABULARIES["poet"], 10),
+    "padded": ({"tokenizer": {"source": "union", "pad_to_multiple_of": 16}}, ALL, 16),
+}
+
+
+@pytest.mark.parametrize("source", TOKENIZERS)
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_rows_are_those_of_the_tokens_that_a_document_wants(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    source: str,
+) -> None:
+    change, vocabulary, rows = TOKENIZERS[source]
+    monkeypatch.chdir(tmp_path)
+    models = write_models(tmp_path)
+    weights = {"base": 0.25, "poet": 0.5, "coder": 0.75}
+    listed = [{"model": name, "parameters": {"weight": w}} for name, w in weights.items()]
+    found = ours({"merge_method": method, "base_model": "base", "models": listed, **change}, capsys)
+    for tensor in (EMBEDDING, OUTPUT):
+        sources = {name: aligned(name, tensor, models, vocabulary, rows) for name in weights}
+        if method == "linear":
+            expected = sum(w * sources[name] for name, w in weights.items()) / 1.5
+        else:
+            base = sources["base"]
+            changes = [weights[name] * (sources[name] - base) for name in ("poet", "coder")]
+            expected = base + sum(changes)
+        np.testing.assert_allclose(found[tensor], expected, rtol=1e-6, atol=1e-6, err_msg=tensor)
+    assert json.loads(Path("ours/config.json").read_text())["vocab_size"] == rows
+    assert Path("ours/tokenizer.json").exists()
 
 
 @pytest.mark.campaign

@@ -96,8 +96,23 @@ def test_models_of_one_name_get_names_of_their_own() -> None:
 REFUSED = {
     "modules": ({"modules": {}}, "modules: a merge for each module"),
     "models and slices": ({"slices": []}, "models, slices: one of them is needed"),
-    "tokenizer": ({"tokenizer_source": "union"}, "tokenizer_source: tokenizers"),
-    "a chat template": ({"chat_template": "auto"}, "chat_template: tokenizers"),
+    "a token's own row": ({"tokenizer": {"source": "union", "tokens": {}}}, "tokenizer.tokens: "),
+    "a tokenizer's misspelling": ({"tokenizer": {"sauce": "union"}}, "tokenizer.sauce: it is un"),
+    "a tokenizer of another": (
+        {"tokenizer_source": "m/other"},
+        "tokenizer_source: m/other is no model of the merge",
+    ),
+    "a tokenizer of no model": ({"tokenizer": {"source": 1}}, "tokenizer.source: only the path"),
+    "a tokenizer of one word": ({"tokenizer": "union"}, "tokenizer: it is no mapping"),
+    "two tokenizers": (
+        {"tokenizer_source": "base", "tokenizer": {}},
+        "tokenizer, tokenizer_source: only one of them",
+    ),
+    "rows of no number": (
+        {"tokenizer": {"pad_to_multiple_of": 0}},
+        "tokenizer.pad_to_multiple_of: a whole number",
+    ),
+    "a chat template": ({"chat_template": "auto"}, "chat_template: chat templates"),
     "a dtype": ({"out_dtype": "int64"}, "out_dtype: 'int64' is none of float16"),
     "a misspelling": ({"parametres": {}}, "parametres: it is unknown"),
     "a gradient of words": (
@@ -183,6 +198,53 @@ REFUSED = {
     "no models": ({"models": []}, "models: a list of models is needed"),
     "no method": ({"merge_method": "magic"}, "merge_method: 'magic' is none of"),
 }
+
+
+@pytest.mark.parametrize(
+    ("change", "written"),
+    [
+        ({"tokenizer_source": "union"}, "union"),
+        ({"tokenizer_source": "base"}, "base"),
+        ({"tokenizer_source": "m/a"}, "a"),
+        ({"tokenizer_source": "m/base"}, "base@1.0.0"),
+        ({"tokenizer": {}}, "union"),
+        (
+            {"tokenizer": {"source": "m/a", "pad_to_multiple_of": 8}},
+            {"of": "a", "pad_to_multiple_of": 8},
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["ties", "linear", "slerp"])
+def test_tokenizers_are_those_beside_the_models(
+    tmp_path: Path, method: str, change: dict[str, Any], written: Any
+) -> None:
+    above = {"parameters": {"t": 0.5} if method == "slerp" else {"weight": 1}}
+    given = document(method, base_model="m/base", **above, **change)
+    if method == "slerp":
+        given["models"] = given["models"][:1]
+    found = convert(given, label="m.yml", reactor="out").document
+    assert found["reactors"]["out"]["tokenizer"] == written
+    assert found["reactors"]["out"]["base"] == "base"
+    assert {name: each["tokenizer"] for name, each in found["models"].items()} == {
+        name: f"m/{name}/tokenizer.json" for name in found["models"]
+    }
+    file = tmp_path / "m.yaml"
+    file.write_text(yaml.safe_dump(found))
+    assert read_recipe(file, environ={}).spec.tokenizer is not None
+
+
+def test_the_base_s_tokenizer_is_the_first_model_s_where_there_is_no_base() -> None:
+    found = reactor(document("linear", tokenizer_source="base"))
+    assert found["tokenizer"] == "a"
+    assert "base" not in found
+
+
+def test_without_a_word_of_tokenizers_models_have_none() -> None:
+    given = document("linear", tokenizer_source=None, base_model="m/base")
+    given["parameters"] = {"weight": 1}
+    found = convert(given, label="m.yml", reactor="out").document
+    assert not any("tokenizer" in each for each in found["models"].values())
+    assert not {"tokenizer", "base"} & found["reactors"]["out"].keys()
 
 
 SLICE = {"sources": [{"model": "m/a", "layer_range": [0, 2]}]}
@@ -379,7 +441,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(what: str) -> None:
 
 
 def test_all_that_is_refused_is_told_at_once() -> None:
-    change = {"modules": {}, "tokenizer": {}, "parameters": {"density": [True], "t": 2}}
+    change = {"modules": {}, "tokenizer": "base", "parameters": {"density": [True], "t": 2}}
     with pytest.raises(InvalidInputError) as caught:
         convert({**document("ties"), **change}, label="m.yml", reactor="out")
     assert caught.value.message.count("\n") == 4
