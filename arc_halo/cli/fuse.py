@@ -144,8 +144,11 @@ def run(
 @fuse.command("import-recipe")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--name", default="merged", show_default=True, help="What the result is to be.")
+@click.option(
+    "--reactor-only", is_flag=True, help="Leave the models out, where they are declared already."
+)
 @click.pass_obj
-def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
+def import_recipe(invocation: Invocation, file: Path, name: str, reactor_only: bool) -> None:
     """Turn a mergekit configuration into a part of a manifest, printed.
 
     Gradients and filters become rules for tensors, slices stay slices. What a manifest cannot
@@ -155,7 +158,7 @@ def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
     \b
     Examples:
       arc-halo fuse import-recipe ties.yml > reactors/ties.yaml
-      arc-halo fuse import-recipe ties.yml --name story
+      arc-halo fuse import-recipe ties.yml --name story --reactor-only
     """
     import yaml
 
@@ -171,13 +174,14 @@ def import_recipe(invocation: Invocation, file: Path, name: str) -> None:
     found = convert(source.data, label=str(file), reactor=name)
     for note in found.notes:
         invocation.console.note(note)
+    document = {"reactors": found.document["reactors"]} if reactor_only else found.document
     text = yaml.safe_dump(
-        found.document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+        document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
     ).rstrip("\n")
     render(
         invocation,
         text=lambda: invocation.console.print(text),
-        json=lambda: as_json(found.document),
+        json=lambda: as_json(document),
         markdown=lambda: f"```yaml\n{text}\n```",
     )
 

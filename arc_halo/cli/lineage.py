@@ -12,6 +12,8 @@ from arc_halo.errors import NotFoundError
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from arc_halo.store.fusions import FusedTensor
     from arc_halo.store.models import ModelRecord
     from arc_halo.store.rows import Connection
@@ -65,24 +67,35 @@ def _of_model(conn: Connection, record: ModelRecord) -> JsonObject:
     return {
         "model": record.full_name,
         "root": f"sha256:{root.hex()}" if root else None,
-        "made_by": _merges(conn, root, set()) if root else [],
+        "made_by": _merges(conn, record, set()),
         "made_of_it": reactors.made_of(conn, root) if root else [],
     }
 
 
-def _merges(conn: Connection, root: bytes, told: set[bytes]) -> list[JsonObject]:
-    """The merges that came to these weights, and those behind their inputs.
+def _merges(conn: Connection, record: ModelRecord | None, told: set[UUID]) -> list[JsonObject]:
+    """The merges that made this model's weights, and those behind their inputs.
 
-    What was `told` is not told again: equal weights fused are themselves again.
+    Merges that made equal weights for other models are no lineage of this one. What was `told` is
+    not told again.
     """
+    from arc_halo.reconcile.showing import find_model
     from arc_halo.store import reactors
 
-    told.add(root)
+    if record is None or record.root is None or record.id in told:
+        return []
+    told.add(record.id)
     found = []
-    for merge in reactors.lineage(conn, root):
+    for merge in reactors.lineage(conn, bytes(record.root)):
+        if merge.model_id != record.id:
+            continue
         for item in merge.inputs:
-            digest = bytes.fromhex((item["root"] or "").removeprefix("sha256:"))
-            if digest and digest not in told and (behind := _merges(conn, digest, told)):
+            source = find_model(conn, item["model"])
+            is_same = (
+                source is not None
+                and source.root is not None
+                and (bytes(source.root).hex() == (item["root"] or "").removeprefix("sha256:"))
+            )
+            if is_same and (behind := _merges(conn, source, told)):
                 item["made_by"] = behind
         found.append(
             {
@@ -111,7 +124,7 @@ def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
         )
     digest = bytes(tensors[name].digest)
     products = fusions.made_of(conn, digest)
-    made = fusions.of_set(conn, found.id, name)
+    made = fusions.of_set(conn, found.id, name) if _is_merged(conn, record) else []
     return {
         "model": record.full_name,
         "tensor": name,
@@ -124,7 +137,6 @@ def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
 def _tensor_facts(conn: Connection, made: FusedTensor, told_of: set[bytes]) -> JsonObject:
     """How a tensor was fused, and its inputs; of what was told of before only the name."""
     from arc_halo.fusion.tensor_recipes import told_sources
-    from arc_halo.store import fusions
 
     recipe = made.recipe
     if recipe is None:
@@ -143,7 +155,7 @@ def _tensor_facts(conn: Connection, made: FusedTensor, told_of: set[bytes]) -> J
         digest = bytes.fromhex(source["tensor"])
         if digest not in told_of:
             told_of.add(digest)
-            if behind := fusions.made_by(conn, digest):
+            if behind := _made_there(conn, label, digest):
                 item["made_by"] = [_tensor_facts(conn, each, told_of) for each in behind]
         inputs.append(item)
     return {
@@ -155,6 +167,31 @@ def _tensor_facts(conn: Connection, made: FusedTensor, told_of: set[bytes]) -> J
         "inputs": inputs,
         "facts": made.facts,
     }
+
+
+def _made_there(conn: Connection, label: JsonObject, digest: bytes) -> list[FusedTensor]:
+    """How the model that an input came from got this tensor; nothing if it was imported.
+
+    Equal tensors of other models are no ancestors, and a model that has other weights by now tells
+    nothing of these.
+    """
+    from arc_halo.reconcile.showing import find_model
+    from arc_halo.store import builds, fusions
+
+    record = find_model(conn, label["model"])
+    if record is None or record.root is None or not _is_merged(conn, record):
+        return []
+    found = builds.sets_by_root(conn, [bytes(record.root)]).get(bytes(record.root))
+    made = fusions.of_set(conn, found.id, label["tensor"]) if found else []
+    return [each for each in made if each.digest is None or bytes(each.digest) == digest]
+
+
+def _is_merged(conn: Connection, record: ModelRecord) -> bool:
+    """Whether a merge made this model, and not only the same weights for another one."""
+    from arc_halo.store import reactors
+
+    merges = reactors.lineage(conn, bytes(record.root)) if record.root else []
+    return any(merge.model_id == record.id for merge in merges)
 
 
 def _model_lines(facts: JsonObject) -> list[str]:

@@ -22,7 +22,7 @@ from arc_halo.fusion.layers import Layered, is_before_layers, layered, position,
 from arc_halo.fusion.recipes import FusionRecipe, LayerSlice
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
 from arc_halo.fusion.vocabularies import Vocabularies
-from arc_halo.manifest.params import takes_lists
+from arc_halo.manifest.params import as_number, takes_lists
 from arc_halo.tensors import dtypes
 from arc_halo.types import JsonObject
 
@@ -314,7 +314,7 @@ def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int
 def _typed(value: Any, schema: JsonObject) -> Any:
     """What a gradient gives for a whole number is rounded."""
     is_between = isinstance(value, float) and schema.get("type") == "integer"
-    return round(value) if is_between else value
+    return round(value) if is_between else as_number(value, schema)
 
 
 class _Params:

@@ -15,7 +15,18 @@ def with_defaults(params: JsonObject, schema: JsonObject) -> JsonObject:
         for name, field in schema.get("properties", {}).items()
         if "default" in field
     }
-    return {**defaults, **params}
+    properties = schema.get("properties", {})
+    whole = {**defaults, **params}
+    return {name: as_number(value, properties.get(name, {})) for name, value in whole.items()}
+
+
+def as_number(value: Any, schema: JsonObject) -> Any:
+    """The value, as a float where the schema says number: 1 and 1.0 are the same."""
+    kinds = schema.get("type", ())
+    is_number = "number" in ([kinds] if isinstance(kinds, str) else kinds)
+    if is_number and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
 
 
 def with_gradients(schema: JsonObject, member_params: Sequence[str] = ()) -> JsonObject:

@@ -230,12 +230,20 @@ def _fields(path: str, before: Any, after: Any) -> Iterator[FieldChange]:
         for name in dict.fromkeys((*pair[1], *pair[0])):
             inner = f"{path}[{name}]"
             yield from _fields(inner, pair[0].get(name, ABSENT), pair[1].get(name, ABSENT))
+    elif _are_rules(before) and _are_rules(after) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from _fields(f"{path}[{index}]", old, new)
     elif not _is_same(before, after):
         yield FieldChange(
             path=path,
             before=None if before is ABSENT else before,
             after=None if after is ABSENT else after,
         )
+
+
+def _are_rules(value: Any) -> bool:
+    """Whether it is a list of mappings without names, which are told apart by their place."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
 def _by_name(before: Any, after: Any) -> tuple[JsonObject, JsonObject] | None:

@@ -256,7 +256,8 @@ def _built_text(change: Change, built: Built) -> str:
     size = f"{format_count(built.tensor_count, 'tensor')}, {format_size(built.size_bytes)}"
     if not built.tensors_built:
         return f"{size}, weights already there"
-    return f"{verb} {size}, {format_size(built.stored_bytes)} stored"
+    some = "" if built.tensors_built >= built.tensor_count else f"{built.tensors_built:,} of "
+    return f"{verb} {some}{size}, {format_size(built.stored_bytes)} stored"
 
 
 def _root(change: Change) -> str | None:

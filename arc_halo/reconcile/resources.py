@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from arc_halo.architectures import changed_architecture
-from arc_halo.errors import ManifestError
+from arc_halo.errors import IncompatibleModelsError, ManifestError
 from arc_halo.fusion import compatibility
 from arc_halo.fusion.estimating import Estimate, Speeds, estimate
 from arc_halo.fusion.planning import plan_tensors
@@ -14,6 +14,7 @@ from arc_halo.fusion.recipes import FusionRecipe, recipe_of
 from arc_halo.fusion.tensor_recipes import TensorRecipe
 from arc_halo.manifest.documents import (
     MODEL,
+    REACTOR,
     Declaration,
     Desired,
     ModelSpec,
@@ -232,7 +233,20 @@ class Planner:
         strategy = self._plugins.strategy(spec.uses)
         recipe = recipe_of(spec, strategy, self._roots(spec), self._architectures(spec), tokenizers)
         base = tables[recipe.base.model] if recipe.base else None
-        return plan_tensors(recipe, [tables[m.model] for m in spec.members], base, tables)
+        try:
+            return plan_tensors(recipe, [tables[m.model] for m in spec.members], base, tables)
+        except IncompatibleModelsError as exc:
+            where = self._place(spec)
+            raise IncompatibleModelsError(f"{where}: {exc.message}", hint=exc.hint) from exc
+
+    def _place(self, spec: ReactorSpec) -> str:
+        """Where the reactor of a merge is declared."""
+        produced = self._desired.declarations[Key(kind=MODEL, name=spec.produces or "")]
+        assert isinstance(produced.spec, ModelSpec)
+        name = (produced.spec.produced_by or "").removeprefix("reactor/")
+        reactor = self._desired.declarations[Key(kind=REACTOR, name=name)]
+        problem = self._desired.problem(reactor, (), "AH070", "", None)
+        return f"{problem.file}:{problem.line}: reactors.{name}"
 
     def _architectures(self, spec: ReactorSpec) -> dict[str, JsonObject]:
         return architectures(self._desired, spec)

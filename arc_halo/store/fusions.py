@@ -174,17 +174,6 @@ WHERE build.weight_set_id = %(weight_set_id)s AND build.status = 'complete'
 ORDER BY task.tensor_name, build.finished_at DESC
 """
 
-MADE_BY = """
-SELECT DISTINCT ON (fused.tensor_key)
-       task.tensor_name AS name, task.ordinal, fused.tensor_key AS key, task.size_bytes,
-       task.labels, task.is_reused, fused.recipe, fused.tensor_digest AS digest, fused.facts,
-       fused.cpu_seconds
-FROM fused_tensors AS fused
-JOIN fusion_tasks AS task ON task.tensor_key = fused.tensor_key
-WHERE fused.tensor_digest = %(digest)s
-ORDER BY fused.tensor_key, task.finished_at DESC
-"""
-
 MADE_OF = """
 SELECT DISTINCT fused.tensor_digest AS digest, task.tensor_name AS name,
        coalesce(model.model_name || '@' || model.version,
@@ -438,12 +427,6 @@ def of_set(conn: Connection, weight_set_id: int, name: str | None = None) -> lis
     with conn.cursor(row_factory=class_row(FusedTensor)) as cursor:
         found = cursor.execute(OF_SET, {"weight_set_id": weight_set_id, "name": name}).fetchall()
     return sorted(found, key=lambda tensor: tensor.ordinal)
-
-
-def made_by(conn: Connection, digest: bytes) -> list[FusedTensor]:
-    """The ways in which this tensor was computed; none for one that was only imported."""
-    with conn.cursor(row_factory=class_row(FusedTensor)) as cursor:
-        return cursor.execute(MADE_BY, {"digest": digest}).fetchall()
 
 
 def made_of(conn: Connection, digest: bytes) -> list[Product]:

@@ -189,7 +189,7 @@ ORDER BY reactor_name
 """
 
 LINEAGE = """
-SELECT operation.id, operation.reactor_name AS reactor,
+SELECT operation.id, operation.output_model_id AS model_id, operation.reactor_name AS reactor,
        operation.output_model_name || '@' || operation.output_model_version AS model,
        operation.output_root AS root, operation.strategy_name AS strategy,
        operation.strategy_version, operation.params, operation.tensor_count,
@@ -223,6 +223,7 @@ class Lineage:
     """How a merged set of weights was made."""
 
     id: UUID
+    model_id: UUID | None
     reactor: str | None
     model: str | None
     root: bytes | None

@@ -384,3 +384,54 @@ def root_of_nothing(url: str) -> int:
         row = conn.execute("SELECT count(*) FROM models WHERE model_name = 'blend'").fetchone()
     assert row is not None
     return int(row[0])
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+def test_a_cut_connection_costs_the_tensor_it_was_for(
+    directory: Path, start: Start, database: str, executor: str
+) -> None:
+    write(directory, "slow")
+    process = start(database, "--executor", executor)
+    wait_for(lambda: is_done(database, 3))
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND state = 'idle in transaction'
+               ORDER BY application_name DESC, pid LIMIT 1"""
+        )
+    assert ended(process)[0] == 0
+    check_begun(directory, lost=2)
+
+
+def test_two_programs_with_processes_wait_for_one_another(
+    directory: Path, start: Start, database: str
+) -> None:
+    write(directory, "slow")
+    text = (directory / "slow.py").read_text()
+    (directory / "slow.py").write_text(text.replace("time.sleep(0.1)", "time.sleep(1.0)"))
+    processes = [start(database, "--executor", "processes") for _ in range(2)]
+    codes = sorted(ended(process)[0] for process in processes)
+    assert codes in ([0, 0], [0, 3])
+    check_begun(directory, lost=0)
+
+
+def test_two_projects_compute_what_they_share_once(
+    directory: Path, start: Start, database: str
+) -> None:
+    write(directory, "slow")
+    other = directory / "other"
+    other.mkdir()
+    for name in NAMES:
+        (other / name).symlink_to(directory / name)
+    (other / "slow.py").symlink_to(directory / "slow.py")
+    text = (directory / "arc_halo.yaml").read_text()
+    text = text.replace("project: shop", "project: stall").replace("blend", "mix")
+    for name in NAMES:
+        text = text.replace(f"{name}@1:", f"{name}-too@1:").replace(
+            f"model: {name}", f"model: {name}-too"
+        )
+    (other / "arc_halo.yaml").write_text(text)
+    first = start(database)
+    second = start(database, "--project", str(other), "--allow-path", str(directory))
+    assert [ended(each)[0] for each in (first, second)] == [0, 0]
+    check_begun(directory, lost=0)

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from arc_halo import connect
 from arc_halo.cli.main import run
-from arc_halo.errors import FusionError, ManifestError
+from arc_halo.errors import FusionError, IncompatibleModelsError, ManifestError
+from arc_halo.store import builds
 from arc_halo.weights.collecting import collect, simulate
 
 NAMES = ("base", "poet", "coder")
@@ -504,3 +505,170 @@ def test_what_no_merge_has_any_more_is_forgotten(directory: Path, database: str)
     write(directory)
     again, _ = apply(directory, database)
     assert len(again) == len(tensors(0))
+
+
+def test_a_lineage_ends_where_equal_tensors_are_fused_to_themselves(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = tensors(1)["model.norm.weight"]
+    for seed, name in enumerate(NAMES):
+        found = {**tensors(seed), "model.norm.weight": same}
+        save_file(found, directory / name / "model.safetensors")
+    write(directory, strategy="linear", params=None)
+    apply(directory, database)
+    shared = ["--database-url", database, "--output", "json"]
+    capsys.readouterr()
+    assert run(["lineage", "blend", "--tensor", "model.norm.weight", *shared]) == 0
+    (made,) = output(capsys)["made_by"]
+    assert [each["model"] for each in made["inputs"]] == ["poet@1", "coder@1"]
+
+
+def test_whole_numbers_are_the_same_however_they_are_written(
+    directory: Path, database: str
+) -> None:
+    write(directory, strategy="task_arithmetic", params={"scale": 1})
+    apply(directory, database)
+    write(directory, strategy="task_arithmetic", params={"scale": 1.0})
+    with connect(database, project=directory) as halo:
+        assert not halo.project.plan().has_changes
+    rule = [{"match": "*", "params": {"scale": 1}}]
+    write(directory, strategy="task_arithmetic", params={"scale": 0.5}, tensors=rule)
+    assert apply(directory, database)[0] == []
+
+
+def test_a_gradient_of_whole_numbers_is_rounded(directory: Path, database: str) -> None:
+    rule = [{"match": "*", "params": {"max_iter": [2, 5]}}]
+    write(directory, strategy="karcher", params=None, tensors=rule)
+    apply(directory, database)
+    with psycopg.connect(database) as conn:
+        rows = conn.execute("""SELECT recipe ->> 'name', recipe #> '{params,max_iter}'
+                               FROM fused_tensors""").fetchall()
+    steps = {name.split(".")[2]: count for name, count in rows if ".layers." in name}
+    assert steps == {"0": 2, "1": 4, "2": 5}
+
+
+def test_a_model_is_named_once_in_a_rule(directory: Path) -> None:
+    rule = {"match": "*", "weights": {"poet": 0.1, "poet@1": 0.9}}
+    write(directory, tensors=[rule])
+    with connect(project=directory) as halo, pytest.raises(ManifestError) as caught:
+        halo.project.desired_without_database()
+    assert [problem.code for problem in caught.value.problems] == ["AH013"]
+
+
+def test_slices_leave_no_tensor_out_in_silence(directory: Path, database: str) -> None:
+    more = {**tensors(2), "model.layers.1.attn.q.bias": np.ones(16, np.float32)}
+    save_file(more, directory / "coder" / "model.safetensors")
+    for parts, told in (
+        ([{"layers": {"poet": [0, 3], "coder": [0, 3]}}], "attn.q.bias: not in poet@1"),
+        ([{"layers": {"coder": [0, 3]}}], "layer 0 would have no attn.q.bias"),
+    ):
+        fields: dict[str, Any] = {"strategy": "linear", "params": None, "base": None}
+        write(directory, **fields, slices=parts)
+        with (
+            connect(database, project=directory) as halo,
+            pytest.raises(IncompatibleModelsError, match=told),
+        ):
+            halo.project.plan()
+
+
+def test_what_looks_at_all_tensors_takes_one_set_of_params(directory: Path, database: str) -> None:
+    params = {"density": 0.5, "scope": "global"}
+    write(directory, params=params, tensors=[{"match": "*.1.*", "params": {"density": 0.2}}])
+    with pytest.raises(FusionError, match="not the same for all"):
+        apply(directory, database)
+    write(directory, tensors=[{"match": "*", "params": {"scope": "global"}}])
+    _, found = apply(directory, database)
+    write(directory, params={"density": 0.5, "scope": "global"})
+    _, same = apply(directory, database)
+    assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in same.items()}
+
+
+def test_merges_of_merges_are_planned_once_each(directory: Path, database: str) -> None:
+    """Sixteen levels of two merges each of both of the level before: 2^16 paths."""
+    write(directory)
+    manifest = yaml.safe_load((directory / "arc_halo.yaml").read_text())
+    manifest["reactors"] = {
+        f"r{level}-{side}": {
+            "type": "merge",
+            "strategy": "linear",
+            "params": {"normalize": side == 0},
+            "members": [{"model": f"m{level - 1}-{s}" if level else NAMES[s]} for s in (0, 1)],
+            "produces": {"model": f"m{level}-{side}", "version": "1"},
+        }
+        for level in range(16)
+        for side in (0, 1)
+    }
+    (directory / "arc_halo.yaml").write_text(yaml.safe_dump(manifest))
+    with connect(database, project=directory) as halo:
+        plan = halo.project.plan()
+    fused = [change for change in plan.changes if change.key.name.startswith("m")]
+    assert len(fused) == 32
+
+
+def test_inputs_of_a_merge_are_safe_from_collection(directory: Path, database: str) -> None:
+    """Imported long ago, and no model has them yet: the merge says that it wants them."""
+    write(directory)
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        with halo.project.connection() as conn:
+            conn.execute("UPDATE weight_builds SET heartbeat_at = now() - interval '3 days'")
+            roots = [bytes(row[0]) for row in conn.execute("SELECT root FROM weight_sets")]
+            builds.want(conn, roots)
+            row = conn.execute(
+                "SELECT count(*) FROM weight_builds WHERE heartbeat_at > now() - interval '1 day'"
+            ).fetchone()
+    assert row == (len(roots),)
+
+
+def test_a_plan_shows_what_changed_in_a_rule(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = [{"match": "*", "params": {"density": d}} for d in (0.5, 0.4)]
+    write(directory, tensors=rules)
+    apply(directory, database)
+    rules[1]["params"] = {"density": 0.45}
+    write(directory, tensors=rules)
+    assert run(["plan", "--database-url", database]) == 0
+    assert "tensors[1].params.density: 0.4 -> 0.45" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_says_in_which_reactor(directory: Path, database: str) -> None:
+    write(directory, tensors=[{"match": "*.mpl.*", "params": {"density": 0.5}}])
+    told = r"arc_halo.yaml:\d+: reactors.blend: a rule is for '\*.mpl.\*'"
+    with (
+        connect(database, project=directory) as halo,
+        pytest.raises(IncompatibleModelsError, match=told),
+    ):
+        halo.project.plan()
+
+
+def test_an_apply_says_how_much_it_computed(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    apply(directory, database)
+    write(directory, tensors=[{"match": "*.1.mlp.*", "params": {"density": 0.2}}])
+    assert run(["apply", "--database-url", database]) == 0
+    assert "fused 1 of 8 tensors" in capsys.readouterr().out
+
+
+def test_equal_tensors_of_other_models_are_no_ancestors(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory, strategy="linear", params=None)
+    manifest = yaml.safe_load((directory / "arc_halo.yaml").read_text())
+    manifest["reactors"]["same"] = {
+        "type": "merge",
+        "strategy": "passthrough",
+        "members": [{"model": "poet"}],
+        "produces": {"model": "same", "version": "1"},
+    }
+    (directory / "arc_halo.yaml").write_text(yaml.safe_dump(manifest))
+    apply(directory, database)
+    shared = ["--database-url", database, "--output", "json"]
+    assert run(["lineage", "blend", "--tensor", "model.norm.weight", *shared]) == 0
+    (made,) = output(capsys)["made_by"]
+    assert all("made_by" not in each for each in made["inputs"])
+    assert run(["lineage", "same", "--tensor", "model.norm.weight", *shared]) == 0
+    (made,) = output(capsys)["made_by"]
+    assert [each["model"] for each in made["inputs"]] == ["poet@1"]

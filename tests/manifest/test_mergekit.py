@@ -463,3 +463,12 @@ def test_the_command_prints_what_can_be_included(
         (tmp_path / "m" / name / "config.json").write_text("{}")
     assert run(["validate", "--project", str(tmp_path)]) == 0
     assert run(["fuse", "import-recipe", str(file), "--name", "No Name"]) == 4
+
+
+def test_models_that_are_declared_already_can_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "m.yml"
+    file.write_text(yaml.safe_dump(document("linear")))
+    assert run(["fuse", "import-recipe", str(file), "--reactor-only"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out).keys() == {"reactors"}
