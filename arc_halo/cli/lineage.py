@@ -14,7 +14,7 @@ from arc_halo.types import JsonObject
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from arc_halo.store.fusions import FusedTensor
+    from arc_halo.store.fused import FusedTensor
     from arc_halo.store.models import ModelRecord
     from arc_halo.store.rows import Connection
 
@@ -112,7 +112,7 @@ def _merges(conn: Connection, record: ModelRecord | None, told: set[UUID]) -> li
 
 def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
     from arc_halo.names import did_you_mean
-    from arc_halo.store import builds, fusions
+    from arc_halo.store import builds, fused
 
     root = bytes(record.root) if record.root else b""
     found = builds.sets_by_root(conn, [root]).get(root)
@@ -123,8 +123,8 @@ def _of_tensor(conn: Connection, record: ModelRecord, name: str) -> JsonObject:
             hint=did_you_mean(name, tensors) or f"see `arc-halo tensors ls {record.full_name}`",
         )
     digest = bytes(tensors[name].digest)
-    products = fusions.made_of(conn, digest)
-    made = fusions.of_set(conn, found.id, name) if _is_merged(conn, record) else []
+    products = fused.made_of(conn, digest)
+    made = fused.of_set(conn, found.id, name) if _is_merged(conn, record) else []
     return {
         "model": record.full_name,
         "tensor": name,
@@ -176,13 +176,13 @@ def _made_there(conn: Connection, label: JsonObject, digest: bytes) -> list[Fuse
     nothing of these.
     """
     from arc_halo.reconcile.showing import find_model
-    from arc_halo.store import builds, fusions
+    from arc_halo.store import builds, fused
 
     record = find_model(conn, label["model"])
     if record is None or record.root is None or not _is_merged(conn, record):
         return []
     found = builds.sets_by_root(conn, [bytes(record.root)]).get(bytes(record.root))
-    made = fusions.of_set(conn, found.id, label["tensor"]) if found else []
+    made = fused.of_set(conn, found.id, label["tensor"]) if found else []
     return [each for each in made if each.digest is None or bytes(each.digest) == digest]
 
 

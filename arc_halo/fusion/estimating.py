@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe
-from arc_halo.store import fusions
+from arc_halo.store import fused
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
 
@@ -45,7 +45,7 @@ class Speeds:
         if self._conn is None:
             return None
         if strategy not in self._known:
-            self._known[strategy] = fusions.seconds_per_byte(self._conn, strategy)
+            self._known[strategy] = fused.seconds_per_byte(self._conn, strategy)
         return self._known[strategy]
 
 
@@ -60,14 +60,14 @@ def estimate(
     A tensor whose inputs are not stored yet, or that depends on a survey, counts as one to be
     computed.
     """
-    fused = [tensor for tensor in tensors if tensor.strategy is not None]
+    computed = [tensor for tensor in tensors if tensor.strategy is not None]
     keys = {
         tensor.name: tensor.key
-        for tensor in fused
+        for tensor in computed
         if all(source.digest is not None for source in tensor.all_sources)
     }
-    known = fusions.known_keys(conn, list(keys.values())) if conn and keys else set()
-    todo = [tensor for tensor in fused if keys.get(tensor.name) not in known]
+    known = fused.known_keys(conn, list(keys.values())) if conn and keys else set()
+    todo = [tensor for tensor in computed if keys.get(tensor.name) not in known]
     read_bytes = sum(_read_bytes(tensor) for tensor in todo)
     written_bytes = sum(tensor.size_bytes for tensor in todo)
     speed = speeds.seconds_per_byte(recipe.strategy.name) if todo else None

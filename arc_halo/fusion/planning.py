@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,27 +18,13 @@ from arc_halo.fusion.compatibility import (
     refuse,
     source_problems,
 )
-from arc_halo.fusion.layers import Layered, is_before_layers, layered, position, stacks
-from arc_halo.fusion.recipes import FusionRecipe, LayerSlice
+from arc_halo.fusion.places import Place, layer_problems, sliced, whole
+from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
 from arc_halo.fusion.vocabularies import Vocabularies
 from arc_halo.manifest.params import as_number, takes_lists
 from arc_halo.tensors import dtypes
 from arc_halo.types import JsonObject
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """A tensor of the result: what it is called in each input, and where among the layers it is.
-
-    `names` are by the place of the member. `position` is from 0 to 1.
-    """
-
-    name: str
-    names: Mapping[int, str]
-    base: str | None
-    position: float
-    part: LayerSlice | None = None
 
 
 def plan_tensors(
@@ -58,7 +44,7 @@ def plan_tensors(
     base = base if recipe.fuses_base else None
     tables = [*members, *([base] if base else [])]
     problems = [] if recipe.slices else list(name_problems(tables))
-    places = list(_sliced(recipe, members, base) if recipe.slices else _whole(members[0], recipe))
+    places = list(sliced(recipe, members, base) if recipe.slices else whole(members[0], recipe))
     for place in places:
         sources = [(tables[index], name) for index, name in _sources(place, len(members))]
         absent = [(table, name) for table, name in sources if name not in table.tensors]
@@ -67,7 +53,7 @@ def plan_tensors(
         elif recipe.slices:
             problems += [f"{name}: not in {table.name}" for table, name in absent]
     if recipe.slices:
-        problems += _layer_problems(places)
+        problems += layer_problems(places)
     refuse(tables, problems)
     _check_rules(recipe, [place.name for place in places])
     fitted = [
@@ -95,129 +81,10 @@ def _aligned(
     return tables[:count], tables[count] if base else None
 
 
-def _sources(place: _Place, member_count: int) -> Iterator[tuple[int, str]]:
+def _sources(place: Place, member_count: int) -> Iterator[tuple[int, str]]:
     yield from place.names.items()
     if place.base is not None:
         yield member_count, place.base
-
-
-def _whole(first: Table, recipe: FusionRecipe) -> Iterator[_Place]:
-    counts = stacks(first.tensors)
-    for name in first.tensors:
-        found = layered(name)
-        yield _Place(
-            name=name,
-            names=dict.fromkeys(range(len(recipe.members)), name),
-            base=name if recipe.fuses_base else None,
-            position=position(found.index, counts[found.stack]) if found else 0.0,
-        )
-
-
-def _sliced(recipe: FusionRecipe, members: Sequence[Table], base: Table | None) -> Iterator[_Place]:
-    """What precedes the layers is taken of the first slice, what follows them of the last."""
-    stack = _only_stack([members[p] for p in sorted({p for s in recipe.slices for p in s.layers})])
-    yield from _outside(recipe, members, recipe.slices[0], before=True)
-    start = 0
-    for part in recipe.slices:
-        _check_slice(part, members, stack)
-        yield from _slice(part, members, base, stack, start)
-        start += _length(part)
-    yield from _outside(recipe, members, recipe.slices[-1], before=False)
-
-
-def _only_stack(members: Sequence[Table]) -> str:
-    """What the one stack of layers is called that each of them has."""
-    for member in members:
-        counts = stacks(member.tensors)
-        if len(counts) != 1 or counts.keys() != stacks(members[0].tensors).keys():
-            listed = ", ".join(repr(stack) for stack in sorted(counts)) or "none"
-            raise IncompatibleModelsError(
-                f"{member.name} cannot be cut in slices: its stacks of layers are {listed}",
-                hint="slices are for models with one stack of layers, of one name",
-            )
-    return next(iter(stacks(members[0].tensors)))
-
-
-def _check_slice(part: LayerSlice, members: Sequence[Table], stack: str) -> None:
-    lengths = {members[place].name: end - first for place, (first, end) in part.layers.items()}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{count} of {name}" for name, count in lengths.items())
-        raise IncompatibleModelsError(
-            f"a slice takes {told} layers", hint="take as many layers of each member"
-        )
-    for place, (_, end) in part.layers.items():
-        count = stacks(members[place].tensors).get(stack, 0)
-        if end > count:
-            raise IncompatibleModelsError(
-                f"a slice takes layers up to {end} of {members[place].name}, which has {count}",
-                hint="the first layer is 0; the end is not taken along",
-            )
-
-
-def _length(part: LayerSlice) -> int:
-    first, end = next(iter(part.layers.values()))
-    return end - first
-
-
-def _slice(
-    part: LayerSlice, members: Sequence[Table], base: Table | None, stack: str, start: int
-) -> Iterator[_Place]:
-    first, end = next(iter(part.layers.values()))
-    base_first = first if part.base is None else part.base
-    rests = {place: _by_layer(members[place]) for place in part.layers}
-    for step in range(end - first):
-        # What one of them lacks is told of afterwards.
-        all_rests = [
-            rest
-            for place, (begin, _) in part.layers.items()
-            for rest in rests[place].get(begin + step, ())
-        ]
-        for rest in dict.fromkeys(all_rests):
-            found = Layered(stack, first + step, rest)
-            yield _Place(
-                name=found.at(start + step),
-                names={place: found.at(begin + step) for place, (begin, _) in part.layers.items()},
-                base=found.at(base_first + step) if base else None,
-                position=position(step, end - first),
-                part=part,
-            )
-
-
-def _by_layer(member: Table) -> dict[int, list[str]]:
-    """What the tensors of each layer are called in it."""
-    rests: dict[int, list[str]] = {}
-    for name in member.tensors:
-        found = layered(name)
-        if found is not None:
-            rests.setdefault(found.index, []).append(found.rest)
-    return rests
-
-
-def _layer_problems(places: Sequence[_Place]) -> Iterator[str]:
-    """Tensors that some layers of the result have and others lack."""
-    rests: dict[int, set[str]] = {}
-    for place in places:
-        found = layered(place.name)
-        if found is not None:
-            rests.setdefault(found.index, set()).add(found.rest)
-    every = set().union(*rests.values()) if rests else set()
-    for index, found_rests in rests.items():
-        for rest in every - found_rests:
-            yield f"layer {index} would have no {rest}, which others have"
-
-
-def _outside(
-    recipe: FusionRecipe, members: Sequence[Table], part: LayerSlice, *, before: bool
-) -> Iterator[_Place]:
-    for name in dict.fromkeys(name for place in part.layers for name in members[place].tensors):
-        if layered(name) is None and is_before_layers(name) == before:
-            yield _Place(
-                name=name,
-                names=dict.fromkeys(part.layers, name),
-                base=name if recipe.fuses_base else None,
-                position=0.0,
-                part=part,
-            )
 
 
 def _check_rules(recipe: FusionRecipe, names: Sequence[str]) -> None:
@@ -234,7 +101,7 @@ def _check_rules(recipe: FusionRecipe, names: Sequence[str]) -> None:
 
 def _tensor_recipe(
     recipe: FusionRecipe,
-    place: _Place,
+    place: Place,
     members: Sequence[Table],
     base: Table | None,
     fitted: Sequence[Sequence[Fitted]],
@@ -286,7 +153,7 @@ def _adapted(source: TensorSource, fitted: Sequence[Fitted]) -> TensorSource:
     return source
 
 
-def _resolved(recipe: FusionRecipe, place: _Place) -> tuple[JsonObject, dict[int, float]]:
+def _resolved(recipe: FusionRecipe, place: Place) -> tuple[JsonObject, dict[int, float]]:
     """The params and weights of one tensor, gradients taken at its layer."""
     params = _Params(recipe.params)
     weights: dict[int, Any] = {index: m.weight for index, m in enumerate(recipe.members)}

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from arc_halo.errors import ArcHaloError, NotFoundError
 from arc_halo.fusion.tensor_recipes import TensorRecipe
 from arc_halo.fusion.working import Strategies, compute, known_recipe
-from arc_halo.store import builds, fusions
+from arc_halo.store import builds, fused
 from arc_halo.store.builds import NamedTensor
-from arc_halo.store.fusions import FusedTensor
+from arc_halo.store.fused import FusedTensor
 from arc_halo.tensors import digests, dtypes
 from arc_halo.tensors.digests import format_digest
 from arc_halo.weights.spans import StoredTensor
@@ -54,7 +54,7 @@ class Verification:
 def bytes_to_compute(store: WeightStore, weight_set_id: int, name: str | None = None) -> int:
     """The raw bytes of the tensors that `verify` computes."""
     with store.pool.connection() as conn:
-        made = fusions.of_set(conn, weight_set_id, name)
+        made = fused.of_set(conn, weight_set_id, name)
     return sum(tensor.size_bytes for tensor in made if tensor.key is not None)
 
 
@@ -72,7 +72,7 @@ def verify(
     no tensor has.
     """
     with store.pool.connection() as conn:
-        made = fusions.of_set(conn, weight_set_id, name)
+        made = fused.of_set(conn, weight_set_id, name)
         stored = {tensor.name: tensor for tensor in builds.set_tensors(conn, weight_set_id)}
     if not made:
         what = "these weights were" if name is None else f"the tensor {name!r} was"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from arc_halo.store import collection, fusions, simulation, tokenizers
+from arc_halo.store import collection, fused, simulation, tokenizers
 from arc_halo.store.collection import Free, Span
 from arc_halo.store.rows import Connection
 from arc_halo.types import ChunkBodies
@@ -67,7 +67,7 @@ def collect(
         tell("chunks")
         run.collect_chunks(cutoff)
         run.collected.tokenizers = tokenizers.collect(conn)
-        run.collected.fused_tensors = fusions.collect(conn, batch)
+        run.collected.fused_tensors = fused.collect(conn, batch)
     if store.bodies is not None:
         tell("bodies in the body store")
         run.collected.bodies = collect_bodies(
