@@ -90,7 +90,7 @@ def test_members_that_cannot_be_fused_are_refused_before_anything_is_imported(
     monkeypatch.setenv("ARC_HALO_DATABASE_URL", database)
     assert run(["plan"]) == 4
     shown = capsys.readouterr().err
-    assert "error[AH070]: scripture@1.0.0, python@1.0.0 cannot be fused" in shown
+    assert "error[AH070]: reactors/story.yaml:5: reactors.story: scripture@1.0.0, python" in shown
     assert "lm_head.weight: only in scripture@1.0.0" in shown
 
 
