@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arc_halo.config import redact
 from arc_halo.errors import (
     ConnectionFailedError,
     FusionError,
@@ -213,7 +214,8 @@ class _Drive:
             if not future.done() or future.cancelled():
                 continue
             if (exc := future.exception()) is not None:
-                said = f"{type(exc).__name__}: {exc}"
+                # Not one of ours, so nobody has looked for secrets in it.
+                said = f"{type(exc).__name__}: {redact(str(exc))}"
                 continue
             outcome = future.result()
             said = outcome.lost or said
