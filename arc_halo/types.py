@@ -249,7 +249,9 @@ class FusionStrategy:
 
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
     decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
-    `is_random` chooses by the members' roots.
+    `is_random` chooses by the members' roots. Where it `is_symmetric` the order of members, each
+    with its weight and params, does not matter; it then gets them in the order of their names, so
+    that rounding shows nothing of the recipe's order.
     """
 
     name: str
@@ -264,6 +266,7 @@ class FusionStrategy:
     part: Part = "tensor"
     numerics: Literal["exact", "platform"] = "platform"
     is_random: bool = False
+    is_symmetric: bool = False
     combine_outputs: Callable[..., Any] | None = None
     needs_base: bool = False
     takes_base: bool = False

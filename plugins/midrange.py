@@ -26,6 +26,7 @@ def arc_halo_fusion_strategies():
         fuse_weights=midrange,
         part="elements",  # each element by itself: tensors come in parts, however large they are
         numerics="exact",
+        is_symmetric=True,
     )
 
 

@@ -19,7 +19,7 @@ from arc_halo.fusion.compatibility import (
     source_problems,
 )
 from arc_halo.fusion.places import Place, layer_problems, sliced, whole
-from arc_halo.fusion.recipes import FusionRecipe
+from arc_halo.fusion.recipes import FusionRecipe, canonical
 from arc_halo.fusion.tensor_recipes import TensorRecipe, TensorSource
 from arc_halo.fusion.vocabularies import Vocabularies
 from arc_halo.manifest.params import as_number, takes_lists
@@ -106,13 +106,13 @@ def _tensor_recipe(
     base: Table | None,
     fitted: Sequence[Sequence[Fitted]],
 ) -> TensorRecipe:
-    used = list(place.names)
+    used = _ordered(recipe, place)
     sources = tuple(
         _adapted(_source(members[index], place.names[index]), fitted[index]) for index in used
     )
     first = members[used[0]].tensors[place.names[used[0]]]
     is_fused = is_computable(first.dtype)
-    params, weights = _resolved(recipe, place)
+    params, weights = _resolved(recipe, place, used)
     dtype = recipe.out_dtype if is_fused and recipe.out_dtype else first.dtype
     is_random = is_fused and recipe.strategy.is_random
     roots = [recipe.members[index].root for index in used] if is_random else []
@@ -130,6 +130,23 @@ def _tensor_recipe(
         roots=tuple(root for root in roots if root is not None),
         compute=recipe.compute,
     )
+
+
+def _ordered(recipe: FusionRecipe, place: Place) -> list[int]:
+    """The members of a tensor, by name where the strategy takes them in any order.
+
+    Sums are then rounded in one order, whichever it is that the recipe has them in.
+    """
+    used = list(place.names)
+    if not recipe.strategy.is_symmetric:
+        return used
+
+    def name(index: int) -> tuple[str, str, float, bytes]:
+        member = recipe.members[index]
+        adapters = [adapter.identity() for adapter in member.adapters]
+        return member.model, place.names[index], member.weight, canonical({"adapters": adapters})
+
+    return sorted(used, key=name)
 
 
 def _source(table: Table, name: str) -> TensorSource:
@@ -153,8 +170,10 @@ def _adapted(source: TensorSource, fitted: Sequence[Fitted]) -> TensorSource:
     return source
 
 
-def _resolved(recipe: FusionRecipe, place: Place) -> tuple[JsonObject, dict[int, float]]:
-    """The params and weights of one tensor, gradients taken at its layer."""
+def _resolved(
+    recipe: FusionRecipe, place: Place, used: Sequence[int]
+) -> tuple[JsonObject, dict[int, float]]:
+    """The params and weights of one tensor of the members used, gradients taken at its layer."""
     params = _Params(recipe.params)
     weights: dict[int, Any] = {index: m.weight for index, m in enumerate(recipe.members)}
     if place.part is not None:
@@ -169,9 +188,7 @@ def _resolved(recipe: FusionRecipe, place: Place) -> tuple[JsonObject, dict[int,
         {
             name: value
             if takes_lists(properties.get(name, {}))
-            else _typed(
-                params.at(name, place.position, list(place.names)), properties.get(name, {})
-            )
+            else _typed(params.at(name, place.position, used), properties.get(name, {}))
             for name, value in params.of_all.items()
         },
         {index: float(at(weight, place.position)) for index, weight in weights.items()},

@@ -43,9 +43,10 @@ class AdapterInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionInput:
-    """A model that goes into a merge: `model` is for people, `root` decides.
+    """A model that goes into a merge: `root` decides, `model` is for people.
 
-    Files whose root nobody needs have none.
+    What `model` decides is only in which order a symmetric strategy gets its members. Files
+    whose root nobody needs have none.
     """
 
     model: str

@@ -31,6 +31,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         measure=measure,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         member_params=("density", "gamma"),
         params_schema=schema(

@@ -31,6 +31,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         measure=measure,
         part="rows",
         numerics="exact",
+        is_symmetric=True,
         is_random=True,
         needs_base=True,
         member_params=("density", "epsilon"),

@@ -26,6 +26,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         version=1,
         summary="the sum of the changes with all singular values made equal",
         fuse_weights=iso_c,
+        is_symmetric=True,
         needs_base=True,
         params_schema=schema(scale=SCALE),
     )

@@ -29,6 +29,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         measure=measure,
         fuse_weights=karcher,
         part="elements",
+        is_symmetric=True,
         params_schema=schema(
             max_iter={
                 "type": "integer",

@@ -22,6 +22,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=linear,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         params_schema=schema(
             normalize=flag("Divide by the sum of the members' weights.", default=True)
         ),

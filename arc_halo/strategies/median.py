@@ -23,6 +23,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=median,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
     )
 
 

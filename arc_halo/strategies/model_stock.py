@@ -29,6 +29,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=model_stock,
         part="rows",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         min_members=2,
         params_schema=schema(

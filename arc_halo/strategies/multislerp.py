@@ -27,6 +27,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=multislerp,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         takes_base=True,
         min_members=2,
         params_schema=schema(

@@ -29,6 +29,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         measure=measure,
         fuse_weights=nuslerp,
         part="elements",
+        is_symmetric=True,
         takes_base=True,
         min_members=2,
         max_members=2,

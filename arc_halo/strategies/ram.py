@@ -29,6 +29,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=ram,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         params_schema=schema(epsilon=EPSILON),
     )

@@ -26,6 +26,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=ramplus_tl,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         params_schema=schema(
             epsilon=EPSILON,

@@ -27,6 +27,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=sce,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         min_members=2,
         params_schema=schema(

@@ -22,6 +22,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=task_arithmetic,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         params_schema=schema(scale=SCALE, normalize=NORMALIZE),
     )

@@ -38,6 +38,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=ties,
         part="elements",
         numerics="exact",
+        is_symmetric=True,
         needs_base=True,
         member_params=("density",),
         params_schema=schema(density=DENSITY, elect=ELECT, divide=DIVIDE, scope=SCOPE, scale=SCALE),

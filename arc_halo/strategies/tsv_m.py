@@ -26,6 +26,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         version=1,
         summary="the strongest singular vectors of each change, made orthogonal and added up",
         fuse_weights=tsv_m,
+        is_symmetric=True,
         needs_base=True,
         params_schema=schema(scale=SCALE),
     )

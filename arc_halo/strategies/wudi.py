@@ -26,6 +26,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         version=2,
         summary="the change that interferes least with the members' own, in closed form",
         fuse_weights=wudi,
+        is_symmetric=True,
         needs_base=True,
         params_schema=schema(scale=SCALE),
     )

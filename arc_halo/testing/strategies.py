@@ -49,9 +49,6 @@ class StrategyContract:
     has_fixed_point: ClassVar[bool] = True
     """Members that are all equal, and equal to the base, come out as they are."""
 
-    is_symmetric: ClassVar[bool] = True
-    """The order of members, each with its weight, does not matter."""
-
     spreads_nan: ClassVar[bool] = True
     """Where a member is NaN, the result is, or it is refused. (The engine refuses it before.)"""
 
@@ -158,11 +155,21 @@ class StrategyContract:
         tensors = self._members((20, 30))[:1] * (self._count() + 1)
         assert _is_close(self._fuse(tensors), tensors[0]) == self.has_fixed_point
 
-    def test_the_order_of_members_matters_only_if_it_says_so(self) -> None:
-        tensors, weights = self._members((20, 30)), self._weights()
-        *members, base = tensors
-        turned = self._fuse([*members[::-1], base], weights[::-1])
-        assert _is_close(turned, self._fuse(tensors, weights)) == self.is_symmetric
+    def test_the_order_of_members_matters_unless_it_is_symmetric(self) -> None:
+        *members, base = tensors = self._members((20, 30))
+        if len(members) == 1:
+            return
+        context = self._context()
+        turned = replace(context, weights=context.weights[::-1], roots=context.roots[::-1])
+        does_matter = not _is_close(
+            self._fuse([*members[::-1], base], turned), self._fuse(tensors, context)
+        )
+        assert does_matter != self.strategy.is_symmetric, (
+            "the order of members matters: it is not symmetric"
+            if does_matter
+            else "the order of members does not matter: say is_symmetric=True, or give params with "
+            "which it does"
+        )
 
     def test_a_nan_spreads_if_it_says_so(self) -> None:
         tensors = self._members((20, 30))
@@ -173,11 +180,9 @@ class StrategyContract:
             is_told = True
         assert is_told == self.spreads_nan
 
-    def _fuse(
-        self, tensors: list[FloatArray], weights: tuple[float, ...] | None = None
-    ) -> FloatArray:
+    def _fuse(self, tensors: list[FloatArray], context: FuseContext | None = None) -> FloatArray:
         """Fuse all but the last of `tensors`, which is the base if one is needed."""
-        context = replace(self._context(weights), base=self._base(tensors))
+        context = replace(context or self._context(), base=self._base(tensors))
         return fuse_arrays(self.strategy, tensors[:-1], context, self._all_params())
 
     def _fuse_read(
@@ -201,9 +206,14 @@ class StrategyContract:
         wide = [np.asarray(tensor, np.float64) for tensor in tensors]
         return self.oracle(wide[:-1], self._weights(), self._base(wide), self._all_params())
 
-    def _context(self, weights: tuple[float, ...] | None = None) -> FuseContext:
+    def _context(self) -> FuseContext:
         assert self.strategy.fuse_weights, "the contract is for strategies that fuse weights"
-        return FuseContext(tensor="a.weight", weights=weights or self._weights())
+        roots = [bytes([1 + index]) * 32 for index in range(self._count())]
+        return FuseContext(
+            tensor="a.weight",
+            weights=self._weights(),
+            roots=tuple(roots if self.strategy.is_random else ()),
+        )
 
     def _base(self, tensors: Sequence[FloatArray]) -> FloatArray | None:
         return tensors[-1] if self.strategy.needs_base else None

@@ -312,7 +312,7 @@ def test_the_lineage_of_a_tensor_goes_up_and_down(
     assert "made_by" not in poet
     (behind,) = blend["made_by"]
     assert behind["params"]["density"] == 0.25
-    assert [each["model"] for each in behind["inputs"]] == ["poet@1", "coder@1", "base@1"]
+    assert [each["model"] for each in behind["inputs"]] == ["coder@1", "poet@1", "base@1"]
     facts = behind["facts"]
     assert 0 < facts["density"] < 0.5
     assert 0 < facts["sign_conflict"] < 0.6
@@ -354,8 +354,8 @@ def test_views_say_what_each_tensor_was_made_of(directory: Path, database: str) 
                WHERE tensor_name = 'model.norm.weight' ORDER BY ordinal"""
         ).fetchall()
     assert rows == [
-        ("poet@1", "model.norm.weight", False, 0.25),
         ("coder@1", "model.norm.weight", False, 0.3),
+        ("poet@1", "model.norm.weight", False, 0.25),
         ("base@1", "model.norm.weight", True, None),
     ]
 
@@ -520,7 +520,7 @@ def test_a_lineage_ends_where_equal_tensors_are_fused_to_themselves(
     capsys.readouterr()
     assert run(["lineage", "blend", "--tensor", "model.norm.weight", *shared]) == 0
     (made,) = output(capsys)["made_by"]
-    assert [each["model"] for each in made["inputs"]] == ["poet@1", "coder@1"]
+    assert [each["model"] for each in made["inputs"]] == ["coder@1", "poet@1"]
 
 
 def test_whole_numbers_are_the_same_however_they_are_written(

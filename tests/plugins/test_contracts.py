@@ -32,7 +32,12 @@ def drifting(tensors, context):
 
 class Mean(StrategyContract):
     strategy = FusionStrategy(
-        name="mean", version=1, summary="mean", fuse_weights=mean, part="elements"
+        name="mean",
+        version=1,
+        summary="mean",
+        fuse_weights=mean,
+        part="elements",
+        is_symmetric=True,
     )
 
     def oracle(self, tensors, weights, base, params):
@@ -79,6 +84,20 @@ def test_a_strategy_whose_bits_are_not_exact_is_noticed() -> None:
 
     with pytest.raises(AssertionError, match="exact"):
         Loose().test_it_does_not_matter_how_tensors_are_read()
+
+
+def test_a_strategy_that_is_wrong_about_the_order_of_members_is_noticed() -> None:
+    class Quiet(Mean):
+        strategy = replace(Mean.strategy, is_symmetric=False)
+
+    class First(Mean):
+        strategy = replace(Mean.strategy, fuse_weights=lambda tensors, context: tensors[0])
+
+    Mean().test_the_order_of_members_matters_unless_it_is_symmetric()
+    with pytest.raises(AssertionError, match="say is_symmetric=True"):
+        Quiet().test_the_order_of_members_matters_unless_it_is_symmetric()
+    with pytest.raises(AssertionError, match="it is not symmetric"):
+        First().test_the_order_of_members_matters_unless_it_is_symmetric()
 
 
 class Raw(CodecContract):

@@ -11,30 +11,27 @@ STRATEGIES = {name: provided.item for name, provided in PluginManager().strategi
 
 # The engine refuses members with NaN. By itself, what drops elements may drop that one too.
 QUIET: dict[str, Any] = {"spreads_nan": False}
-# Who is asked for the kept elements is the member's root, or in a contract its place.
-RANDOM: dict[str, Any] = {"is_symmetric": False}
 
 CLAIMS: dict[str, dict[str, Any]] = {
     "arcee_fusion": QUIET,
-    "della": RANDOM,
-    "della_linear": RANDOM,
     "karcher": QUIET,
     "nearswap": {"params": {"t": 0.5}},
     "ram": QUIET,
     "ramplus_tl": QUIET,
+    # Half way the order of two does not matter.
+    "slerp": {"params": {"t": 0.2}},
     "wudi": QUIET,
 }
 MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("linear", "plain_sum", {"params": {"normalize": False}, "has_fixed_point": False}),
-    ("slerp", "to_one_side", {"params": {"t": 0.2}, "is_symmetric": False}),
     ("nuslerp", "by_rows", {"params": {"flatten": False}}),
     ("nuslerp", "by_columns", {"params": {"flatten": False, "row_wise": True}}),
     ("passthrough", "scaled", {"params": {"scale": 0.5}, "has_fixed_point": False}),
     ("ties", "half", {"params": {"density": 0.5}}),
     ("ties", "as_peft", {"params": {"elect": "unweighted", "divide": "count"}}),
-    ("dare_linear", "half", {"params": {"density": 0.5}, **RANDOM}),
-    ("dare_ties", "stretched", {"params": {"density": 0.5, "rescale": "l1"}, **RANDOM}),
-    ("della", "stretched", {"params": {"rescale": "l1"}, **RANDOM}),
+    ("dare_linear", "half", {"params": {"density": 0.5}}),
+    ("dare_ties", "stretched", {"params": {"density": 0.5, "rescale": "l1"}}),
+    ("della", "stretched", {"params": {"rescale": "l1"}}),
     ("breadcrumbs", "few", {"params": {"density": 0.3, "gamma": 0.1}}),
     ("model_stock", "by_rows", {"params": {"filter_wise": True}}),
     ("sce", "few", {"params": {"select_topk": 0.2}}),

@@ -29,6 +29,8 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         # Only + - * / and square roots, in an order that the shape decides: the same bits on every
         # machine. With exp, powers, trigonometry, @ or numpy.linalg say "platform".
         numerics="exact",
+        # The order of members does not matter: they come in that of their names.
+        is_symmetric=True,
         # A JSON Schema: manifests are checked by it. Its properties are the keyword-only parameters
         # below, exactly, and its defaults theirs; each needs a description.
         params_schema={

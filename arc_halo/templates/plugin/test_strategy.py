@@ -18,7 +18,7 @@ LOADED = PluginManager.load({"plugins/plugin_name.py": FILE})
 class TestPluginName(StrategyContract):
     """Shapes, dtypes, threads, parts, order, NaN and more, each as a test.
 
-    Where yours differs on purpose, say `has_fixed_point`, `is_symmetric` or `spreads_nan` = False.
+    Where yours differs on purpose, say `has_fixed_point` or `spreads_nan` = False.
     """
 
     strategy = LOADED.strategy("plugin_name").item

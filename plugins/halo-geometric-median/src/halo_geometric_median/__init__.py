@@ -33,6 +33,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         fuse_weights=fuse,
         part="elements",
         numerics="exact",  # no @ and no np.dot: they add up in an order that is the machine's own
+        is_symmetric=True,
         params_schema={
             "type": "object",
             "additionalProperties": False,
