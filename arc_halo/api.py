@@ -534,11 +534,8 @@ def _check_choice(text: str, choices: Iterable[str], what: str) -> None:
 
 
 def _checked_params(strategy: str, params: JsonObject, schema: JsonObject) -> JsonObject:
-    for pointer, code, message in params_problems(params, schema):
-        where = ".".join(map(str, ("params", *pointer)))
-        raise InvalidInputError(
-            f"{strategy}: {where}: {message}", hint="`arc-halo plugins` lists them", code=code
-        )
+    for _, phrase in params_problems(params, schema, ("params",)):
+        raise InvalidInputError(f"{strategy}: {phrase.message}", hint=phrase.hint, code=phrase.code)
     return with_defaults(params, schema)
 
 

@@ -92,20 +92,34 @@ def _find(source: Source, error: ValidationError, schema: JsonObject) -> _Findin
     if is_name:
         pointer = (*pointer, str(error.instance))
     is_secret = _is_secret(pointer, schema)
+    raw = None if is_name else written(source, pointer)
+    refusal = refusal_of(error, pointer, raw, is_name=is_name, is_secret=is_secret)
+    is_key = is_name or is_secret or refusal.keyword in _AT_THE_KEY
+    return _Finding(pointer=pointer, phrase=phrase_of(refusal), is_key=is_key, is_secret=is_secret)
+
+
+def refusal_of(
+    error: ValidationError,
+    pointer: Pointer,
+    raw: str | None = None,
+    *,
+    is_name: bool = False,
+    is_secret: bool = False,
+) -> Refusal:
+    """What `jsonschema` refused at that place, where the file has it written as `raw`."""
     keyword = str(error.validator)
-    refusal = Refusal(
+    return Refusal(
         where=dotted(pointer[:-1] if is_name else pointer),
         parent=dotted(pointer[:-1]),
         name=error.message if keyword == "required" else str(pointer[-1] if pointer else ""),
         value=error.instance,
-        raw=None if is_name else written(source, pointer),
+        raw=raw,
         keyword=keyword,
         rule=error.validator_value,
         schema=error.schema if isinstance(error.schema, dict) else {},
+        is_param="params" in pointer[:-1],
         is_secret=is_secret,
     )
-    is_key = is_name or is_secret or keyword in _AT_THE_KEY
-    return _Finding(pointer=pointer, phrase=phrase_of(refusal), is_key=is_key, is_secret=is_secret)
 
 
 def _is_secret(pointer: Pointer, schema: JsonObject) -> bool:

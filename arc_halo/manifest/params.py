@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from arc_halo.manifest.phrases import Phrase, phrase_of
+from arc_halo.manifest.positions import Pointer
 from arc_halo.types import JsonObject
 
 
@@ -73,11 +75,15 @@ def member_texts(params: JsonObject) -> Iterator[str]:
 
 
 def params_problems(
-    params: JsonObject, schema: JsonObject
-) -> Iterator[tuple[tuple[Any, ...], str, str]]:
-    """(pointer, code, message) of each thing wrong with `params`."""
-    from jsonschema import Draft202012Validator
+    params: JsonObject, schema: JsonObject, place: Pointer = ()
+) -> Iterator[tuple[Pointer, Phrase]]:
+    """Where in `params` each thing is that is wrong with them, and what to say of it.
 
-    for error in Draft202012Validator(schema).iter_errors(params):
-        code = "AH003" if error.validator == "additionalProperties" else "AH006"
-        yield tuple(error.absolute_path), code, error.message
+    They stand at `place`.
+    """
+    from arc_halo.manifest.explain import refusal_of
+    from arc_halo.manifest.keywords import Validator
+
+    for error in Validator(schema).iter_errors(params):
+        pointer = tuple(error.absolute_path)
+        yield pointer, phrase_of(refusal_of(error, (*place, *pointer)))

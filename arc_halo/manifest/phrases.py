@@ -15,7 +15,10 @@ from arc_halo.sizes import format_count
 from arc_halo.types import JsonObject
 
 NOTES = "x-arc-halo"
-"""The keyword of our schema that steers sentences: noun, hint, code, project_fields, not."""
+"""The keyword of our schema that steers sentences.
+
+It says noun, hint, code, spellings, project_fields and not.
+"""
 
 
 _SEE_SCHEMA = "`arc-halo schema` tells what may stand here"
@@ -33,7 +36,7 @@ class Refusal:
     """What was refused: `value` at `where` (its last part is `name`, the rest `parent`).
 
     `keyword` and `rule` refused it, of `schema`. `raw` is the value as the file writes it. The
-    value of a secret is not named.
+    value of a secret is not named. It `is_param` where it is within the params of a strategy.
     """
 
     where: str
@@ -44,6 +47,7 @@ class Refusal:
     keyword: str
     rule: Any
     schema: JsonObject
+    is_param: bool = False
     is_secret: bool = False
 
     @property
@@ -106,6 +110,8 @@ def _type(refusal: Refusal) -> Phrase:
     if refusal.is_secret:
         return refusal.phrase("AH004", message, refusal.notes.get("hint", f"write {needed}"))
     hint = _type_hint(set(types), value, refusal.raw or "")
+    if refusal.is_param and isinstance(value, list):
+        hint = _GRADIENT % refusal.name
     return refusal.phrase("AH004", message, hint or refusal.notes.get("hint", f"write {needed}"))
 
 
@@ -114,7 +120,9 @@ def _choice(refusal: Refusal) -> Phrase:
     choices = [item if isinstance(item, str) else _json(item) for item in rule]
     noun = refusal.notes.get("noun")
     intro = "known are" if noun else "allowed are"
-    hint = _guess(refusal.value, choices, intro) or "`arc-halo plugins` lists what there is"
+    meant = refusal.notes.get("spellings", {}).get(str(refusal.value).lower())
+    hint = f"write {meant}" if meant else _guess(refusal.value, choices, intro)
+    hint = hint or "`arc-halo plugins` lists what there is"
     code = refusal.notes.get("code", "AH006")
     return refusal.phrase(code, f"{refusal.text} is not {noun or 'allowed'}", hint)
 
@@ -189,6 +197,7 @@ _TYPES = {
     "array": "a list",
     "null": "null",
 }
+_GRADIENT = 'values over the layers go into a rule: `tensors: [{match: "*", params: {%s: […]}}]`'
 _TRUTHS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 

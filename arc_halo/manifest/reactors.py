@@ -76,8 +76,7 @@ class ReactorResolver:
         schema = self.plugins.strategies[uses].item.params_schema
         params = {**(declared.data.get("params", {}) if declared else {}), **inline}
         if declared and inline:
-            for pointer, code, message in params_problems(params, schema):
-                self.problems.add(found, ("params", *pointer), code, message, None)
+            self._add_params(found, ("params",), params, schema)
         return uses, with_defaults(params, schema)
 
     def _members(self, found: Found) -> list[MemberSpec]:
@@ -128,9 +127,15 @@ class ReactorResolver:
         schema = with_gradients(strategy.params_schema, strategy.member_params)
         for field in ("tensors", "slices"):
             for index, data in enumerate(found.data.get(field, ())):
-                for pointer, code, message in params_problems(data.get("params", {}), schema):
-                    place = (field, index, "params", *pointer)
-                    self.problems.add(found, place, code, message, None)
+                place: Pointer = (field, index, "params")
+                self._add_params(found, place, data.get("params", {}), schema)
+
+    def _add_params(
+        self, found: Found, place: Pointer, params: JsonObject, schema: JsonObject
+    ) -> None:
+        whole = (*found.pointer, *place)
+        for pointer, phrase in params_problems(params, schema, whole):
+            self.problems.add(found, (*place, *pointer), phrase.code, phrase.message, phrase.hint)
 
     def _places(
         self, found: Found, members: Sequence[MemberSpec], base: str | None

@@ -138,9 +138,8 @@ def _strategy(
     found = plugins.strategy(named["uses"])
     schema = found.item.params_schema
     params = {**named.get("params", {}), **data.get("params", {})}
-    for pointer, code, message in params_problems(params, schema):
-        where = ".".join(map(str, ("reactors", name, "params", *pointer)))
-        raise InvalidInputError(f"{path}: {where}: {message}", code=code)
+    for _, phrase in params_problems(params, schema, ("reactors", name, "params")):
+        raise InvalidInputError(f"{path}: {phrase.message}", hint=phrase.hint, code=phrase.code)
     return found, with_defaults(params, schema)
 
 
@@ -196,7 +195,8 @@ def _check_parts(path: Path, name: str, strategy: FusionStrategy, data: JsonObje
     schema = with_gradients(strategy.params_schema, strategy.member_params)
     for field in ("tensors", "slices"):
         for index, part in enumerate(data.get(field, ())):
-            for pointer, code, message in params_problems(part.get("params", {}), schema):
-                place = (field, index, "params", *pointer)
-                where = ".".join(map(str, ("reactors", name, *place)))
-                raise InvalidInputError(f"{path}: {where}: {message}", code=code)
+            place = ("reactors", name, field, index, "params")
+            for _, phrase in params_problems(part.get("params", {}), schema, place):
+                raise InvalidInputError(
+                    f"{path}: {phrase.message}", hint=phrase.hint, code=phrase.code
+                )

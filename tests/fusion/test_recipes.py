@@ -198,34 +198,39 @@ def test_gradients_are_what_they_say(directory: Path, database: str) -> None:
 
 MISTAKES = {
     "tensors.0.params.density": (
-        {"tensors": [{"match": "*", "params": {"density": [0.5, 2]}}]}, "AH007|AH006",
+        {"tensors": [{"match": "*", "params": {"density": [0.5, 2]}}]}, "AH007", "at most 1",
     ),
-    "unknown param": ({"tensors": [{"match": "*", "params": {"densty": 1}}]}, "AH003"),
+    "unknown param": (
+        {"tensors": [{"match": "*", "params": {"densty": 1}}]}, "AH003", "did you mean 'density'",
+    ),
     "param of no member": (
-        {"tensors": [{"match": "*", "params": {"density": {"base": 0.5}}}]}, "AH020",
+        {"tensors": [{"match": "*", "params": {"density": {"base": 0.5}}}]}, "AH020", "",
     ),
     "param out of range": (
-        {"tensors": [{"match": "*", "params": {"density": {"poet": 2}}}]}, "AH007|AH006",
+        {"tensors": [{"match": "*", "params": {"density": {"poet": 2}}}]}, "AH007", "at most 1",
     ),
     "param by no model": (
-        {"tensors": [{"match": "*", "params": {"scale": {"poet": 2}}}]}, "AH004|AH006",
+        {"tensors": [{"match": "*", "params": {"scale": {"poet": 2}}}]}, "AH004", "a number",
     ),
-    "no member": ({"tensors": [{"match": "*", "weights": {"base": 1}}]}, "AH020"),
-    "empty slice": ({"slices": [{"layers": {"poet": [2, 2]}}]}, "AH007"),
-    "unequal slice": ({"slices": [{"layers": {"poet": [0, 2], "coder": [0, 1]}}]}, "AH023"),
-    "dtype": ({"out_dtype": "I8"}, "AH006"),
+    "gradient that is no rule": ({"params": {"density": [0, 1]}}, "AH004", "go into a rule"),
+    "no member": ({"tensors": [{"match": "*", "weights": {"base": 1}}]}, "AH020", ""),
+    "empty slice": ({"slices": [{"layers": {"poet": [2, 2]}}]}, "AH007", "the end is not taken"),
+    "unequal slice": ({"slices": [{"layers": {"poet": [0, 2], "coder": [0, 1]}}]}, "AH023", ""),
+    "dtype": ({"out_dtype": "I8"}, "AH006", "allowed are"),
+    "dtype of another name": ({"out_dtype": "bfloat16"}, "AH006", "write BF16"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_have_a_place_and_a_code(directory: Path, mistake: str) -> None:
-    fields, codes = MISTAKES[mistake]
+def test_mistakes_have_a_place_a_code_and_a_hint(directory: Path, mistake: str) -> None:
+    fields, code, hint = MISTAKES[mistake]
     write(directory, **fields)
     with connect(project=directory) as halo, pytest.raises(ManifestError) as caught:
         halo.project.desired_without_database()
     (problem,) = caught.value.problems
-    assert problem.code in codes.split("|")
+    assert problem.code == code
     assert problem.line > 1
+    assert hint in (problem.hint or "")
 
 
 def output(capsys: pytest.CaptureFixture[str]) -> Any:
