@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.given_files import given_paths, open_given
+from arc_halo.cli.given_files import TOKENIZER, given_paths, given_tokenizers, open_given
 from arc_halo.cli.inspecting import inspect
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.cli.verifying import verify
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from arc_halo.fusion.vocabularies import Vocabularies
     from arc_halo.manifest.documents import AdapterSpec, ReactorSpec
     from arc_halo.manifest.recipe_files import RecipeFile
-    from arc_halo.manifest.tokenizers import Tokenizer
     from arc_halo.plugins import PluginManager
     from arc_halo.types import JsonObject
 
 OUTPUT = "model.safetensors"
-TOKENIZER = "tokenizer.json"
 
 
 @click.group("fuse")
@@ -110,7 +108,7 @@ def run(
     out = directory / OUTPUT
     if out.exists() and not force:
         raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH014")
-    tokenizers = _tokenizers(wanted.spec, paths)
+    tokenizers = given_tokenizers(wanted.spec, paths)
     with ExitStack() as stack:
         opened = {name: open_given(stack, plugins, name, path) for name, path in paths.items()}
         roots = _roots(plugins, paths) if wanted.strategy.item.is_random else {}
@@ -215,17 +213,6 @@ def _roots(plugins: PluginManager, paths: Mapping[str, Path]) -> dict[str, bytes
         name: source_facts(path.resolve(), find_format(path, formats), cache).root
         for name, path in paths.items()
     }
-
-
-def _tokenizers(spec: ReactorSpec, paths: Mapping[str, Path]) -> dict[str, Tokenizer]:
-    """Those beside the weights, where the reactor says what is to become of them."""
-    from arc_halo.manifest.tokenizers import read_tokenizer
-
-    if spec.tokenizer is None:
-        return {}
-    names = [*(member.model for member in spec.members), *([spec.base] if spec.base else [])]
-    beside = {n: (p if p.is_dir() else p.parent) / TOKENIZER for n, p in paths.items()}
-    return {name: read_tokenizer(beside[name], str(beside[name])) for name in names}
 
 
 def _write_config(

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from arc_halo.fusion.files import OpenModel
+    from arc_halo.manifest.documents import ReactorSpec
+    from arc_halo.manifest.tokenizers import Tokenizer
     from arc_halo.plugins import PluginManager
+
+TOKENIZER = "tokenizer.json"
 
 
 def given_paths(needed: Sequence[str], files: Sequence[str]) -> dict[str, Path]:
@@ -49,6 +53,15 @@ def open_given(stack: ExitStack, plugins: PluginManager, name: str, path: Path) 
     formats = {each: provided.item for each, provided in plugins.formats.items()}
     reader = stack.enter_context(find_format(path, formats).open(path))
     return OpenModel(name=name, reader=reader)
+
+
+def given_tokenizers(spec: ReactorSpec, paths: Mapping[str, Path]) -> dict[str, Tokenizer]:
+    """Those beside the weights, where the reactor says what is to become of them."""
+    from arc_halo.manifest.tokenizers import read_tokenizer
+
+    names = spec.inputs if spec.tokenizer else ()
+    beside = {n: (p if p.is_dir() else p.parent) / TOKENIZER for n, p in paths.items()}
+    return {name: read_tokenizer(beside[name], str(beside[name])) for name in names}
 
 
 def _find(given: Mapping[str, Path], name: str) -> Path | None:

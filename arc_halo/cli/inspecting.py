@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.given_files import given_paths, open_given
+from arc_halo.cli.given_files import given_paths, given_tokenizers, open_given
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, UsageError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from arc_halo.fusion.conflicts import Inspection
     from arc_halo.fusion.recipes import FusionRecipe
     from arc_halo.manifest.documents import Desired, ReactorSpec
+    from arc_halo.manifest.tokenizers import Tokenizer
     from arc_halo.project import Project
     from arc_halo.store.models import ModelRecord
     from arc_halo.types import JsonObject
@@ -160,12 +161,6 @@ def _of_reactor(desired: Desired, name: str) -> Asked:
             hint=did_you_mean(name, merges) or f"the manifest has {', '.join(merges) or 'none'}",
             code="AH020",
         )
-    if spec.tokenizer is not None:
-        raise InvalidInputError(
-            f"reactor/{name} aligns the rows of different vocabularies, which are not inspected",
-            hint="a merge without `tokenizer` can be",
-            code="AH023",
-        )
     members = tuple(member.model for member in spec.members)
     return Asked(members=members, base=spec.base, reactor=name, spec=spec, desired=desired)
 
@@ -182,7 +177,8 @@ def _inspect_files(
             name: open_given(stack, project.plugins, name, path) for name, path in paths.items()
         }
         configs = architectures(asked.desired, asked.spec) if asked.desired and asked.spec else {}
-        recipe = _recipe(project, asked, dict.fromkeys(asked.models), configs)
+        tokenizers = given_tokenizers(asked.spec, paths) if asked.spec else {}
+        recipe = _recipe(project, asked, dict.fromkeys(asked.models), configs, tokenizers)
         size_bytes = sum(t.size_bytes for m in opened.values() for t in m.tensors.values())
         with invocation.console.task(f"inspect {asked.title}", size_bytes) as advance:
             return inspect_files(opened, recipe, sample=sample, advance=advance)
@@ -200,10 +196,35 @@ def _inspect_stored(
         asked,
         {name: each.root for name, each in records.items()},
         {name: each.architecture for name, each in records.items()},
+        _stored_tokenizers(project, asked.spec, records) if asked.spec else {},
     )
     size_bytes = sum(each.size_bytes or 0 for each in records.values())
     with invocation.console.task(f"inspect {asked.title}", size_bytes) as advance:
         return inspect_stored(project.weights, recipe, sample=sample, advance=advance)
+
+
+def _stored_tokenizers(
+    project: Project, spec: ReactorSpec, records: Mapping[str, ModelRecord]
+) -> dict[str, Tokenizer]:
+    """Those of the models in the database, where the reactor aligns their rows."""
+    from arc_halo.manifest.tokenizers import parse_tokenizer
+    from arc_halo.store.tokenizers import documents
+
+    digests = {name: records[name].tokenizer_digest for name in spec.inputs if spec.tokenizer}
+    for name, digest in digests.items():
+        if digest is None:
+            raise InvalidInputError(
+                f"the rows are to be aligned, and model/{name} has no tokenizer",
+                hint=f"declare `tokenizer:` for {name}, and apply",
+                code="AH023",
+            )
+    with project.connection() as conn:
+        found = documents(conn, [digest for digest in digests.values() if digest])
+    return {
+        name: parse_tokenizer(found[digest], f"the tokenizer of {name}")
+        for name, digest in digests.items()
+        if digest
+    }
 
 
 def _record(project: Project, asked: Asked, name: str) -> ModelRecord:
@@ -238,6 +259,7 @@ def _recipe(
     asked: Asked,
     roots: Mapping[str, bytes | None],
     configs: Mapping[str, JsonObject],
+    tokenizers: Mapping[str, Tokenizer],
 ) -> FusionRecipe:
     """Of a reactor with its base, even if its strategy makes nothing of it: changes are seen."""
     from arc_halo.fusion.inspecting import bare_recipe
@@ -247,5 +269,6 @@ def _recipe(
     if asked.spec is None:
         members = [FusionInput(model=name, root=roots[name]) for name in asked.members]
         return bare_recipe(members, base, project.plugins.strategy("linear"))
-    recipe = recipe_of(asked.spec, project.plugins.strategy(asked.spec.uses), roots, configs)
+    strategy = project.plugins.strategy(asked.spec.uses)
+    recipe = recipe_of(asked.spec, strategy, roots, configs, tokenizers)
     return replace(recipe, base=base)

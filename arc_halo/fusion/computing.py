@@ -113,7 +113,7 @@ def _input(
     tensor = Input(
         source.model,
         source.tensor,
-        _raw(source, open_source, recipe),
+        raw_tensor(source, open_source, recipe),
         window_bytes,
         recipe.compute,
         is_reread=recipe.strategy.measure is not None,
@@ -129,7 +129,8 @@ def _input(
     return UpdatedInput(tensor, pairs, recipe.shape[-1])
 
 
-def _raw(source: TensorSource, open_source: OpenSource, recipe: TensorRecipe) -> RawTensor:
+def raw_tensor(source: TensorSource, open_source: OpenSource, recipe: TensorRecipe) -> RawTensor:
+    """The raw bytes of an input: those of its tensor, or of the rows that stand in its place."""
     if source.rows is None:
         return open_source(source)
     return AlignedTensor(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from arc_halo.fusion.computing import OpenSource
+from arc_halo.fusion.computing import OpenSource, raw_tensor
 from arc_halo.fusion.conflicts import Inspection, Sums, TensorConflict
 from arc_halo.fusion.files import FileTensor, OpenModel
-from arc_halo.fusion.inputs import FloatParts
+from arc_halo.fusion.inputs import FloatParts, RawTensor
 from arc_halo.fusion.planning import plan_tensors
 from arc_halo.fusion.recipes import FusionInput, FusionRecipe
 from arc_halo.fusion.running import plan_merge
@@ -49,7 +50,7 @@ def inspect_stored(
 
     Raises what planning the merge raises, and `FusionError` for NaN and infinities.
     """
-    tensors = plan_merge(store, recipe)
+    tensors = plan_merge(store, _as_named(recipe))
     with store.pool.connection() as conn:
         rows = by_digest(conn, [each.digest for each in _sources(tensors) if each.digest])
 
@@ -70,7 +71,7 @@ def inspect_files(
     tables = {name: model.table for name, model in models.items()}
     members = [tables[member.model] for member in recipe.members]
     base = tables[recipe.base.model] if recipe.base else None
-    tensors = plan_tensors(recipe, members, base, tables)
+    tensors = plan_tensors(_as_named(recipe), members, base, tables)
 
     def open_source(source: TensorSource) -> _PagedTensor:
         model = models[source.model]
@@ -94,12 +95,17 @@ def inspect_tensors(
     read_bytes = size_bytes = 0
     for tensor in tensors:
         if tensor.strategy is not None and math.prod(tensor.shape) > 0:
-            inputs = _Inputs(open_source)
+            inputs = _Inputs(open_source, tensor)
             found.append(_inspect(tensor, inputs, sample))
             read_bytes += inputs.read_bytes
             size_bytes += inputs.size_bytes
             advance(inputs.size_bytes)
     return Inspection(tensors=tuple(found), read_bytes=read_bytes, size_bytes=size_bytes)
+
+
+def _as_named(recipe: FusionRecipe) -> FusionRecipe:
+    """Its members stay in the order in which somebody asked for them."""
+    return replace(recipe, strategy=replace(recipe.strategy, is_symmetric=False))
 
 
 def _sources(tensors: Sequence[TensorRecipe]) -> Iterator[TensorSource]:
@@ -111,8 +117,10 @@ def _sources(tensors: Sequence[TensorRecipe]) -> Iterator[TensorSource]:
 class _Inputs:
     """The tensors that one is made of, opened; equal ones are read once."""
 
-    def __init__(self, open_source: OpenSource) -> None:
-        self._open = open_source
+    def __init__(self, open_source: OpenSource, recipe: TensorRecipe) -> None:
+        self._open_source = open_source
+        self._recipe = recipe
+        self._opened: dict[Hashable, _CountedTensor] = {}
         self._tensors: dict[Hashable, SampledTensor] = {}
 
     def parts(self, source: TensorSource, columns: int) -> FloatParts:
@@ -130,17 +138,43 @@ class _Inputs:
 
     @property
     def read_bytes(self) -> int:
-        return sum(each.read_bytes for each in self._tensors.values())
+        return sum(each.read_bytes for each in self._opened.values())
 
     @property
     def size_bytes(self) -> int:
-        return sum(each.size_bytes for each in self._tensors.values())
+        return sum(each.size_bytes for each in self._opened.values())
 
     def _tensor(self, source: TensorSource) -> SampledTensor:
-        identity = source.digest or (source.model, source.tensor)
+        identity = (*_identity(source), source.rows)
         if identity not in self._tensors:
-            self._tensors[identity] = SampledTensor(source, self._open(source))
+            raw = raw_tensor(source, self._open, self._recipe)
+            self._tensors[identity] = SampledTensor(source, raw)
         return self._tensors[identity]
+
+    def _open(self, source: TensorSource) -> _CountedTensor:
+        identity = _identity(source)
+        if identity not in self._opened:
+            self._opened[identity] = _CountedTensor(self._open_source(source))
+        return self._opened[identity]
+
+
+def _identity(source: TensorSource) -> tuple[Hashable, ...]:
+    return (source.digest,) if source.digest else (source.model, source.tensor)
+
+
+class _CountedTensor:
+    """A tensor, and how much of it was read."""
+
+    def __init__(self, raw: RawTensor) -> None:
+        self.dtype = raw.dtype
+        self.size_bytes = raw.size_bytes
+        self.alignment = raw.alignment
+        self.read_bytes = 0
+        self._raw = raw
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        self._raw.read_into(offset, out)
+        self.read_bytes += out.nbytes
 
 
 def _inspect(tensor: TensorRecipe, inputs: _Inputs, sample: int) -> TensorConflict:

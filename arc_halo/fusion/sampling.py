@@ -43,14 +43,9 @@ def _place(start: int, count: int) -> Span:
 
 
 class SampledTensor:
-    """A tensor in float64, read place after place; no byte is read twice.
-
-    `read_bytes` counts the raw bytes of all that had to be read: whole chunks.
-    """
+    """A tensor in float64, read place after place in whole chunks; no byte is read twice."""
 
     def __init__(self, source: TensorSource, raw: RawTensor) -> None:
-        self.size_bytes = raw.size_bytes
-        self.read_bytes = 0
         self._source = source
         self._raw = raw
         self._dtype = dtypes.numpy_dtype(raw.dtype)
@@ -75,7 +70,7 @@ class SampledTensor:
 
     def whole(self) -> FloatArray:
         """All of a small tensor."""
-        return self.block(_place(0, self.size_bytes // self._dtype.itemsize))
+        return self.block(_place(0, self._raw.size_bytes // self._dtype.itemsize))
 
     def end(self) -> None:
         """Nothing is looked at twice."""
@@ -93,8 +88,7 @@ class SampledTensor:
             return {}
         unit_bytes = self._raw.alignment
         offset = units.start * unit_bytes
-        raw = bytearray(min(units.stop * unit_bytes, self.size_bytes) - offset)
+        raw = bytearray(min(units.stop * unit_bytes, self._raw.size_bytes) - offset)
         self._raw.read_into(offset, memoryview(raw))
-        self.read_bytes += len(raw)
         pieces = (memoryview(raw)[at : at + unit_bytes] for at in range(0, len(raw), unit_bytes))
         return dict(zip(units, pieces, strict=True))

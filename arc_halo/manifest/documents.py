@@ -225,11 +225,16 @@ class ReactorSpec:
     tags: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Its members, then its base."""
+        members = (member.model for member in self.members)
+        return (*members, *([self.base] if self.base else []))
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models whose weights it names: members, the base, adapters; each once."""
         adapters = (adapter.model for member in self.members for adapter in member.adapters)
-        named = [*(member.model for member in self.members), self.base, *adapters]
-        return tuple(dict.fromkeys(name for name in named if name is not None))
+        return tuple(dict.fromkeys([*self.inputs, *adapters]))
 
     @property
     def layers(self) -> list[int] | None:

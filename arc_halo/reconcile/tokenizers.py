@@ -106,14 +106,14 @@ class Tokenizers:
         """Those a merge aligns, by the models' names; None where one is missing."""
         if spec.tokenizer is None:
             return {}
-        found = {name: self._find(name) for name in _inputs(spec)}
+        found = {name: self._find(name) for name in spec.inputs}
         known = {name: each for name, each in found.items() if each is not None}
         return known if len(known) == len(found) else None
 
     def conflicts(self, key: Key, spec: ReactorSpec) -> Iterator[Conflict]:
         """What keeps a merge from being made: a tokenizer that is missing where rows are to be
         aligned, or rows of different tokens where they are not."""
-        names = [name for name in _inputs(spec) if self._documents.get(name)]
+        names = [name for name in spec.inputs if self._documents.get(name)]
         if spec.tokenizer is None:
             for one, other in combinations(names, 2):
                 if self._contradict(one, other):
@@ -126,7 +126,7 @@ class Tokenizers:
                     )
                     return
             return
-        for name in _inputs(spec):
+        for name in spec.inputs:
             if name not in names:
                 yield Conflict(
                     key=key,
@@ -152,10 +152,6 @@ class Tokenizers:
             if digest in stored:
                 self.used[digest] = parse_tokenizer(stored[digest], f"the tokenizer of {name}")
         return self.used.get(digest)
-
-
-def _inputs(spec: ReactorSpec) -> tuple[str, ...]:
-    return (*(member.model for member in spec.members), *([spec.base] if spec.base else []))
 
 
 def _json(digest: bytes, source: str | None) -> JsonObject:

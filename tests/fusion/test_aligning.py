@@ -351,15 +351,38 @@ def test_any_of_it_can_be_computed_again_and_says_where_it_comes_from(
     assert run([*arguments, "--database-url", database]) == 0
     (made,) = json.loads(capsys.readouterr().out)["made_by"]
     assert [(each["model"], each["weight"]) for each in made["inputs"]] == [
-        ("poet@1", 3), ("coder@1", 1), ("base@1", None),
+        ("coder@1", 1), ("poet@1", 3), ("base@1", None),
     ]  # fmt: skip
 
 
-def test_aligned_rows_are_not_inspected(
+def test_aligned_rows_are_inspected_as_they_are_fused(
     directory: Path, database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_models(directory)
     write(directory)
-    arguments = ["fuse", "inspect", "--reactor", "blend", "--database-url", database]
-    assert run(arguments) == 4
-    assert "aligns the rows of different vocabularies" in capsys.readouterr().err
+    blend, _ = apply(database)
+    capsys.readouterr()
+    inspect = ["fuse", "inspect", "--reactor", "blend", "--output", "json"]
+    assert run([*inspect, "--database-url", database]) == 0
+    found = json.loads(capsys.readouterr().out)
+    files = [
+        part for name in ("base", "poet", "coder") for part in ("--from-files", f"{name}={name}")
+    ]
+    assert run([*inspect, *files]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert found["read_bytes"] > 0
+    each = {tensor["name"]: tensor for tensor in found["tensors"]}
+    assert each[EMBEDDING]["elements"] == blend[EMBEDDING].size
+
+
+def test_rows_without_a_tokenizer_are_not_inspected(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_models(directory)
+    write(directory)
+    apply(database)
+    with psycopg.connect(database) as conn:
+        conn.execute("UPDATE models SET tokenizer_digest = NULL WHERE model_name = 'coder'")
+    inspect = ["fuse", "inspect", "--reactor", "blend", "--database-url", database]
+    assert run(inspect) == 4
+    assert "model/coder@1 has no tokenizer" in capsys.readouterr().err
