@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -39,6 +40,10 @@ rm -rf "$1"
 """
 
 MEMORY_BYTES = 4 * 2**30
+
+# Who is started in the background by a shell ignores interrupts, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CreateDatabase = Callable[[str | None], str]
 

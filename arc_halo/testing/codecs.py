@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from arc_halo.errors import CodecError
 from arc_halo.tensors.dtypes import DTYPES, numpy_dtype, raw_bytes, view
+from arc_halo.testing.comparing import check_same
 from arc_halo.types import JsonObject, TensorCodec
 
 Sample: TypeAlias = tuple[str, bytes]
@@ -83,7 +84,7 @@ class CodecContract:
     def test_any_bytes_of_any_dtype_come_back(self) -> None:
         @given(raw=st.binary(max_size=600), dtype=st.sampled_from(sorted(DTYPES)))
         def check(raw: bytes, dtype: str) -> None:
-            assert _round_trip(self.codec, dtype, raw) == raw
+            _check_round_trip(self.codec, dtype, raw)
 
         check()
 
@@ -91,43 +92,44 @@ class CodecContract:
         @given(raw=st.binary(max_size=600), data=st.data(), dtype=st.sampled_from(sorted(DTYPES)))
         def check(raw: bytes, data: st.DataObject, dtype: str) -> None:
             base = data.draw(st.binary(min_size=len(raw), max_size=len(raw)))
-            assert _round_trip(self.codec, dtype, raw, base=base) == raw
+            _check_round_trip(self.codec, dtype, raw, base=base)
 
         check()
 
     def test_whole_chunks_come_back(self, sample: Sample) -> None:
-        assert _round_trip(self.codec, *sample) == sample[1]
+        _check_round_trip(self.codec, *sample)
 
     def test_whole_chunks_come_back_whatever_dtype_they_are_said_to_have(
         self, sample: Sample
     ) -> None:
         for dtype in DTYPES:
-            assert _round_trip(self.codec, dtype, sample[1]) == sample[1]
+            _check_round_trip(self.codec, dtype, sample[1])
 
     def test_whole_chunks_come_back_with_a_base_that_is_nothing_like_them(
         self, sample: Sample
     ) -> None:
         dtype, raw = sample
         for base in (bytes(len(raw)), b"\xff" * len(raw), random.Random(5).randbytes(len(raw))):
-            assert _round_trip(self.codec, dtype, raw, base=base) == raw
+            _check_round_trip(self.codec, dtype, raw, base=base)
 
     def test_a_base_is_taken_exactly_if_it_is_said_to_be_needed(self) -> None:
         for function in (self.codec.encode, self.codec.decode):
             assert ("base" in inspect.signature(function).parameters) == self.codec.needs_base
 
     def test_an_empty_chunk_comes_back(self) -> None:
-        assert _round_trip(self.codec, "F32", b"") == b""
+        _check_round_trip(self.codec, "F32", b"")
 
     def test_equal_chunks_have_equal_bodies(self, sample: Sample) -> None:
         dtype, raw = sample
         bodies = {_body(self.codec, dtype, bytes(bytearray(raw))) for _ in range(3)}
-        assert len(bodies) == 1
+        count = len(bodies)
+        assert count == 1
 
     def test_only_out_is_written(self, sample: Sample) -> None:
         raw, body = _encode(self.codec, sample)
         room = bytearray(GUARD + bytes(len(raw)) + GUARD)
         _decode(self.codec, body, memoryview(room)[len(GUARD) : -len(GUARD)], base_of(raw))
-        assert room == GUARD + raw + GUARD
+        check_same(bytes(room), GUARD + raw + GUARD, "more than `out` is written")
 
     def test_a_truncated_body_is_noticed(self, sample: Sample) -> None:
         raw, body = _encode(self.codec, sample)
@@ -173,8 +175,7 @@ class CodecContract:
     def test_several_threads_may_call_it_at_once(self) -> None:
         jobs = [*SAMPLES.values()] * 4
         with ThreadPoolExecutor(8) as pool:
-            decoded = list(pool.map(lambda job: _round_trip(self.codec, *job), jobs))
-        assert decoded == [raw for _, raw in jobs]
+            list(pool.map(lambda job: _check_round_trip(self.codec, *job), jobs))
 
     def test_released_bodies_still_decode(self) -> None:
         if isinstance(self.golden, Path):
@@ -261,14 +262,15 @@ def _decode(codec: TensorCodec, body: bytes, out: memoryview, base: bytes) -> No
         codec.decode(memoryview(body), out)
 
 
-def _round_trip(codec: TensorCodec, dtype: str, raw: bytes, base: bytes | None = None) -> bytes:
+def _check_round_trip(
+    codec: TensorCodec, dtype: str, raw: bytes, base: bytes | None = None
+) -> None:
     base = base_of(raw) if base is None else base
     body = _body(codec, dtype, raw, base)
-    if body is None:
-        return raw
-    out = bytearray(len(raw))
-    _decode(codec, body, memoryview(out), base)
-    return bytes(out)
+    if body is not None:
+        out = bytearray(len(raw))
+        _decode(codec, body, memoryview(out), base)
+        check_same(bytes(out), raw, "other bytes come back")
 
 
 def _encode(codec: TensorCodec, sample: Sample) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from arc_halo import FusionStrategy, TensorCodec
 from arc_halo.codecs import planes, raw
 from arc_halo.errors import CodecError
 from arc_halo.testing import CodecContract, StrategyContract, golden_digests, write_golden
+from arc_halo.testing.codecs import SAMPLES
 
 
 def mean(tensors, context):
@@ -135,6 +136,20 @@ def test_a_codec_that_writes_other_bytes_than_it_did_is_noticed(codec) -> None:
     Changed.codec = codec
     with pytest.raises(AssertionError, match="writes other bytes"):
         Changed().test_what_is_written_is_what_was_released()
+
+
+def test_a_codec_that_loses_something_is_noticed_and_where() -> None:
+    class Lossy(Raw):
+        codec = TensorCodec(
+            name="lossy",
+            version=1,
+            summary="",
+            encode=lambda raw, *, dtype: bytes(raw[:-1]) + b"\x00",
+            decode=lambda body, out: out.__setitem__(slice(None), body),
+        )
+
+    with pytest.raises(AssertionError, match="1 of 262144 bytes differ, the first is that at"):
+        Lossy().test_whole_chunks_come_back(SAMPLES["weights"])
 
 
 def test_a_codec_without_golden_digests_is_noticed() -> None:
