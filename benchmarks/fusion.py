@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from fusion_database import database_seconds
+from fusion_database import database_run
 from rows import Row, show
 
 MEMORY_MIB = 64
@@ -152,6 +152,7 @@ class Run:
 def timed(command: Sequence[str], directory: Path) -> Run:
     """Run it with one thread; the CPU seconds of it and its children, and its most memory."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled once
     pid = os.posix_spawnp(
         command[0],
         list(command),
@@ -284,13 +285,18 @@ def _compare(case: Case, directory: Path, repetitions: int, program: str | None)
             bar="<= 0.25",
             is_met=whole <= 0.25,
         )
-        stored = database_seconds(directory, directory / "large", case.members)
-        ratio = stored / median(run.cpu_seconds for run in theirs)
+        stored = database_run(directory, directory / "large", case.members)
+        their_seconds = median(run.cpu_seconds for run in theirs)
+        ratio = stored.ours / their_seconds
         yield Row(
             what="linear: database to database, server included, ours / mergekit's",
-            figure=f"{ratio:.2f}  ({stored:.2f} s)",
+            figure=f"{ratio:.2f}  ({stored.ours:.2f} s)",
             bar="<= 0.5",
             is_met=ratio <= 0.5,
+        )
+        yield Row(
+            what="linear: the same bodies read and written bare / mergekit's",
+            figure=f"{stored.bare / their_seconds:.2f}  ({stored.bare:.2f} s)",
         )
 
 

@@ -8,15 +8,28 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 from tensor_site import SETTLED_SECONDS, server_seconds, site
 
 PROGRAM = shutil.which("arc-halo") or "arc-halo"
 
 
-def database_seconds(directory: Path, models: Path, members: Sequence[str]) -> float:
-    """CPU seconds of an apply that merges imported members linearly, of the server too."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseRun:
+    """CPU seconds of a merge, of the server too; and of reading and writing the same bodies bare.
+
+    Bare is without starting up, without digests, and without a merge.
+    """
+
+    ours: float
+    bare: float
+
+
+def database_run(directory: Path, models: Path, members: Sequence[str]) -> DatabaseRun:
+    """An apply that merges imported members linearly."""
     from fusion import timed
 
     project = directory / "project"
@@ -32,7 +45,11 @@ def database_seconds(directory: Path, models: Path, members: Sequence[str]) -> f
         before = server_seconds(found.postmaster)
         run = timed(command(project, url, models), directory)
         time.sleep(SETTLED_SECONDS)
-        return run.cpu_seconds + server_seconds(found.postmaster) - before
+        ours = run.cpu_seconds + server_seconds(found.postmaster) - before
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("CHECKPOINT")
+        bare = found.probe("bare_merge", url=url, members=len(members))
+        return DatabaseRun(ours=ours, bare=bare.cpu)
 
 
 def write(project: Path, models: Path, members: Sequence[str], *, merges: bool) -> None:

@@ -23,6 +23,7 @@ PREPARED = b"""
 INSERT INTO chunk_bodies (digest, raw_bytes, stored_bytes, codec, codec_version, body)
 VALUES ($1, $2, $2, 'raw', 1, $3) ON CONFLICT (digest) DO NOTHING
 """
+BARE = PREPARED.replace(b"chunk_bodies", b"bare_bodies")
 BEGIN = b"BEGIN; SET LOCAL synchronous_commit = off"
 OIDS = (17, 23, 17)
 
@@ -33,6 +34,17 @@ JOIN tensor_data AS tensor USING (tensor_id)
 JOIN chunk_bodies AS chunk ON chunk.digest = tensor.chunk_digest
 WHERE member.ordinal % {} = {}
 ORDER BY member.ordinal, tensor.chunk_index
+"""
+
+BODIES = """
+COPY (
+    SELECT tensor.chunk_digest, chunk.body
+    FROM weight_set_tensors AS member
+    JOIN tensor_data AS tensor USING (tensor_id)
+    JOIN chunk_bodies AS chunk ON chunk.digest = tensor.chunk_digest
+    WHERE member.weight_set_id = (SELECT id FROM weight_sets ORDER BY id OFFSET {} LIMIT 1)
+    ORDER BY member.ordinal, tensor.chunk_index
+) TO STDOUT (FORMAT binary)
 """
 
 EXPORTS = {
@@ -145,10 +157,40 @@ def copy_rows(conns: Sequence[psycopg.Connection[Any]], directory: Path) -> None
     _copy_in(conns[0], directory, SHARED, 0)
 
 
+def merge(reading: Sequence[psycopg.Connection[Any]], writing: psycopg.Connection[Any]) -> None:
+    """Read the bodies of a set a connection, and write those of the first into a table like theirs.
+
+    What a merge of as many members reads and writes, without anything done in between.
+    """
+    writing.execute("CREATE TABLE bare_bodies (LIKE chunk_bodies INCLUDING ALL)")
+    _checked(writing.pgconn, writing.pgconn.prepare(b"bare", BARE, OIDS))
+    with ExitStack() as stack:
+        first, *others = [
+            stack.enter_context(conn.cursor().copy(sql.SQL(BODIES).format(sql.Literal(index))))
+            for index, conn in enumerate(reading)
+        ]
+        _checked(writing.pgconn, writing.pgconn.exec_(BEGIN))
+        for number, block in enumerate(first):
+            for other in others:
+                other.read()
+            view = memoryview(block)[0 if number else 19 :]
+            if len(view) > 2:
+                values = (bytes(view[6:38]), (len(view) - 42).to_bytes(4, "big"), view[42:])
+                _insert(writing.pgconn, values)
+        for other in others:
+            for _ in other:
+                pass
+        _checked(writing.pgconn, writing.pgconn.exec_(b"COMMIT"))
+
+
+def _insert(pgconn: pq.abc.PGconn, values: Sequence[Any]) -> None:
+    formats = (pq.Format.BINARY,) * 3
+    _checked(pgconn, pgconn.exec_prepared(b"bare", values, formats, pq.Format.BINARY))
+
+
 def _insert_all(pgconn: pq.abc.PGconn, file: int, todo: Iterator[Span]) -> None:
     _checked(pgconn, pgconn.prepare(b"bare", PREPARED, OIDS))
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    formats = (pq.Format.BINARY,) * 3
     pending = 0
     for span in todo:
         if not pending:
@@ -156,8 +198,7 @@ def _insert_all(pgconn: pq.abc.PGconn, file: int, todo: Iterator[Span]) -> None:
         raw = buffer[: span.length]
         os.preadv(file, [raw], span.offset)
         digest = hashlib.sha256(raw).digest()
-        values = (digest, span.length.to_bytes(4, "big"), raw)
-        _checked(pgconn, pgconn.exec_prepared(b"bare", values, formats, pq.Format.BINARY))  # type: ignore[arg-type]  # any buffer will do
+        _insert(pgconn, (digest, span.length.to_bytes(4, "big"), raw))
         pending += span.length
         if pending >= COMMIT_BYTES:
             _checked(pgconn, pgconn.exec_(b"COMMIT"))

@@ -107,6 +107,13 @@ def bare_load(*, url: str, postmaster: int, connections: int) -> Said:
         )
 
 
+def bare_merge(*, url: str, postmaster: int, members: int) -> Said:
+    """Bare reads of as many sets and writes of one."""
+    with bare.connections(url, members + 1) as conns, charged(postmaster) as found:
+        bare.merge(conns[:-1], conns[-1])
+    return found
+
+
 def bare_rows(*, url: str, directory: str, postmaster: int, connections: int = THREADS) -> Said:
     """COPY of exported rows into empty tables."""
     with bare.connections(url, connections) as conns, charged(postmaster) as found:
@@ -189,6 +196,7 @@ PROBES = {
         load_set,
         bare_ingest,
         bare_load,
+        bare_merge,
         bare_rows,
         zipnn_bytes,
     )

@@ -236,6 +236,9 @@ COMMENT ON COLUMN fused_tensors.cpu_seconds IS
 CREATE INDEX fused_tensors_tensor_digest_idx
     ON fused_tensors (tensor_digest) WHERE tensor_digest IS NOT NULL;
 
+CREATE INDEX fused_tensors_strategy_made_at_idx
+    ON fused_tensors ((recipe ->> 'strategy'), made_at DESC) WHERE cpu_seconds IS NOT NULL;
+
 CREATE TABLE fused_tensor_inputs (
     tensor_key bytea NOT NULL REFERENCES fused_tensors ON DELETE CASCADE,
     ordinal integer NOT NULL CHECK (ordinal >= 0),

@@ -14,6 +14,9 @@ from arc_halo.tensors import dtypes
 SECONDS_PER_GIB = {"elements": 5.0, "rows": 5.0, "tensor": 100.0}
 """CPU seconds for each GiB read, by the strategy's parts, where nothing was measured yet."""
 
+NAMED = 10
+"""Tensors that are named of those to compute."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -21,11 +24,13 @@ class Estimate:
 
     `reused_bytes` are of tensors that are there already: computed before, or taken as they are.
     `written_bytes` is before encoding, and before equal chunks are shared. `cpu_seconds` goes by
-    what the same strategy took in this database (`is_measured`), or by a rule of thumb.
+    what the same strategy took in this database (`is_measured`), or by a rule of thumb. `named`
+    are the first of those to compute, where others are there already.
     """
 
     tensors: int
     computed: int
+    named: tuple[str, ...]
     read_bytes: int
     written_bytes: int
     reused_bytes: int
@@ -75,6 +80,7 @@ def estimate(
     return Estimate(
         tensors=len(tensors),
         computed=len(todo),
+        named=tuple(t.name for t in todo[:NAMED]) if len(todo) < len(computed) else (),
         read_bytes=read_bytes,
         written_bytes=written_bytes,
         reused_bytes=sum(tensor.size_bytes for tensor in tensors) - written_bytes,

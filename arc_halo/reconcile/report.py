@@ -29,6 +29,9 @@ REPORT_FORMAT = "arc-halo.report/1"
 LISTED = 20
 """Creations of one kind that are listed one by one; beyond it the rest is counted."""
 
+FEW = 3
+"""Tensors that are named in the line of a merge; beyond it the rest is counted."""
+
 VALUE_WIDTH = 60
 ROOT_WIDTH = 19
 
@@ -238,11 +241,18 @@ def _cost_text(change: Change) -> str | None:
     count = format_count(found.tensors, "tensor")
     todo = count if found.computed == found.tensors else f"{found.computed:,} of {count}"
     shared = f", {format_size(found.reused_bytes)} there already" if found.reused_bytes else ""
+    names = f" ({_few(found.named, found.computed)})" if found.named else ""
     return (
-        f"{todo} to compute: {format_size(found.read_bytes)} to read, "
+        f"{todo} to compute{names}: {format_size(found.read_bytes)} to read, "
         f"{format_size(found.written_bytes)} to write{shared}, "
         f"about {format_seconds(found.cpu_seconds)} of CPU"
     )
+
+
+def _few(names: Sequence[str], count: int) -> str:
+    """The first names of so many."""
+    more = [f"{count - FEW:,} more"] if count > FEW else []
+    return ", ".join([*names[:FEW], *more])
 
 
 def _moves_weights(change: Change) -> bool:

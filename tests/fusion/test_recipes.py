@@ -473,6 +473,7 @@ def test_a_plan_says_what_a_merge_will_cost(directory: Path, database: str) -> N
     found = estimated(directory, database)
     size = 600 * 300 * 4
     assert (found.tensors, found.computed, found.is_measured) == (count, 1, True)
+    assert found.named == ("model.layers.1.mlp.up.weight",)
     assert (found.written_bytes, found.reused_bytes) == (size, total - size)
     assert 0 < found.cpu_seconds < 10
     assert apply(directory, database)[0][0].startswith("model.layers.1.mlp")
