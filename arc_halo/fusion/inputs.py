@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 SMALLEST_WINDOW = 8 * BLOCK_ITEMS
 """Bytes; a block of float64 fits."""
 
-LARGEST_WINDOW = 8
-"""Alignments of its source; what is larger is read no faster, and falls out of the caches."""
+LARGEST_WINDOW = 2**20
+"""Bytes; what is larger is read no faster."""
+
+PIECE_BYTES = 2**20
+"""What is given out at once, unless a part is larger: less would take longer to write."""
 
 KEPT_BYTES = 2**24
 """More than the parts of a merge take at a time."""
@@ -74,7 +78,8 @@ class Input:
         self._floats = "f8" if "F64" in (compute, source.dtype) else "f4"
         alignments = max(1, max(window_bytes, SMALLEST_WINDOW) // source.alignment)
         is_kept = is_reread and source.size_bytes <= window_bytes
-        most = alignments if is_kept else min(alignments, LARGEST_WINDOW)
+        largest = max(1, LARGEST_WINDOW // source.alignment)
+        most = alignments if is_kept else min(alignments, largest)
         self._window_bytes = most * source.alignment
         self._buffer = memoryview(b"")
         self._start = self._end = 0
@@ -156,7 +161,7 @@ def fused_bytes(
     dtype: str,
     observer: Observer | None = None,
 ) -> Iterator[memoryview]:
-    """The raw bytes of a fused tensor, part by part, rounded once to `dtype`.
+    """The raw bytes of a fused tensor, some parts at a time, rounded once to `dtype`.
 
     What is beyond a dtype's range becomes what its own rounding has for that. Raises `FusionError`.
     """
@@ -168,7 +173,17 @@ def fused_bytes(
     keep_freed_memory()
     context = replace(context, dtype=dtype)
     target = dtypes.numpy_dtype(dtype)
+    rest = math.prod(context.shape)
+    piece, filled = np.empty(0, target), 0
     for part in fused_parts(strategy, params, context, scan, observer):
+        if filled + part.size > piece.size:
+            if filled:
+                yield piece[:filled].view(np.uint8).data
+            most = max(part.size, PIECE_BYTES // target.itemsize)
+            piece, filled = np.empty(min(rest, most), target), 0
         with np.errstate(over="ignore", invalid="ignore"):
-            rounded = np.ascontiguousarray(part, target)
-        yield rounded.reshape(-1).view(np.uint8).data
+            piece[filled : filled + part.size] = part.reshape(-1)
+        filled += part.size
+        rest -= part.size
+    if filled:
+        yield piece[:filled].view(np.uint8).data
