@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -188,6 +189,18 @@ def bare_mib(directory: Path) -> float:
     return timed([sys.executable, "-c", waiting], directory).private_mib
 
 
+def bare_seconds(directory: Path, members: Sequence[str]) -> float:
+    """CPU seconds of a loop that averages two files and does nothing else, without its start."""
+    files = [str(directory / "large" / name / "model.safetensors") for name in members]
+    program = Path(__file__).with_name("fusion_bare.py")
+    command = [sys.executable, str(program), *files, str(directory / "bare")]
+    runs = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    return median(runs)
+
+
 def our_command(case: Case, models: Path, out: Path) -> list[str]:
     recipe = out.with_suffix(".yaml")
     reactor = {
@@ -278,6 +291,11 @@ def _compare(case: Case, directory: Path, repetitions: int, program: str | None)
         is_met=ratio <= case.floor,
     )
     if case.name == "linear":
+        bare = bare_seconds(directory, case.members)
+        yield Row(
+            what="linear: the barest loop of NumPy / mergekit's work",
+            figure=f"{bare / median(their_work):.2f}  ({bare:.2f} s)",
+        )
         whole = median(a.cpu_seconds / b.cpu_seconds for a, b in zip(ours, theirs, strict=True))
         yield Row(
             what="linear: the whole command, ours / mergekit's",
