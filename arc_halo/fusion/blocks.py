@@ -16,7 +16,7 @@ from arc_halo.types import Block, FuseContext, FusionStrategy, Part, Scan
 if TYPE_CHECKING:
     from arc_halo.types import FloatArray
 
-BLOCK_ITEMS = 65536
+BLOCK_ITEMS = 32768
 """Elements of a part, about; part of the numerics, since reductions add up part by part."""
 
 
@@ -82,7 +82,7 @@ def fused_parts(
                 measured = strategy.measure(scan, context, **params)
             context = replace(context, measured=measured)
         for block in scan():
-            part = replace(context, base=block.base, start=block.start)
+            part = context.at(block)
             with told(strategy, repr(context.tensor)):
                 fused = np.asarray(strategy.fuse_weights(list(block.tensors), part, **params))
             _check(strategy, context, fused, block)

@@ -15,7 +15,7 @@ from arc_halo.plugins import Provided
 from arc_halo.tensors.digests import format_digest
 from arc_halo.types import FusionStrategy, JsonObject
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised when the engine itself, not a strategy, gives other bits for the same inputs."""
 
 ADAPTER_FIELDS = (
