@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from arc_halo.api import connect as connect
     from arc_halo.errors import ArcHaloError as ArcHaloError
     from arc_halo.hookspecs import hookimpl as hookimpl
+    from arc_halo.outputs import CombineContext as CombineContext
+    from arc_halo.outputs import Outputs as Outputs
     from arc_halo.project import Project as Project
     from arc_halo.types import BodyStore as BodyStore
     from arc_halo.types import ChunkBodies as ChunkBodies
     from arc_halo.types import FuseContext as FuseContext
     from arc_halo.types import FusionStrategy as FusionStrategy
+    from arc_halo.types import ModelRunner as ModelRunner
+    from arc_halo.types import Predictor as Predictor
+    from arc_halo.types import RunnerContext as RunnerContext
     from arc_halo.types import TensorCodec as TensorCodec
     from arc_halo.types import WeightFormat as WeightFormat
     from arc_halo.types import WorkExecutor as WorkExecutor
@@ -36,6 +41,11 @@ _HOMES = {
     "ChunkBodies": "arc_halo.types",
     "FuseContext": "arc_halo.types",
     "FusionStrategy": "arc_halo.types",
+    "CombineContext": "arc_halo.outputs",
+    "ModelRunner": "arc_halo.types",
+    "Outputs": "arc_halo.outputs",
+    "Predictor": "arc_halo.types",
+    "RunnerContext": "arc_halo.types",
     "Halo": "arc_halo.api",
     "Project": "arc_halo.project",
     "TensorCodec": "arc_halo.types",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -16,6 +17,7 @@ from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.formats.finding import find_format
 from arc_halo.manifest.documents import MODEL, MODEL_TYPES, REACTOR, REACTOR_TYPES, ROLES
 from arc_halo.manifest.params import params_problems, with_defaults
+from arc_halo.manifest.reactors import RUN_DEFAULTS
 from arc_halo.names import NAME, VERSION, did_you_mean, is_name, is_storable, is_version
 from arc_halo.project import Project
 from arc_halo.reconcile import kinds, showing
@@ -44,6 +46,8 @@ LOCK_SECONDS = 30.0
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from arc_halo.reactors.running import Answer, RunningReactor
 
     Arrays = Mapping[str, NDArray[Any]]
 
@@ -81,8 +85,11 @@ class Halo:
         self.reactors = Reactors(project)
 
     def close(self) -> None:
-        """Close connections, and stop the embedded server if nobody else uses it."""
-        self.project.close()
+        """End reactors, close connections, and stop the embedded server if nobody else uses it."""
+        try:
+            self.reactors.close()
+        finally:
+            self.project.close()
 
     def __enter__(self) -> Halo:
         return self
@@ -128,6 +135,7 @@ class Models:
             "tags": {},
             "weights": None,
             "tokenizer": None,
+            "runner": None,
         }
         with self._project.connection() as conn, conn.transaction():
             _refuse_existing(conn, MODEL, full_name)
@@ -370,11 +378,51 @@ class Embeddings:
             return embeddings.matrices(conn, None if model is None else _find_model(conn, model).id)
 
 
+class Reactor:
+    """A reactor of the database, for running it: `halo.reactors["story"]`.
+
+    Its members are started by the first run, and stay so until the `Halo` is closed.
+    """
+
+    def __init__(self, project: Project, stack: ExitStack, name: str) -> None:
+        self.name = name
+        self._project = project
+        self._stack = stack
+        self._lock = threading.Lock()
+        self._running: RunningReactor | None = None
+
+    def run(self, inputs: Sequence[Any] | str | Mapping[str, Any]) -> Answer:
+        """Answer a batch of inputs, or the one that is given; threads may do so at once.
+
+        Raises `ReactorError` where the reactor's policy has nothing to answer with.
+        """
+        is_one = isinstance(inputs, str | Mapping)
+        return self._opened().run([inputs] if is_one else list(inputs))
+
+    def _opened(self) -> RunningReactor:
+        with self._lock:
+            if self._running is None:
+                opened = self._project.open_reactor(self.name)
+                self._running = self._stack.enter_context(opened)
+            return self._running
+
+
 class Reactors:
     """Reactors of the database. Those made here belong to no project."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
+        self._stack = ExitStack()
+        self._reactors: dict[str, Reactor] = {}
+
+    def __getitem__(self, name: str) -> Reactor:
+        """The reactor of that name, to be run."""
+        return self._reactors.setdefault(name, Reactor(self._project, self._stack, name))
+
+    def close(self) -> None:
+        """End what runs the members of reactors."""
+        self._reactors.clear()
+        self._stack.close()
 
     def create(
         self,
@@ -411,6 +459,7 @@ class Reactors:
                 "tokenizer": None,
                 "interactions": [],
                 "produces": None,
+                "run": {} if reactor_type == "merge" else dict(RUN_DEFAULTS),
                 "config": {},
                 "description": description,
                 "tags": {},
@@ -492,6 +541,8 @@ def _member(conn: Connection, model: str | UUID) -> JsonObject:
         "weight": 1.0,
         "priority": None,
         "adapters": [],
+        "cost": 1.0,
+        "domains": [],
     }
 
 

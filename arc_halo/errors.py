@@ -80,6 +80,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH070": "models that cannot be fused with one another",
         "AH071": "a fusion strategy failed",
         "AH072": "NaN or infinities in what is to be fused",
+        "AH073": "a reactor cannot answer",
+        "AH074": "answers that make no sense, or that cannot be fused",
+        "AH075": "a member of a reactor does not answer",
         "AH080": "the command line makes no sense",
         "AH090": "a setting has a value that makes no sense",
         "AH099": "another error",
@@ -228,3 +231,21 @@ class NotFiniteError(FusionError):
 
     exit_code = 4
     code = "AH072"
+
+
+class ReactorError(ArcHaloError):
+    """A reactor that cannot answer."""
+
+    code = "AH073"
+
+
+class OutputError(ReactorError):
+    """Answers that make no sense, or that a strategy can make nothing of."""
+
+    code = "AH074"
+
+
+class MemberError(ReactorError):
+    """A member that does not answer."""
+
+    code = "AH075"

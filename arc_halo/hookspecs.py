@@ -6,7 +6,15 @@ from collections.abc import Iterable
 
 import pluggy
 
-from arc_halo.types import BodyStore, FusionStrategy, TensorCodec, WeightFormat, WorkExecutor
+from arc_halo.types import (
+    BodyStore,
+    FusionStrategy,
+    ModelRunner,
+    Predictor,
+    TensorCodec,
+    WeightFormat,
+    WorkExecutor,
+)
 
 PROJECT_NAME = "arc_halo"
 
@@ -101,5 +109,42 @@ def arc_halo_executors() -> Iterable[WorkExecutor]:
         @contextmanager
         def open_loky(address, workers):
             yield loky.get_reusable_executor(workers)
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_runners() -> Iterable[ModelRunner]:
+    """Yield ways to have models answer.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_runners():
+            yield ModelRunner(name="parrot", version=1, summary="says it again", open=open_parrot)
+
+        @contextmanager
+        def open_parrot(context):
+            yield Parrot()
+
+        class Parrot:
+            def answer(self, inputs):
+                return Outputs(texts=tuple(inputs))
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_predictors() -> Iterable[Predictor]:
+    """Yield functions that models with `runner: {uses: python}` answer by.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_predictors():
+            yield Predictor(name="coin", version=1, summary="heads or tails", predict=toss)
+
+        def toss(inputs):
+            return Outputs(scores=np.full((len(inputs), 2), 0.5), classes=("heads", "tails"))
     """
     raise NotImplementedError

@@ -24,6 +24,8 @@ from arc_halo.types import (
     BodyStore,
     FusionStrategy,
     JsonObject,
+    ModelRunner,
+    Predictor,
     TensorCodec,
     WeightFormat,
     WorkExecutor,
@@ -43,6 +45,7 @@ BUILTIN = (
     "arc_halo.executors.threads",
     "arc_halo.formats.safetensors",
     "arc_halo.formats.torch_files",
+    "arc_halo.runners.recorded",
     "arc_halo.strategies.arcee_fusion",
     "arc_halo.strategies.breadcrumbs",
     "arc_halo.strategies.breadcrumbs_ties",
@@ -66,6 +69,7 @@ BUILTIN = (
     "arc_halo.strategies.task_arithmetic",
     "arc_halo.strategies.ties",
     "arc_halo.strategies.tsv_m",
+    "arc_halo.strategies.weighted_average",
     "arc_halo.strategies.wudi",
 )
 
@@ -147,6 +151,14 @@ class PluginManager:
     def executors(self) -> Mapping[str, Provided[WorkExecutor]]:
         return self._index(WorkExecutor, "arc_halo_executors")
 
+    @cached_property
+    def runners(self) -> Mapping[str, Provided[ModelRunner]]:
+        return self._index(ModelRunner, "arc_halo_runners")
+
+    @cached_property
+    def predictors(self) -> Mapping[str, Provided[Predictor]]:
+        return self._index(Predictor, "arc_halo_predictors")
+
     @property
     def providers(self) -> tuple[Provider, ...]:
         """Every provider once, built-ins first."""
@@ -166,6 +178,13 @@ class PluginManager:
 
     def executor(self, name: str) -> WorkExecutor:
         return _find(self.executors, name, "executor").item
+
+    def runner(self, name: str) -> Provided[ModelRunner]:
+        return _find(self.runners, name, "runner")
+
+    def runner_params(self) -> dict[str, JsonObject]:
+        """The params schema of each runner, for the manifest's schema."""
+        return {name: provided.item.params_schema for name, provided in self.runners.items()}
 
     def strategy_params(self) -> dict[str, JsonObject]:
         """The params schema of each strategy, for the manifest's schema."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from arc_halo.manifest.documents import BodiesSetting, Desired, Settings
     from arc_halo.manifest.reading import Manifest
     from arc_halo.plugins import PluginManager
+    from arc_halo.reactors.allowing import Allowance
+    from arc_halo.reactors.running import RunningReactor
     from arc_halo.reconcile.applying import Report
     from arc_halo.reconcile.changes import Plan
     from arc_halo.reconcile.progress import Progress
@@ -165,6 +167,26 @@ class Project:
             plugin_files=tuple(self.plugins.files.items()),
             bodies=(bodies.store, bodies.url) if bodies else None,
         )
+
+    @cached_property
+    def allowance(self) -> Allowance:
+        """What runners may use here: files of the project, and what `settings.allow` lists."""
+        from arc_halo.reactors.allowing import Allowance
+
+        return Allowance(
+            directory=self.directory,
+            allow_paths=self._allow_paths,
+            hosts=self._settings.allowed_hosts,
+            secrets=self._settings.allowed_secrets,
+            environ=self.environ,
+        )
+
+    def open_reactor(self, name: str) -> AbstractContextManager[RunningReactor]:
+        """A reactor with its members started. Raises what `reactors.opening.open_reactor` does."""
+        from arc_halo.reactors.opening import open_reactor
+
+        self.check_schema()
+        return open_reactor(self.weights, self.plugins, self.allowance, name)
 
     @cached_property
     def digests(self) -> DigestCache:

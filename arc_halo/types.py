@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from arc_halo.outputs import Outputs
+
     FloatArray = NDArray[np.floating[Any]]
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -261,6 +263,9 @@ class FusionStrategy:
 
     A param that is one of `member_params` may come as a list, with a number for each member.
 
+    `combine_outputs(outputs, context, *, ...)` gets the `Outputs` of each member that answered, all
+    to the same inputs, and a `CombineContext`; it returns `Outputs` to these inputs.
+
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
     decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
     `is_random` chooses by the members' roots. Where it `is_symmetric` the order of members, each
@@ -314,7 +319,76 @@ def _check_params(name: str, function: Callable[..., Any], schema: JsonObject) -
     takes_others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     if not keywords <= declared or (keywords != declared and not takes_others):
         raise PluginError(
-            f"strategy {name!r}: its function takes the keywords {sorted(keywords)}, "
+            f"{name!r}: its function takes the keywords {sorted(keywords)}, "
             f"its params_schema declares {sorted(declared)}",
             hint="give every schema property a keyword-only parameter of the same name",
         )
+
+
+class RunningModel(Protocol):
+    """A model that answers."""
+
+    def answer(self, inputs: Sequence[Any]) -> Outputs:
+        """What it answers to a batch: one entry an input, in their order.
+
+        Raises what it likes: that is the member's failure, handled by the reactor's policy.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerContext:
+    """What a runner may know of the model that it runs, and how it comes to files and secrets.
+
+    `find_file` resolves a path of the manifest and refuses one outside of the project; `secret`
+    gives the value of an environment variable, and `check_url` passes an address, if the project's
+    `settings.allow` lists them. `tensors` reads the weights one after another, as arrays;
+    `tokenizer` is the model's tokenizer.json. `predictors` has what plugins provide for `python`.
+    `timeout_seconds` is how long the reactor waits for an answer.
+    """
+
+    model: str
+    architecture: JsonObject
+    find_file: Callable[[str], Path]
+    secret: Callable[[str], str]
+    check_url: Callable[[str], None]
+    predictors: Mapping[str, Predictor]
+    tensors: Callable[[], Iterator[tuple[TensorInfo, Any]]]
+    tokenizer: bytes | None = None
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRunner:
+    """A way to have models answer.
+
+    `open(context, *, ...)` is a context manager giving a `RunningModel`, which is called from
+    several threads. Its keyword-only parameters are the properties of `params_schema`, exactly.
+    """
+
+    name: str
+    version: int | None = None
+    summary: str
+    open: Callable[..., AbstractContextManager[RunningModel]]
+    params_schema: JsonObject = field(
+        default_factory=lambda: {"type": "object", "additionalProperties": False}
+    )
+
+    def __post_init__(self) -> None:
+        _check_params(self.name, self.open, self.params_schema)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """A function that the runner `python` calls: scikit-learn, ONNX, anything.
+
+    `predict(inputs)` gets a batch and returns `Outputs`, or an array [inputs, classes] of
+    probabilities, or a list of texts. `load(context)`, if there is one, is called once with the
+    `RunnerContext`, and what it returns is then the first argument: `predict(loaded, inputs)`.
+    """
+
+    name: str
+    version: int | None = None
+    summary: str
+    predict: Callable[..., Any]
+    load: Callable[[RunnerContext], Any] | None = None

@@ -1,5 +1,6 @@
 DROP VIEW v_tensor_lineage;
 DROP VIEW v_fused_tensors;
+DROP VIEW v_reactor_trends;
 DROP VIEW v_reactor_status;
 DROP TABLE reactor_metrics;
 DROP TABLE cognitive_state;

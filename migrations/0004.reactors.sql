@@ -31,6 +31,7 @@ CREATE TABLE cognitive_fusion_reactors (
     base_model_id uuid REFERENCES models DEFERRABLE INITIALLY DEFERRED,
     produces_model_id uuid REFERENCES models ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED,
     recipe jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(recipe) = 'object'),
+    run jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(run) = 'object'),
     config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
     status text NOT NULL DEFAULT 'registered' CHECK (status IN
         ('registered', 'fusing', 'ready', 'disabled', 'failed')),
@@ -53,8 +54,10 @@ COMMENT ON COLUMN cognitive_fusion_reactors.produces_model_id IS
     'The model a merge writes; NULL after that model was deleted.';
 COMMENT ON COLUMN cognitive_fusion_reactors.recipe IS
     'What differs among the tensors of a merge: rules by name, slices of layers, dtypes.';
+COMMENT ON COLUMN cognitive_fusion_reactors.run IS
+    'How it runs: failure policy, quorum, timeout, threshold, recording; its defaults filled in.';
 COMMENT ON COLUMN cognitive_fusion_reactors.config IS
-    'What else the manifest says: failure policy, quorum, thresholds, recording.';
+    'What else the manifest says.';
 
 CREATE INDEX cognitive_fusion_reactors_base_model_id_idx
     ON cognitive_fusion_reactors (base_model_id) WHERE base_model_id IS NOT NULL;
@@ -74,6 +77,8 @@ CREATE TABLE reactor_models (
     weight double precision NOT NULL DEFAULT 1.0
         CHECK (weight > '-Infinity' AND weight < 'Infinity'),
     priority integer,
+    cost double precision NOT NULL DEFAULT 1.0 CHECK (cost >= 0 AND cost < 'Infinity'),
+    domains text[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (reactor_id, model_id),
     UNIQUE (reactor_id, ordinal) DEFERRABLE
 );
@@ -85,6 +90,11 @@ COMMENT ON COLUMN reactor_models.weight IS
     'As declared, not normalised; it may be negative.';
 COMMENT ON COLUMN reactor_models.priority IS
     'The order in a cascade, lowest first; NULL means the order of declaration.';
+
+COMMENT ON COLUMN reactor_models.cost IS
+    'What one answer costs, in any unit; a cascade adds it up.';
+COMMENT ON COLUMN reactor_models.domains IS
+    'Of a specialist: the domains whose inputs it is asked.';
 
 CREATE TABLE reactor_adapters (
     reactor_id uuid NOT NULL,
@@ -128,6 +138,8 @@ COMMENT ON TABLE model_interaction_graph IS
 CREATE INDEX model_interaction_graph_to_model_id_idx
     ON model_interaction_graph (reactor_id, to_model_id);
 
+-- What was asked and answered is json, not jsonb, and not compressed: hundreds of numbers are kept as
+-- they come, and a run does not wait for more.
 CREATE TABLE fusion_operations (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     reactor_id uuid REFERENCES cognitive_fusion_reactors ON DELETE SET NULL
@@ -146,9 +158,12 @@ CREATE TABLE fusion_operations (
     output_model_name text,
     output_model_version text,
     output_root bytea CHECK (octet_length(output_root) = 32),
-    input jsonb,
-    output jsonb,
+    input json,
+    output json,
     error text,
+    input_count integer CHECK (input_count >= 0),
+    execution_ms double precision CHECK (execution_ms >= 0),
+    cost double precision,
     tensor_count integer CHECK (tensor_count >= 0),
     size_bytes bigint CHECK (size_bytes >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -159,6 +174,8 @@ CREATE TABLE fusion_operations (
         CHECK ((status IN ('completed', 'failed')) = (finished_at IS NOT NULL)),
     CONSTRAINT fusion_operations_failed_has_error CHECK (status <> 'failed' OR error IS NOT NULL)
 );
+ALTER TABLE fusion_operations ALTER COLUMN input SET STORAGE EXTERNAL;
+ALTER TABLE fusion_operations ALTER COLUMN output SET STORAGE EXTERNAL;
 COMMENT ON TABLE fusion_operations IS
     'Every fusion: merges of weights with their lineage, and runs and evaluations of reactors.';
 COMMENT ON COLUMN fusion_operations.reactor_name IS
@@ -177,6 +194,14 @@ COMMENT ON COLUMN fusion_operations.output_root IS
     'Root of the weights that a merge made.';
 COMMENT ON COLUMN fusion_operations.input IS
     'What a reactor was asked, as far as its record policy keeps it.';
+COMMENT ON COLUMN fusion_operations.output IS
+    'What was answered, as far as the record policy keeps it; of an evaluation its figures.';
+COMMENT ON COLUMN fusion_operations.input_count IS
+    'Inputs of the batch that a reactor was asked.';
+COMMENT ON COLUMN fusion_operations.execution_ms IS
+    'From the first member asked to the fused answer.';
+COMMENT ON COLUMN fusion_operations.cost IS
+    'The members'' costs of all answers, added up.';
 COMMENT ON COLUMN fusion_operations.expires_at IS
     'When input and output may be removed; NULL keeps them.';
 
@@ -198,16 +223,36 @@ CREATE TABLE fusion_operation_inputs (
     role text CHECK (role IN ('primary', 'secondary', 'validator', 'specialist')),
     is_base boolean NOT NULL DEFAULT false,
     weight double precision,
+    status text CHECK (status IN ('answered', 'failed', 'fell_back', 'not_asked')),
+    answered_count integer CHECK (answered_count >= 0),
+    execution_ms double precision CHECK (execution_ms >= 0),
+    cost double precision,
+    output json,
+    output_set_id bigint REFERENCES weight_sets,
+    error text,
     PRIMARY KEY (operation_id, ordinal),
+    CONSTRAINT fusion_operation_inputs_failed_has_error
+        CHECK (status NOT IN ('failed', 'fell_back') OR error IS NOT NULL),
     CONSTRAINT fusion_operation_inputs_base_has_no_role CHECK (NOT is_base OR role IS NULL)
 );
+ALTER TABLE fusion_operation_inputs ALTER COLUMN output SET STORAGE EXTERNAL;
 COMMENT ON TABLE fusion_operation_inputs IS
     'Lineage: the models that went into a fusion, by root. No foreign keys, so that it outlives them.';
 COMMENT ON COLUMN fusion_operation_inputs.root IS
     'Root of the weights used; NULL for a member that has none here.';
+COMMENT ON COLUMN fusion_operation_inputs.status IS
+    'Of a run: whether the member answered, failed, had another answer in its place, or was not asked.';
+COMMENT ON COLUMN fusion_operation_inputs.answered_count IS
+    'To how many inputs of the batch it answered.';
+COMMENT ON COLUMN fusion_operation_inputs.output IS
+    'What it answered, as far as the record policy keeps it.';
+COMMENT ON COLUMN fusion_operation_inputs.output_set_id IS
+    'Where large arrays of its answer are kept, as a weight set.';
 COMMENT ON COLUMN fusion_operation_inputs.is_base IS
     'The base model, which has neither role nor weight.';
 
+CREATE INDEX fusion_operation_inputs_output_set_id_idx
+    ON fusion_operation_inputs (output_set_id) WHERE output_set_id IS NOT NULL;
 CREATE INDEX fusion_operation_inputs_root_idx
     ON fusion_operation_inputs (root) WHERE root IS NOT NULL;
 
@@ -394,6 +439,22 @@ LEFT JOIN LATERAL (
 ) AS l ON true;
 COMMENT ON VIEW v_reactor_status IS
     'One row for each reactor: its members, what it produces, and how its operations went.';
+
+CREATE VIEW v_reactor_trends AS
+SELECT
+    r.reactor_name,
+    m.metric,
+    date_trunc('hour', m.recorded_at) AS hour,
+    count(*) AS measurements,
+    sum(m.sample_count) AS samples,
+    avg(m.value) AS mean,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY m.value) AS median,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY m.value) AS p95
+FROM reactor_metrics AS m
+JOIN cognitive_fusion_reactors AS r ON r.id = m.reactor_id
+GROUP BY r.reactor_name, m.metric, date_trunc('hour', m.recorded_at);
+COMMENT ON VIEW v_reactor_trends IS
+    'What was measured of reactors, hour by hour.';
 
 CREATE VIEW v_fused_tensors AS
 SELECT

@@ -434,9 +434,33 @@ def test_a_reactor_is_created_and_models_are_added(halo: Halo) -> None:
     halo.reactors.add_model("mix", halo.models.get("c").id)
     document = halo.reactors.get("mix")
     assert document["members"] == [
-        {"model": "a@1.0.0", "role": "secondary", "weight": 1.0, "priority": None, "adapters": []},
-        {"model": "b@1.0.0", "role": "validator", "weight": 0.25, "priority": 2, "adapters": []},
-        {"model": "c@1.0.0", "role": "secondary", "weight": 1.0, "priority": None, "adapters": []},
+        {
+            "model": "a@1.0.0",
+            "role": "secondary",
+            "weight": 1.0,
+            "priority": None,
+            "adapters": [],
+            "cost": 1.0,
+            "domains": [],
+        },
+        {
+            "model": "b@1.0.0",
+            "role": "validator",
+            "weight": 0.25,
+            "priority": 2,
+            "adapters": [],
+            "cost": 1.0,
+            "domains": [],
+        },
+        {
+            "model": "c@1.0.0",
+            "role": "secondary",
+            "weight": 1.0,
+            "priority": None,
+            "adapters": [],
+            "cost": 1.0,
+            "domains": [],
+        },
     ]
     assert (document["type"], document["uses"], document["params"]) == (
         "ensemble", "linear", {"normalize": False},

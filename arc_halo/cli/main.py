@@ -24,6 +24,7 @@ from arc_halo.cli.migrate import migrate
 from arc_halo.cli.plan import plan
 from arc_halo.cli.plugin import plugin
 from arc_halo.cli.plugins import plugins
+from arc_halo.cli.reactor import reactor
 from arc_halo.cli.show import get, show
 from arc_halo.cli.tensors import tensors
 from arc_halo.cli.validate import schema, validate
@@ -32,7 +33,8 @@ from arc_halo.errors import ArcHaloError
 INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
+    import_, export, fuse, reactor, diff,
+    tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 @click.option("--hooks", is_flag=True, help="List the hooks a plugin may implement instead.")
 @click.pass_obj
 def plugins(invocation: Invocation, hooks: bool) -> None:
-    """List the strategies, codecs, formats, body stores and executors that are loaded.
+    """List the strategies, codecs, formats, body stores, executors and runners that are loaded.
 
     \b
     Examples:
@@ -38,6 +38,8 @@ def _provided(invocation: Invocation) -> tuple[tuple[str, ...], list[tuple[str, 
         ("format", manager.formats),
         ("body store", manager.body_stores),
         ("executor", manager.executors),
+        ("runner", manager.runners),
+        ("predictor", manager.predictors),
     )
     rows: list[tuple[str, ...]] = [
         (kind, name, provided.version, str(provided.provider), provided.item.summary)

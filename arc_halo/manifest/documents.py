@@ -26,6 +26,9 @@ MODEL_TYPES = (
     "embedding", "classifier", "other",
 )  # fmt: skip
 REACTOR_TYPES = ("merge", "ensemble", "cascade", "parallel", "hierarchical")
+LOOKING_BACK = ("validates", "corrects")
+"""Interactions in which the member they come from is asked about the other's answer."""
+
 ROLES = ("primary", "secondary", "validator", "specialist")
 
 
@@ -81,6 +84,7 @@ class ModelSpec:
     tags: Mapping[str, Any] = field(default_factory=dict)
     weights: WeightsSource | None = None
     tokenizer: TokenizerSource | None = None
+    runner: JsonObject | None = None
     produced_by: str | None = None
 
     def as_json(self) -> JsonObject:
@@ -89,6 +93,7 @@ class ModelSpec:
             "type": self.type,
             "architecture": self.architecture,
             "description": self.description,
+            "runner": self.runner,
             "aliases": sorted(self.aliases),
             "tags": dict(self.tags),
         }
@@ -128,6 +133,8 @@ class MemberSpec:
     weight: float
     priority: int | None
     adapters: tuple[AdapterSpec, ...] = ()
+    cost: float = 1.0
+    domains: tuple[str, ...] = ()
 
     def as_json(self) -> JsonObject:
         return {
@@ -136,6 +143,8 @@ class MemberSpec:
             "weight": self.weight,
             "priority": self.priority,
             "adapters": [adapter.as_json() for adapter in self.adapters],
+            "cost": self.cost,
+            "domains": list(self.domains),
         }
 
 
@@ -145,6 +154,15 @@ class InteractionSpec:
     target: str
     kind: str
     weight: float
+
+    @property
+    def first(self) -> str:
+        """The member whose answer the other one waits for."""
+        return self.target if self.kind in LOOKING_BACK else self.source
+
+    @property
+    def second(self) -> str:
+        return self.source if self.kind in LOOKING_BACK else self.target
 
     def as_json(self) -> JsonObject:
         return {"from": self.source, "to": self.target, "kind": self.kind, "weight": self.weight}
@@ -220,6 +238,7 @@ class ReactorSpec:
     tokenizer: VocabularySpec | None = None
     interactions: tuple[InteractionSpec, ...] = ()
     produces: str | None = None
+    run: JsonObject = field(default_factory=dict)
     config: JsonObject = field(default_factory=dict)
     description: str | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
@@ -260,6 +279,7 @@ class ReactorSpec:
             "tokenizer": self.tokenizer.as_json() if self.tokenizer else None,
             "interactions": [edge.as_json() for edge in self.interactions],
             "produces": self.produces,
+            "run": self.run,
             "config": self.config,
             "description": self.description,
             "tags": dict(self.tags),
@@ -315,6 +335,8 @@ class Settings:
     prune: bool = False
     max_deletes: int | None = None
     retain_revisions: int = 20
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_secrets: tuple[str, ...] = ()
     executor: str = "threads"
     bodies: BodiesSetting | None = None
 

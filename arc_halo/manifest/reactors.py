@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 from arc_halo.manifest.collect import Names
 from arc_halo.manifest.documents import (
@@ -21,6 +22,17 @@ from arc_halo.manifest.problems import Found, Pointer, Problems
 from arc_halo.manifest.references import References
 from arc_halo.plugins import PluginManager
 from arc_halo.types import FusionStrategy, JsonObject
+
+RUN_DEFAULTS: JsonObject = {
+    "on_failure": "fail",
+    "fallback": None,
+    "quorum": 1,
+    "timeout": None,
+    "threshold": 0.8,
+    "choose": "all",
+    "record": "full",
+    "record_ttl": None,
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +55,7 @@ class ReactorResolver:
         if strategy is not None:
             self._check_params(found, strategy[0])
         places = self._places(found, members, base_name)
+        run = self._run(found, members)
         if strategy is None or len(self.problems.listed) > count:
             return None
         uses, params = strategy
@@ -57,6 +70,7 @@ class ReactorResolver:
             **parts_of(found.data, places),
             interactions=tuple(interactions),
             produces=f"{produces['model']}@{produces['version']}" if produces else None,
+            run=run,
             config=found.data.get("config", {}),
             description=found.data.get("description"),
             tags=found.data.get("tags", {}),
@@ -119,7 +133,44 @@ class ReactorResolver:
             )
             self._check_edge(found, index, edge, edges)
             edges.append(edge)
+        self._check_cycles(found, edges)
         return edges
+
+    def _run(self, found: Found, members: Sequence[MemberSpec]) -> JsonObject:
+        """How the reactor runs, defaults filled in; nothing for a merge, which does not."""
+        data = found.data.get("run", {})
+        if found.data["type"] == "merge":
+            if "run" in found.data:
+                message = "run: a merge is made when it is applied, and does not run"
+                self.problems.add(found, ("run",), "AH023", message, None, key=True)
+            return {}
+        run = {**RUN_DEFAULTS, **data}
+        if run["fallback"] is not None:
+            run["fallback"] = self._end(found, ("run", "fallback"), run["fallback"], members)
+        elif run["on_failure"] == "fallback":
+            message = "on_failure: fallback, and no member is named that answers then"
+            self.problems.add(
+                found, ("run", "on_failure"), "AH023", message, "add `fallback: MODEL`"
+            )
+        if run["quorum"] > len(found.data["members"]):
+            message = f"quorum: {run['quorum']} of {len(found.data['members'])} members"
+            self.problems.add(found, ("run", "quorum"), "AH023", message, None)
+        return run
+
+    def _check_cycles(self, found: Found, edges: Sequence[InteractionSpec]) -> None:
+        """What members of a hierarchy wait for must come to an end."""
+        if found.data["type"] != "hierarchical":
+            return
+        waits: dict[str, set[str]] = {}
+        for edge in edges:
+            waits.setdefault(edge.second, set()).add(edge.first)
+        try:
+            tuple(TopologicalSorter(waits).static_order())
+        except CycleError as exc:
+            path = " -> ".join(exc.args[1])
+            message = f"the interactions go round in a circle: {path}"
+            hint = "break one of these links"
+            self.problems.add(found, ("interactions",), "AH021", message, hint, key=True)
 
     def _check_params(self, found: Found, uses: str) -> None:
         """Those of rules and slices."""
@@ -350,6 +401,8 @@ def member_spec(data: JsonObject, model: str, adapters: Sequence[str]) -> Member
         role=data.get("role", "secondary"),
         weight=float(data.get("weight", 1.0)),
         priority=data.get("priority"),
+        cost=float(data.get("cost", 1.0)),
+        domains=tuple(data.get("domains", ())),
         adapters=tuple(
             AdapterSpec(model=name, scale=scale)
             for name, scale in zip(adapters, scales, strict=True)

@@ -52,7 +52,10 @@ def read_manifest(
 def schema_of(plugins: PluginManager) -> JsonObject:
     """The JSON Schema of manifests that may use what `plugins` provide."""
     return compose_schema(
-        plugins.strategy_params(), list(plugins.codecs), list(plugins.body_stores)
+        plugins.strategy_params(),
+        list(plugins.codecs),
+        list(plugins.body_stores),
+        plugins.runner_params(),
     )
 
 

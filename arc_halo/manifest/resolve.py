@@ -133,9 +133,20 @@ def read_settings(head: JsonObject) -> Settings:
         prune=settings.get("prune", defaults.prune),
         max_deletes=settings.get("max_deletes"),
         retain_revisions=settings.get("retain_revisions", defaults.retain_revisions),
+        allowed_hosts=tuple(settings.get("allow", {}).get("hosts", ())),
+        allowed_secrets=tuple(settings.get("allow", {}).get("secrets", ())),
         executor=settings.get("executor", defaults.executor),
         bodies=BodiesSetting(**storage["bodies"]) if "bodies" in storage else None,
     )
+
+
+def runner_of(data: JsonObject, plugins: PluginManager) -> JsonObject | None:
+    """The runner that a model names, its params with their defaults."""
+    if (runner := data.get("runner")) is None:
+        return None
+    schema = plugins.runner(runner["uses"]).item.params_schema
+    params = with_defaults(runner.get("params", {}), schema)
+    return {"uses": runner["uses"], "params": params}
 
 
 def _model_texts(data: JsonObject) -> Iterator[str]:
@@ -216,6 +227,7 @@ class _Resolver:
             tags=found.data.get("tags", {}),
             weights=weights,
             tokenizer=self.files.tokenizer(found),
+            runner=runner_of(found.data, self.plugins),
         )
         return self._declaration(MODEL, found, spec, self._delta_base(weights))
 
@@ -244,6 +256,7 @@ class _Resolver:
             description=found.data.get("description"),
             aliases=tuple(found.data.get("aliases", ())),
             tags=found.data.get("tags", {}),
+            runner=runner_of(found.data, self.plugins),
             produced_by=f"{REACTOR}/{reactor.name}",
         )
         depends_on = tuple(Key(kind=MODEL, name=n) for n in spec.models if n in self.names.models)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Final
 
 from arc_halo.config import parse_size
@@ -28,25 +29,36 @@ def compose_schema(
     strategy_params: Mapping[str, JsonObject],
     codec_names: Sequence[str],
     body_stores: Sequence[str] = ("postgres",),
+    runner_params: Mapping[str, JsonObject] = MappingProxyType({}),
 ) -> JsonObject:
-    """Return the JSON Schema (2020-12) of a manifest for these strategies and codecs.
+    """Return the JSON Schema (2020-12) of a manifest for these strategies, codecs and runners.
 
     Editors and `arc-halo schema` use it as it is. A strategy's params schema stands in it once
-    and holds for `params` beside `uses: NAME` and, in a reactor, beside `strategy: NAME`.
+    and holds for `params` beside `uses: NAME` and, in a reactor, beside `strategy: NAME`; a
+    runner's for `params` beside `uses: NAME` in `runner`.
     """
     schema: JsonObject = json.loads(_base_text())
     definitions = schema["$defs"]
     definitions["codec"]["enum"] = sorted([*codec_names, AUTO])
     definitions["body_store"]["enum"] = sorted(body_stores)
     definitions["strategy_name"]["enum"] = sorted(strategy_params)
-    for number, (name, params) in enumerate(sorted(strategy_params.items())):
-        reference = f"#/$defs/{PARAMS}{number}"
-        own = {key: value for key, value in params.items() if key not in ("$schema", "$id")}
-        definitions[f"{PARAMS}{number}"] = {"title": name, **_moved(own, reference)}
-        for kind, field in (("strategy", "uses"), ("reactor", "strategy")):
-            rule = _params_rule(field, name, reference, bool(params.get("required")))
-            definitions[kind].setdefault("allOf", []).append(rule)
+    definitions["runner_name"]["enum"] = sorted(runner_params)
+    _add_params(definitions, strategy_params, {"strategy": "uses", "reactor": "strategy"})
+    _add_params(definitions, runner_params, {"runner": "uses"})
     return schema
+
+
+def _add_params(
+    definitions: JsonObject, schemas: Mapping[str, JsonObject], fields: Mapping[str, str]
+) -> None:
+    """Have `params` fit the schema of what the field of each kind names."""
+    for name, params in sorted(schemas.items()):
+        place = f"{PARAMS}{sum(each.startswith(PARAMS) for each in definitions)}"
+        own = {key: value for key, value in params.items() if key not in ("$schema", "$id")}
+        definitions[place] = {"title": name, **_moved(own, f"#/$defs/{place}")}
+        for kind, field in fields.items():
+            rule = _params_rule(field, name, f"#/$defs/{place}", bool(params.get("required")))
+            definitions[kind].setdefault("allOf", []).append(rule)
 
 
 def validate(sources: Sequence[Source], schema: JsonObject) -> list[Problem]:

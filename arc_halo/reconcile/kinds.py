@@ -150,6 +150,7 @@ def _model_item(item: Written) -> JsonObject:
         "source": item.weights_source,
         "tokenizer": (tokenizer.get("digest") or "").removeprefix("sha256:") or None,
         "tokenizer_source": tokenizer.get("source"),
+        "runner": item.spec.get("runner"),
     }
 
 

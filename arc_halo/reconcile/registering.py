@@ -191,6 +191,7 @@ def _spec(
             "tags": {},
             "weights": weights,
             "tokenizer": None,
+            "runner": None,
         }
     had = before["weights"]
     after = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.errors import WeightsError
@@ -55,7 +55,7 @@ SELECT model.model_name || '@' || model.version AS name, model.id,
        md5(ROW(model.model_type, model.architecture_config, model.architecture_family,
                model.description, model.tags, model.parameter_count, model.status,
                sets.root, model.weights_metadata, model.weights_source,
-               model.tokenizer_digest, model.tokenizer_source, aliases.names,
+               model.tokenizer_digest, model.tokenizer_source, model.runner, aliases.names,
                layers.rows, layers.digest, heads.rows, heads.digest,
                parts.rows, parts.digest, tables.list)::text) AS digest
 FROM wanted AS model
@@ -77,6 +77,7 @@ SELECT model.model_name || '@' || model.version AS name,
                                 FROM model_aliases AS alias WHERE alias.model_id = model.id),
                                '[]'::jsonb),
            'tags', model.tags,
+           'runner', model.runner,
            'weights', CASE WHEN sets.root IS NOT NULL THEN jsonb_build_object(
                'root', 'sha256:' || encode(sets.root, 'hex'),
                'metadata', model.weights_metadata,
@@ -97,14 +98,16 @@ SELECT FROM weight_sets WHERE root = ANY(%(roots)s) ORDER BY root FOR KEY SHARE
 UPSERT = """
 INSERT INTO models (model_name, version, model_type, architecture_config, architecture_family,
                     description, tags, weight_set_id, weights_metadata,
-                    weights_source, tokenizer_digest, tokenizer_source, parameter_count, status)
+                    weights_source, tokenizer_digest, tokenizer_source, runner, parameter_count,
+                    status)
 SELECT item.name, item.version, item.type, item.architecture, item.family, item.description,
        item.tags, sets.id, item.metadata, item.source, decode(item.tokenizer, 'hex'),
-       item.tokenizer_source, sets.parameter_count,
+       item.tokenizer_source, item.runner, sets.parameter_count,
        CASE WHEN sets.id IS NULL THEN 'registered' ELSE 'ready' END
 FROM jsonb_to_recordset(%(items)s) AS item (
     name text, version text, type text, architecture jsonb, family text, description text,
-    tags jsonb, root text, metadata jsonb, source jsonb, tokenizer text, tokenizer_source text)
+    tags jsonb, root text, metadata jsonb, source jsonb, tokenizer text, tokenizer_source text,
+    runner jsonb)
 LEFT JOIN weight_sets AS sets ON sets.root = decode(item.root, 'hex')
 ON CONFLICT (model_name, version) DO UPDATE
 SET model_type = excluded.model_type,
@@ -119,6 +122,7 @@ SET model_type = excluded.model_type,
         ELSE excluded.weights_source END,
     tokenizer_digest = excluded.tokenizer_digest,
     tokenizer_source = excluded.tokenizer_source,
+    runner = excluded.runner,
     parameter_count = excluded.parameter_count,
     status = excluded.status
 RETURNING id, model_name, version, weight_set_id
@@ -236,6 +240,15 @@ JOIN cognitive_fusion_reactors AS reactor ON reactor.id = used.reactor_id
 ORDER BY reactor.reactor_name, model
 """
 
+RUNNABLE = """
+SELECT model.model_name || '@' || model.version AS name, model.runner,
+       model.architecture_config AS architecture, sets.root, model.weight_set_id,
+       model.tokenizer_digest
+FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
+"""
+
 RECORD = """
 SELECT model.id, model.model_name AS name, model.version, model.model_type AS type,
        model.architecture_config AS architecture, model.architecture_family AS family,
@@ -245,6 +258,7 @@ SELECT model.id, model.model_name AS name, model.version, model.model_type AS ty
            AS produced_by,
        model.parameter_count, model.weight_set_id, sets.root, sets.tensor_count,
        sets.size_bytes, model.weights_metadata AS metadata, model.tokenizer_digest,
+       model.runner,
        ARRAY(SELECT alias.alias FROM model_aliases AS alias WHERE alias.model_id = model.id
              ORDER BY alias.alias) AS aliases,
        model.created_at, model.updated_at
@@ -294,6 +308,7 @@ class ModelRecord:
     size_bytes: int | None
     metadata: dict[str, str] | None
     tokenizer_digest: bytes | None
+    runner: JsonObject | None
     aliases: list[str]
     created_at: datetime
     updated_at: datetime
@@ -435,3 +450,10 @@ def split_names(names: Iterable[str]) -> dict[str, list[str]]:
 def _pair(full_name: str) -> tuple[str, str]:
     name, _, version = full_name.partition("@")
     return name, version
+
+
+def runnable(conn: Connection, names: Sequence[str]) -> dict[str, JsonObject]:
+    """What it takes to have each model answer: runner, architecture, weights and tokenizer."""
+    with conn.cursor(row_factory=dict_row, binary=True) as cursor:
+        rows = cursor.execute(RUNNABLE, split_names(names)).fetchall()
+    return {row.pop("name"): row for row in rows}

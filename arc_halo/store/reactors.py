@@ -27,6 +27,7 @@ SELECT reactor.id, reactor.reactor_name AS name,
            'base', base.model_name || '@' || base.version,
            'interactions', coalesce(edges.list, '[]'::jsonb),
            'produces', produced.model_name || '@' || produced.version,
+           'run', reactor.run,
            'config', reactor.config,
            'description', reactor.description,
            'tags', reactor.tags) || reactor.recipe AS spec
@@ -37,6 +38,7 @@ LEFT JOIN (
     SELECT member.reactor_id, jsonb_agg(jsonb_build_object(
                'model', model.model_name || '@' || model.version, 'role', member.role,
                'weight', member.weight, 'priority', member.priority,
+               'cost', member.cost, 'domains', to_jsonb(member.domains),
                'adapters', coalesce(adapters.list, '[]'::jsonb)) ORDER BY member.ordinal)
                AS list
     FROM reactor_models AS member JOIN models AS model ON model.id = member.model_id
@@ -73,13 +75,13 @@ SELECT live.name, live.spec FROM ({SPECS}) AS live
 
 UPSERT = """
 INSERT INTO cognitive_fusion_reactors (reactor_name, reactor_type, strategy_name, strategy_uses,
-                                       params, base_model_id, produces_model_id, recipe, config,
-                                       description, tags, status)
+                                       params, base_model_id, produces_model_id, recipe, run,
+                                       config, description, tags, status)
 SELECT item.name, item.type, item.strategy, item.uses, item.params, base.id, produced.id,
-       item.recipe, item.config, item.description, item.tags, item.status
+       item.recipe, item.run, item.config, item.description, item.tags, item.status
 FROM jsonb_to_recordset(%(items)s) AS item (
     name text, type text, strategy text, uses text, params jsonb, base text, produces text,
-    recipe jsonb, config jsonb, description text, tags jsonb, status text)
+    recipe jsonb, run jsonb, config jsonb, description text, tags jsonb, status text)
 LEFT JOIN models AS base
   ON base.model_name = split_part(item.base, '@', 1)
  AND base.version = split_part(item.base, '@', 2)
@@ -90,8 +92,8 @@ ON CONFLICT (reactor_name) DO UPDATE
 SET reactor_type = excluded.reactor_type, strategy_name = excluded.strategy_name,
     strategy_uses = excluded.strategy_uses, params = excluded.params,
     base_model_id = excluded.base_model_id, produces_model_id = excluded.produces_model_id,
-    recipe = excluded.recipe, config = excluded.config, description = excluded.description,
-    tags = excluded.tags,
+    recipe = excluded.recipe, run = excluded.run, config = excluded.config,
+    description = excluded.description, tags = excluded.tags,
     status = CASE WHEN cognitive_fusion_reactors.status IN ('registered', 'ready')
                   THEN excluded.status ELSE cognitive_fusion_reactors.status END
 RETURNING reactor_name, id
@@ -106,10 +108,12 @@ DELETE FROM reactor_models WHERE reactor_id = ANY(%(ids)s)
 """
 
 INSERT_MEMBERS = """
-INSERT INTO reactor_models (reactor_id, model_id, ordinal, role, weight, priority)
-SELECT item.reactor_id, model.id, item.ordinal, item.role, item.weight, item.priority
+INSERT INTO reactor_models (reactor_id, model_id, ordinal, role, weight, priority, cost, domains)
+SELECT item.reactor_id, model.id, item.ordinal, item.role, item.weight, item.priority, item.cost,
+       item.domains
 FROM jsonb_to_recordset(%(items)s) AS item (
-    reactor_id uuid, model text, ordinal int, role text, weight double precision, priority int)
+    reactor_id uuid, model text, ordinal int, role text, weight double precision, priority int,
+    cost double precision, domains text[])
 JOIN models AS model
   ON model.model_name = split_part(item.model, '@', 1)
  AND model.version = split_part(item.model, '@', 2)

@@ -43,13 +43,16 @@ MANIFEST_SECTIONS = {
     "Storage": SCHEMA["$defs"]["storage"],
     "Bodies": SCHEMA["$defs"]["bodies"],
     "Settings": SCHEMA["$defs"]["settings"],
+    "Allowed": SCHEMA["$defs"]["settings"]["properties"]["allow"],
+    "Runner": SCHEMA["$defs"]["runner"],
+    "Run": SCHEMA["$defs"]["run"],
 }
 NO_VALUE = "\N{EN DASH}"
 RESOURCES = ("Models", "Strategies", "Reactors")
 
 DESCRIPTORS = (
     "FusionStrategy", "FuseContext", "TensorCodec", "WeightFormat", "TensorInfo", "BodyStore",
-    "WorkExecutor",
+    "WorkExecutor", "ModelRunner", "RunnerContext", "Predictor",
 )  # fmt: skip
 
 

@@ -22,7 +22,11 @@ from arc_halo.strategies._draws import draws
 from arc_halo.strategies._selection import cuts
 from arc_halo.types import Block, FuseContext, FusionStrategy
 
-STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
+STRATEGIES = {
+    name: provided.item
+    for name, provided in PluginManager().strategies.items()
+    if provided.item.fuse_weights is not None
+}
 PARAMS: dict[str, dict[str, Any]] = {
     "nearswap": {"t": 0.2},
     "ties": {"density": 0.3},

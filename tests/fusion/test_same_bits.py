@@ -25,7 +25,9 @@ ORDERS = (("one", "two", "three"), ("three", "two", "one"), ("two", "three", "on
 EXACT = sorted(
     name
     for name, provided in PluginManager().strategies.items()
-    if provided.item.numerics == "exact" and provided.item.max_members is None
+    if provided.item.numerics == "exact"
+    and provided.item.fuse_weights is not None
+    and provided.item.max_members is None
 )
 SYMMETRIC = [name for name in EXACT if PluginManager().strategies[name].item.is_symmetric]
 PARAMS: dict[str, dict[str, Any]] = {

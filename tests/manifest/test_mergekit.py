@@ -15,7 +15,11 @@ from arc_halo.manifest.mergekit_methods import BY_MEMBER
 from arc_halo.manifest.recipe_files import read_recipe
 from arc_halo.plugins import PluginManager
 
-STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
+STRATEGIES = {
+    name: provided.item
+    for name, provided in PluginManager().strategies.items()
+    if provided.item.fuse_weights is not None
+}
 
 
 def document(method: str, **fields: Any) -> dict[str, Any]:

@@ -96,8 +96,24 @@ def test_references_become_full_names_and_defaults_are_filled_in(tmp_path: Path)
         "plain", "linear", {"normalize": True},
     )  # fmt: skip
     assert spec["members"] == [
-        {"model": "a@1.0.0", "role": "secondary", "weight": 1.0, "priority": None, "adapters": []},
-        {"model": "b@3", "role": "primary", "weight": 2.0, "priority": 4, "adapters": []},
+        {
+            "model": "a@1.0.0",
+            "role": "secondary",
+            "weight": 1.0,
+            "priority": None,
+            "adapters": [],
+            "cost": 1.0,
+            "domains": [],
+        },
+        {
+            "model": "b@3",
+            "role": "primary",
+            "weight": 2.0,
+            "priority": 4,
+            "adapters": [],
+            "cost": 1.0,
+            "domains": [],
+        },
     ]
     assert spec["interactions"] == [
         {"from": "b@3", "to": "a@1.0.0", "kind": "validates", "weight": 1.0}

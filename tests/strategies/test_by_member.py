@@ -11,7 +11,11 @@ from arc_halo.fusion.blocks import fuse_arrays
 from arc_halo.plugins import PluginManager
 from arc_halo.types import FuseContext
 
-STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
+STRATEGIES = {
+    name: provided.item
+    for name, provided in PluginManager().strategies.items()
+    if provided.item.fuse_weights is not None
+}
 VALUES = {"density": (0.3, 0.7), "epsilon": (0.05, 0.2), "gamma": (0.02, 0.3)}
 CASES = [(name, param) for name, each in STRATEGIES.items() for param in each.member_params]
 

@@ -7,7 +7,11 @@ from typing import Any
 from arc_halo.plugins import PluginManager
 from arc_halo.testing import StrategyContract
 
-STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
+STRATEGIES = {
+    name: provided.item
+    for name, provided in PluginManager().strategies.items()
+    if provided.item.fuse_weights is not None
+}
 
 # The engine refuses members with NaN. By itself, what drops elements may drop that one too.
 QUIET: dict[str, Any] = {"spreads_nan": False}

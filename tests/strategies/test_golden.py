@@ -23,7 +23,7 @@ FILE = Path(__file__).parent / "golden" / "digests.json"
 STRATEGIES = {
     name: provided.item
     for name, provided in PluginManager().strategies.items()
-    if provided.item.numerics == "exact"
+    if provided.item.numerics == "exact" and provided.item.fuse_weights is not None
 }
 PARAMS: dict[str, list[dict[str, Any]]] = {
     "nearswap": [{"t": 0.25}],

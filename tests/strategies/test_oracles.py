@@ -17,7 +17,11 @@ from arc_halo.strategies._draws import kept
 from arc_halo.types import FuseContext
 from tests.strategies.oracles import ORACLES
 
-STRATEGIES = {name: provided.item for name, provided in PluginManager().strategies.items()}
+STRATEGIES = {
+    name: provided.item
+    for name, provided in PluginManager().strategies.items()
+    if provided.item.fuse_weights is not None
+}
 SHAPES = [(), (1,), (7,), (0,), (4, 0), (3, 5), (2, 3, 4), (300, 301)]
 SIGNS = [
     {"elect": e, "divide": d}

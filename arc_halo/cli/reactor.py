@@ -1,0 +1,249 @@
+"""`arc-halo reactor`: reactors that fuse outputs, run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from arc_halo.cli.invocation import Invocation, render, table
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+
+if TYPE_CHECKING:
+    from arc_halo.outputs import Outputs
+    from arc_halo.reactors.running import Answer
+    from arc_halo.types import JsonObject
+
+TREND_SPAN = timedelta(days=1)
+SHOWN = 20
+"""Answers of a batch that are listed for people."""
+
+
+@click.group("reactor")
+def reactor() -> None:
+    """Run reactors: ask their members, fuse the answers, write down what happened."""
+
+
+@reactor.command("run")
+@click.argument("name")
+@click.option(
+    "--input",
+    "source",
+    metavar="FILE",
+    type=click.File(encoding="utf-8"),
+    default="-",
+    help="What to ask: JSON, JSON lines, or text; - is standard input.",
+)
+@click.pass_obj
+def run(invocation: Invocation, name: str, source: Any) -> None:
+    """Ask a reactor.
+
+    A JSON list or JSON lines are a batch of inputs; a JSON value, or text, is one.
+
+    \b
+    Examples:
+      arc-halo reactor run digits --input questions.jsonl
+      echo '[{"id": 3}, {"id": 4}]' | arc-halo reactor run digits
+      arc-halo reactor run story --input prompt.txt --output json
+    """
+    from arc_halo.reconcile.report import as_json
+
+    inputs = read_inputs(source.read())
+    with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
+        answer = opened.run(inputs)
+    facts = answer.as_json()
+    render(
+        invocation,
+        text=lambda: _print(invocation, answer),
+        json=lambda: as_json(facts),
+        markdown=lambda: f"```json\n{as_json(facts)}\n```",
+    )
+
+
+@reactor.command("eval")
+@click.argument("name")
+@click.option(
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help='JSON lines of {"input": …, "label": …}.',
+)
+@click.pass_obj
+def evaluate(invocation: Invocation, name: str, data: Path) -> None:
+    """Hold a reactor and its members against labelled inputs.
+
+    Accuracy and calibration of each member and of the fused answer, and which members agree; the
+    figures are recorded.
+
+    \b
+    Examples:
+      arc-halo reactor eval digits --data labelled.jsonl
+      arc-halo reactor eval digits --data labelled.jsonl --output markdown
+    """
+    from arc_halo.cli.evaluating import evaluate_labelled
+
+    evaluate_labelled(invocation, name, data)
+
+
+@reactor.command("graph")
+@click.argument("name")
+@click.option(
+    "--svg",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw it there, in place of printing it.",
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE if it is there.")
+@click.pass_obj
+def graph(invocation: Invocation, name: str, svg: Path | None, force: bool) -> None:
+    """Show who does what for whom in a reactor, as a Mermaid flowchart.
+
+    \b
+    Examples:
+      arc-halo reactor graph digits
+      arc-halo reactor graph digits --svg digits.svg
+    """
+    from arc_halo.reactors.graphs import as_facts, as_mermaid, as_svg
+    from arc_halo.reactors.opening import read_shape
+    from arc_halo.reconcile.report import as_json
+
+    if svg is not None and svg.exists() and not force:
+        raise RefusedError(f"{svg} is there already", hint="`--force` overwrites it", code="AH014")
+    with invocation.open(needs_database=True) as project:
+        project.check_schema()
+        with project.connection() as conn:
+            shape = read_shape(conn, name)
+    if svg is not None:
+        svg.write_text(as_svg(shape))
+        invocation.console.note(f"{svg} is written")
+        return
+    text = as_mermaid(shape)
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text),
+        json=lambda: as_json(as_facts(shape)),
+        markdown=lambda: f"```mermaid\n{text}\n```",
+    )
+
+
+@reactor.command("status")
+@click.argument("name", required=False)
+@click.pass_obj
+def status(invocation: Invocation, name: str | None) -> None:
+    """Show what reactors there are, and how their runs went.
+
+    Of one reactor what was measured, too: hour by hour, of the last day.
+
+    \b
+    Examples:
+      arc-halo reactor status
+      arc-halo reactor status digits --output json
+    """
+    from arc_halo.cli.invocation import markdown_table
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.store import operations, reactors
+
+    with invocation.open(needs_database=True) as project:
+        project.check_schema()
+        with project.connection() as conn:
+            rows = reactors.status(conn, name)
+            if name is not None and not rows:
+                raise NotFoundError(
+                    f"there is no reactor {name!r}", hint="`arc-halo reactor status` lists them"
+                )
+            trends = operations.trends(conn, name, TREND_SPAN) if name is not None else []
+    header = ("reactor", "type", "strategy", "members", "runs", "failed", "mean ms")
+    cells = [_status_cells(row) for row in rows]
+    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [(header, cells)]
+    if trends:
+        columns = ("hour", "metric", "measured", "mean", "median", "95 %")
+        tables.append((columns, [_trend_cells(row) for row in trends]))
+    facts: JsonObject = {"reactors": [_facts(row) for row in rows]}
+    if name is not None:
+        facts["trends"] = [_facts(row) for row in trends]
+    render(
+        invocation,
+        text=lambda: invocation.console.print("\n\n".join(table(*each) for each in tables)),
+        json=lambda: as_json(facts),
+        markdown=lambda: "\n\n".join(markdown_table(*each) for each in tables),
+    )
+
+
+def read_inputs(text: str) -> list[Any]:
+    """The inputs that a text holds.
+
+    Raises `InvalidInputError` for a text without one, and for JSON lines one of which is none.
+    """
+    if not text.strip():
+        raise InvalidInputError("there is no input", hint="give JSON, JSON lines or text")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if text.lstrip()[0] not in "[{":
+            return [text.rstrip("\n")]
+        return [_line(number, line) for number, line in enumerate(text.splitlines(), 1) if line]
+    return value if isinstance(value, list) else [value]
+
+
+def _line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as exc:
+        raise InvalidInputError(
+            f"line {number} of the input is no JSON: {exc}",
+            hint="give one JSON value a line, or one JSON list",
+            code="AH006",
+        ) from exc
+
+
+def _print(invocation: Invocation, answer: Answer) -> None:
+    from arc_halo.reactors.measuring import decided
+    from arc_halo.sizes import format_count
+
+    console = invocation.console
+    listed = {"": answer.outputs} if answer.outputs is not None else dict(answer.side_by_side)
+    for name, outputs in listed.items():
+        values = decided(outputs) or _vectors(outputs)
+        for value in values[:SHOWN]:
+            console.print(f"{name}: {value}" if name else str(value))
+        if len(values) > SHOWN:
+            console.print(f"… and {format_count(len(values) - SHOWN, 'more answer')}")
+    for member, why in answer.left_out.items():
+        console.note(f"left out {member}: {why}")
+    where = f", recorded as {answer.operation_id}" if answer.operation_id else ""
+    console.note(f"{answer.execution_ms:.1f} ms, cost {answer.cost:g}{where}")
+
+
+def _vectors(outputs: Outputs) -> tuple[Any, ...]:
+    return tuple(outputs.scores.tolist()) if outputs.scores is not None else ()
+
+
+def _trend_cells(row: JsonObject) -> tuple[str, ...]:
+    numbers = (f"{row[name]:.4g}" for name in ("mean", "median", "p95"))
+    return (f"{row['hour']:%Y-%m-%d %H:%M}", row["metric"], str(row["measurements"]), *numbers)
+
+
+def _facts(row: JsonObject) -> JsonObject:
+    """The row as JSON has it: ids and times are texts."""
+    return {
+        name: value if isinstance(value, str | int | float | list | None) else str(value)
+        for name, value in row.items()
+    }
+
+
+def _status_cells(row: JsonObject) -> tuple[str, ...]:
+    mean = row["mean_seconds"]
+    return (
+        row["reactor_name"],
+        row["reactor_type"],
+        row["strategy_uses"],
+        ", ".join(row["members"]),
+        str(row["operation_count"]),
+        str(row["failed_count"]),
+        "" if mean is None else f"{1000 * mean:.1f}",
+    )

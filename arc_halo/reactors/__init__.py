@@ -1,0 +1,1 @@
+"""Reactors that run: members asked, their answers fused, and what happened recorded."""

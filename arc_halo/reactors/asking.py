@@ -1,0 +1,146 @@
+"""Asking members: at once, each for as long as it may take, and what came of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from arc_halo.errors import ArcHaloError, MemberError
+from arc_halo.outputs import Outputs
+from arc_halo.reactors.plans import Member
+from arc_halo.types import RunningModel
+
+Status = Literal["answered", "failed", "fell_back", "not_asked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What came of asking a member some of the inputs, `indexes` of the batch.
+
+    A failed one has no outputs. `fell_back` is who answered in its place.
+    """
+
+    member: Member
+    indexes: tuple[int, ...]
+    outputs: Outputs | None = None
+    error: MemberError | None = None
+    seconds: float = 0.0
+
+    @property
+    def costs(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What each answer costs: as its runner says, else as the manifest does."""
+        if self.outputs is not None and self.outputs.costs is not None:
+            said = self.outputs.costs
+            return np.where(np.isnan(said), self.member.cost, said)
+        return np.full(len(self.indexes), self.member.cost)
+
+
+class Panel:
+    """The running members of a reactor.
+
+    Every call has a thread of its own: a member that never comes back costs a thread, and nobody
+    who waits for another member.
+    """
+
+    def __init__(self, running: Mapping[str, RunningModel]) -> None:
+        self._running = running
+
+    def ask(
+        self,
+        questions: Sequence[tuple[Member, Sequence[int]]],
+        inputs: Sequence[Any],
+        timeout_seconds: float | None,
+    ) -> list[Asked]:
+        """Ask members at once, each some of the inputs; in the order of the questions."""
+        pending = [self._start(member, indexes, inputs) for member, indexes in questions]
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        return [call.result(deadline, timeout_seconds) for call in pending]
+
+    def ask_until(
+        self,
+        questions: Sequence[tuple[Member, Sequence[int]]],
+        inputs: Sequence[Any],
+        timeout_seconds: float | None,
+        is_enough: Callable[[Asked], bool],
+    ) -> Iterator[Asked]:
+        """The same, as they come in, until one is enough; the others are no longer waited for."""
+        calls = {}
+        for member, indexes in questions:
+            call = self._start(member, indexes, inputs)
+            calls[call.future] = call
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while calls:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            done, _ = wait(calls, left, "FIRST_COMPLETED")
+            for future in done or list(calls):
+                asked = calls.pop(future).result(deadline, timeout_seconds)
+                yield asked
+                if is_enough(asked):
+                    return
+
+    def _start(self, member: Member, indexes: Sequence[int], inputs: Sequence[Any]) -> _Call:
+        call = _Call(member, tuple(indexes), [inputs[index] for index in indexes])
+        running = self._running[member.model]
+        threading.Thread(
+            target=call.run, args=(running,), name=f"arc-halo-{member.model}", daemon=True
+        ).start()
+        return call
+
+
+class _Call:
+    def __init__(self, member: Member, indexes: tuple[int, ...], inputs: list[Any]) -> None:
+        self.future: Future[Asked] = Future()
+        self._member = member
+        self._indexes = indexes
+        self._inputs = inputs
+
+    def run(self, running: RunningModel) -> None:
+        started = time.perf_counter()
+        outputs, error = None, None
+        try:
+            outputs = running.answer(self._inputs)
+            if not isinstance(outputs, Outputs):
+                raise MemberError(f"it answered with {type(outputs).__name__}, not Outputs")
+            outputs.check(len(self._inputs))
+        except Exception as exc:  # noqa: BLE001  whatever a model raises is that member's failure
+            outputs, error = None, _told(self._member, exc)
+        seconds = time.perf_counter() - started
+        self.future.set_result(
+            Asked(
+                member=self._member,
+                indexes=self._indexes,
+                outputs=outputs,
+                error=error,
+                seconds=seconds,
+            )
+        )
+
+    def result(self, deadline: float | None, timeout_seconds: float | None) -> Asked:
+        """What came of it; a failure where nothing has by the deadline."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            return self.future.result(left)
+        except TimeoutError:
+            message = f"{self._member.model}: no answer within {timeout_seconds:g} s"
+            return Asked(
+                member=self._member,
+                indexes=self._indexes,
+                error=MemberError(message, hint="see `run.timeout` and `run.on_failure`"),
+                seconds=timeout_seconds or 0.0,
+            )
+
+
+def _told(member: Member, exc: Exception) -> MemberError:
+    """What a member raised, as an error that names it."""
+    if isinstance(exc, ArcHaloError):
+        error = MemberError(f"{member.model}: {exc.message}", hint=exc.hint, code=exc.error_code)
+    else:
+        error = MemberError(f"{member.model}: {type(exc).__name__}: {exc}")
+    error.__cause__ = exc
+    return error

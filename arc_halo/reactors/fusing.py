@@ -1,0 +1,88 @@
+"""Answers fused by the reactor's strategy: inputs in groups that the same members answered."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from arc_halo.errors import ArcHaloError, OutputError
+from arc_halo.outputs import CognitiveState, CombineContext, Outputs, joined
+from arc_halo.plugins import Provided
+from arc_halo.reactors.policies import Voice
+from arc_halo.types import FusionStrategy, JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fuser:
+    """A strategy with all that it is called with, whatever is fused."""
+
+    reactor: str
+    provided: Provided[FusionStrategy]
+    params: JsonObject
+    fitted: Mapping[str, Any] = field(default_factory=dict)
+    state: CognitiveState | None = None
+
+    def fuse(self, voices: Sequence[Voice], inputs: Sequence[Any]) -> Outputs:
+        """One answer to each input, of the members that answered it.
+
+        Raises `OutputError` for an input that nobody answered, and what the strategy raises.
+        """
+        parts = [
+            (group, self._fuse(chosen, group, inputs))
+            for chosen, group in _groups(voices, len(inputs))
+        ]
+        if len(parts) == 1 and parts[0][0] == list(range(len(inputs))):
+            return parts[0][1]
+        return joined(parts, len(inputs))
+
+    def _fuse(
+        self, voices: Sequence[Voice], indexes: Sequence[int], inputs: Sequence[Any]
+    ) -> Outputs:
+        if not voices:
+            raise OutputError(f"{self.reactor}: nobody answered to input {indexes[0]}")
+        strategy = self.provided.item
+        assert strategy.combine_outputs is not None
+        context = CombineContext(
+            members=tuple(voice.member.model for voice in voices),
+            weights=tuple(voice.weight for voice in voices),
+            roles=tuple(voice.member.role for voice in voices),
+            inputs=[inputs[index] for index in indexes],
+            fitted=self.fitted,
+            state=self.state,
+        )
+        outputs = [voice.answers(indexes) for voice in voices]
+        try:
+            fused = strategy.combine_outputs(outputs, context, **self.params)
+            if not isinstance(fused, Outputs):
+                raise OutputError(f"it gave {type(fused).__name__}, not Outputs")
+            fused.check(len(indexes))
+        except ArcHaloError as exc:
+            message = f"{self.reactor}: {strategy.name}: {exc.message}"
+            raise OutputError(message, hint=exc.hint, code=exc.error_code) from exc
+        except Exception as exc:
+            place = traceback.extract_tb(exc.__traceback__)[-1]
+            raise OutputError(
+                f"{self.reactor}: the strategy {strategy.name!r} failed: {exc!r} "
+                f"({place.filename}:{place.lineno})"
+            ) from exc
+        return fused
+
+
+def _groups(voices: Sequence[Voice], count: int) -> list[tuple[list[Voice], list[int]]]:
+    """The inputs by who answered them, and with what weights."""
+    if all(len(v.asked.indexes) == count and v.factors is None for v in voices):
+        return [(list(voices), list(range(count)))]
+    answering: list[list[tuple[int, float]]] = [[] for _ in range(count)]
+    for number, voice in enumerate(voices):
+        for place, index in enumerate(voice.asked.indexes):
+            answering[index].append((number, voice.weight_of(place)))
+    groups: dict[tuple[tuple[int, float], ...], list[int]] = {}
+    for index, heard in enumerate(answering):
+        groups.setdefault(tuple(heard), []).append(index)
+    return [
+        ([replace(voices[number].part(group), weight=weight, factors=None)
+          for number, weight in heard], group)
+        for heard, group in groups.items()
+    ]  # fmt: skip

@@ -1,0 +1,102 @@
+"""Runs written down: what was asked and answered, as far as the reactor's policy keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from arc_halo.outputs import FORMS, Outputs
+from arc_halo.reactors.asking import Asked
+from arc_halo.reactors.plans import Member, ReactorPlan, Record
+from arc_halo.types import JsonObject
+
+
+def kept(value: Any, record: Record) -> Any:
+    """What is kept of JSON: all of it, the SHA-256 of its canonical text, or nothing."""
+    if value is None or record == "none":
+        return None
+    if record == "full":
+        return value
+    return {"sha256": hashlib.sha256(canonical(value)).hexdigest()}
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def as_json(outputs: Outputs) -> JsonObject:
+    """Answers as they are recorded and printed: the forms that they have, and no others."""
+    found: JsonObject = {}
+    for name in FORMS:
+        if outputs.has(name):
+            key = outputs.meaning if name == "scores" else name
+            found[key] = _plain(getattr(outputs, name))
+    if outputs.classes is not None:
+        found["classes"] = list(outputs.classes)
+    for name in ("confidence", "costs"):
+        if outputs.has(name):
+            found[name] = _plain(getattr(outputs, name))
+    if outputs.details:
+        found["details"] = dict(outputs.details)
+    return found
+
+
+def member_rows(plan: ReactorPlan, asked: Sequence[Asked], record: Record) -> list[JsonObject]:
+    """A row for each member: what it answered, or why it did not."""
+    by_member: dict[str, list[Asked]] = {}
+    for each in asked:
+        by_member.setdefault(each.member.model, []).append(each)
+    return [
+        {"ordinal": ordinal, **_row(member, by_member.get(member.model, []), plan, record)}
+        for ordinal, member in enumerate(plan.members)
+    ]
+
+
+def _row(member: Member, calls: Sequence[Asked], plan: ReactorPlan, record: Record) -> JsonObject:
+    answers = [each for each in calls if each.outputs is not None]
+    failed = next((each.error for each in calls if each.error is not None), None)
+    status = "answered" if answers else "not_asked"
+    if failed is not None:
+        status = "fell_back" if plan.on_failure == "fallback" else "failed"
+    said = [as_json(each.outputs) | _places(each) for each in answers if each.outputs is not None]
+    return {
+        "model": member.model,
+        "root": member.root.hex() if member.root else None,
+        "role": member.role,
+        "weight": member.weight,
+        "status": status,
+        "answered_count": sum(len(each.indexes) for each in answers),
+        "execution_ms": 1000 * sum(each.seconds for each in calls) if calls else None,
+        "cost": total_cost(answers) if answers else None,
+        "output": kept(said[0] if len(said) == 1 else said, record) if said else None,
+        "error": failed.message if failed else None,
+    }
+
+
+def total_cost(asked: Iterable[Asked]) -> float:
+    return float(sum(each.costs.sum() for each in asked if each.outputs is not None))
+
+
+def _places(asked: Asked) -> JsonObject:
+    """Which inputs of the batch it was asked, unless all up to the last."""
+    is_all = asked.indexes == tuple(range(len(asked.indexes)))
+    return {} if is_all else {"inputs": list(asked.indexes)}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, where there are no NaN and infinities."""
+    if isinstance(value, np.ndarray):
+        if np.isfinite(value).all():
+            return value.tolist()
+        return json.loads(json.dumps(value.tolist()), parse_constant=_constant)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _constant(name: str) -> float | str | None:
+    return None if name == "NaN" else name

@@ -1,0 +1,194 @@
+"""A reactor that is open: it takes batches of inputs, answers, and writes down what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from arc_halo.errors import ArcHaloError, InvalidInputError
+from arc_halo.outputs import Outputs
+from arc_halo.reactors.asking import Asked, Panel
+from arc_halo.reactors.cascades import cascade
+from arc_halo.reactors.fusing import Fuser
+from arc_halo.reactors.hierarchies import hierarchical
+from arc_halo.reactors.measuring import metrics_of
+from arc_halo.reactors.parallels import parallel
+from arc_halo.reactors.plans import ReactorPlan
+from arc_halo.reactors.records import as_json, kept, member_rows, total_cost
+from arc_halo.reactors.topologies import Answered, Run, Topology, ensemble
+from arc_halo.store import operations
+from arc_halo.store.operations import Finished, NewOperation
+from arc_halo.store.rows import Connection
+from arc_halo.types import JsonObject
+
+TOPOLOGIES: Mapping[str, Topology] = {
+    "ensemble": ensemble,
+    "cascade": cascade,
+    "parallel": parallel,
+    "hierarchical": hierarchical,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a reactor answers to a batch.
+
+    `outputs` is the fused answer, None where the members' own stand `side_by_side`. `left_out` says
+    of each member that failed why; `members` has all that were asked. `operation_id` is None where
+    nothing is recorded.
+    """
+
+    outputs: Outputs | None
+    side_by_side: Mapping[str, Outputs]
+    left_out: Mapping[str, str]
+    members: tuple[Asked, ...]
+    cost: float
+    execution_ms: float
+    operation_id: UUID | None
+
+    def as_json(self) -> JsonObject:
+        return {
+            "answer": as_json(self.outputs) if self.outputs is not None else None,
+            "members": {name: as_json(each) for name, each in self.side_by_side.items()},
+            "left_out": dict(self.left_out),
+            "cost": self.cost,
+            "execution_ms": round(self.execution_ms, 3),
+            "operation": str(self.operation_id) if self.operation_id else None,
+        }
+
+
+class RunningReactor:
+    """A reactor with its members opened. `run` may be called from several threads at once."""
+
+    def __init__(
+        self,
+        plan: ReactorPlan,
+        panel: Panel,
+        fuser: Fuser,
+        connection: Callable[[], AbstractContextManager[Connection]],
+    ) -> None:
+        self.plan = plan
+        self._panel = panel
+        self._fuser = fuser
+        self._connection = connection
+
+    def run(self, inputs: Sequence[Any]) -> Answer:
+        """Answer a batch of inputs, which are JSON; one entry an input.
+
+        Raises `ReactorError` where its policy has nothing to answer with; the run is on record
+        then, too. And `InvalidInputError` for a batch without inputs.
+        """
+        run = self._begun(inputs)
+        operation_id = self._begin(inputs)
+        started = time.perf_counter()
+        try:
+            answered = TOPOLOGIES[self.plan.type](run)
+        except BaseException as exc:
+            self._finish(operation_id, run, None, 1000 * (time.perf_counter() - started), exc)
+            raise
+        execution_ms = 1000 * (time.perf_counter() - started)
+        self._finish(operation_id, run, answered, execution_ms, None)
+        return _answer(run, answered, execution_ms, operation_id)
+
+    def ask(self, inputs: Sequence[Any]) -> Answer:
+        """The same, and nothing of it is recorded."""
+        run = self._begun(inputs)
+        started = time.perf_counter()
+        answered = TOPOLOGIES[self.plan.type](run)
+        return _answer(run, answered, 1000 * (time.perf_counter() - started), None)
+
+    def record_evaluation(self, figures: JsonObject, metrics: Sequence[JsonObject]) -> UUID:
+        """Write an evaluation down, as an operation of its own."""
+        new = NewOperation(
+            reactor=self.plan.name,
+            type="evaluation",
+            strategy=self._fuser.provided.item.name,
+            strategy_version=self._fuser.provided.version,
+            params=self.plan.params,
+            input=None,
+            input_count=figures["inputs"],
+            ttl=None,
+        )
+        finished = Finished(
+            status="completed",
+            output=figures,
+            error=None,
+            cost=figures["cost"],
+            execution_ms=figures["execution_ms"],
+            members=[],
+            metrics=metrics,
+        )
+        with self._connection() as conn, conn.transaction():
+            operation_id = operations.begin(conn, new)
+            operations.finish(conn, operation_id, finished)
+        return operation_id
+
+    def _begun(self, inputs: Sequence[Any]) -> Run:
+        if not inputs:
+            raise InvalidInputError(f"{self.plan.name}: there is no input", code="AH006")
+        return Run(plan=self.plan, panel=self._panel, fuser=self._fuser, inputs=inputs)
+
+    def _begin(self, inputs: Sequence[Any]) -> UUID | None:
+        if self.plan.record == "none":
+            return None
+        new = NewOperation(
+            reactor=self.plan.name,
+            type=self.plan.type,
+            strategy=self._fuser.provided.item.name,
+            strategy_version=self._fuser.provided.version,
+            params=self.plan.params,
+            input=kept(list(inputs), self.plan.record),
+            input_count=len(inputs),
+            ttl=self.plan.record_ttl,
+        )
+        with self._connection() as conn:
+            return operations.begin(conn, new)
+
+    def _finish(
+        self,
+        operation_id: UUID | None,
+        run: Run,
+        answered: Answered | None,
+        execution_ms: float,
+        exc: BaseException | None,
+    ) -> None:
+        if operation_id is None:
+            return
+        output = _output(answered) if answered is not None else None
+        finished = Finished(
+            status="completed" if exc is None else "failed",
+            output=kept(output, self.plan.record),
+            error=None if exc is None else _message(exc),
+            cost=total_cost(run.asked),
+            execution_ms=execution_ms,
+            members=member_rows(self.plan, run.asked, self.plan.record),
+            metrics=metrics_of(run, execution_ms) if exc is None else [],
+        )
+        with self._connection() as conn:
+            operations.finish(conn, operation_id, finished)
+
+
+def _answer(run: Run, answered: Answered, execution_ms: float, operation_id: UUID | None) -> Answer:
+    return Answer(
+        outputs=answered.outputs,
+        side_by_side=answered.side_by_side,
+        left_out={each.member.model: each.error.message for each in run.asked if each.error},
+        members=tuple(run.asked),
+        cost=total_cost(run.asked),
+        execution_ms=execution_ms,
+        operation_id=operation_id,
+    )
+
+
+def _output(answered: Answered) -> JsonObject:
+    if answered.outputs is not None:
+        return as_json(answered.outputs)
+    return {"members": {name: as_json(each) for name, each in answered.side_by_side.items()}}
+
+
+def _message(exc: BaseException) -> str:
+    return exc.message if isinstance(exc, ArcHaloError) else f"{type(exc).__name__}: {exc}"

@@ -1,0 +1,191 @@
+"""Evaluations: figures against those worked out by hand, and on record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+import yaml
+
+from arc_halo.cli.main import run
+from arc_halo.reactors.evaluating import BINS, calibration_error
+
+CLASSES = ("no", "yes")
+COUNT = 400
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    numbers = np.random.default_rng(4)
+    labels = numbers.integers(2, size=COUNT)
+    for name, noise in (("a", 0.6), ("b", 1.2), ("c", 2.0)):
+        yes = 1 / (1 + np.exp(-(2 * labels - 1 + numbers.normal(0, noise, COUNT))))
+        table = np.stack([1 - yes, yes], axis=1)
+        np.savez(tmp_path / f"{name}.npz", probabilities=table, classes=np.array(CLASSES))
+    lines = [json.dumps({"input": i, "label": CLASSES[label]}) for i, label in enumerate(labels)]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(directory: Path, **fields: Any) -> None:
+    models = {
+        f"{name}@1": {
+            "type": "classifier",
+            "runner": {"uses": "recorded", "params": {"predictions": f"{name}.npz"}},
+        }
+        for name in "abc"
+    }
+    reactor = {
+        "type": "ensemble",
+        "strategy": "weighted_average",
+        "members": [{"model": name} for name in "abc"],
+        **fields,
+    }
+    manifest = {"version": 1, "project": "p", "models": models, "reactors": {"r": reactor}}
+    (directory / "arc_halo.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def tables(directory: Path) -> tuple[dict[str, Any], Any]:
+    lines = (directory / "labelled.jsonl").read_text().splitlines()
+    labels = np.array([CLASSES.index(json.loads(line)["label"]) for line in lines])
+    return {name: np.load(directory / f"{name}.npz")["probabilities"] for name in "abc"}, labels
+
+
+def evaluated(database: str, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert run(["apply", "--database-url", database]) == 0
+    capsys.readouterr()
+    shared = ["--data", "labelled.jsonl", "--database-url", database, "--output", "json"]
+    assert run(["reactor", "eval", "r", *shared, *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def by_hand(confidence: Any, right: Any) -> float:
+    """The calibration error, bin by bin as the paper writes it."""
+    total = 0.0
+    for bin_ in range(BINS):
+        low, high = bin_ / BINS, (bin_ + 1) / BINS
+        inside = (confidence > low) & (confidence <= high) | ((confidence == 0) & (bin_ == 0))
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            total += inside.sum() / len(confidence) * gap
+    return total
+
+
+def test_figures_are_those_worked_out_by_hand(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    found = evaluated(database, capsys)
+    by_name, labels = tables(directory)
+    by_name = {f"{name}@1": table for name, table in by_name.items()}
+    by_name["fused"] = np.mean(list(by_name.values()), axis=0)
+    assert found["scores"].keys() == by_name.keys()
+    for name, table in by_name.items():
+        right = table.argmax(axis=1) == labels
+        score = found["scores"][name]
+        assert score["asked"] == COUNT
+        assert score["accuracy"] == right.mean()
+        assert score["calibration_error"] == pytest.approx(by_hand(table.max(axis=1), right))
+        picked = table[np.arange(COUNT), labels]
+        assert score["log_loss"] == pytest.approx(-np.log(picked).mean())
+    assert found["scores"]["fused"]["accuracy"] > found["scores"]["b@1"]["accuracy"]
+    shares = {tuple(each["members"]): each["share"] for each in found["agreement"]}
+    a, b = by_name["a@1"].argmax(axis=1), by_name["b@1"].argmax(axis=1)
+    assert shares["a@1", "b@1"] == (a == b).mean()
+    assert len(shares) == 3
+
+
+def test_an_evaluation_is_on_record_and_its_runs_are_not(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    found = evaluated(database, capsys)
+    with psycopg.connect(database) as conn:
+        rows = conn.execute(
+            "SELECT id::text, operation_type, status, input, output -> 'scores', input_count "
+            "FROM fusion_operations"
+        ).fetchall()
+        (accuracy,) = conn.execute(
+            "SELECT value FROM reactor_metrics WHERE metric = 'accuracy'"
+        ).fetchone() or (None,)
+    assert rows == [(found["operation"], "evaluation", "completed", None, found["scores"], COUNT)]
+    assert accuracy == found["scores"]["fused"]["accuracy"]
+
+
+def test_a_cascade_has_the_cost_and_the_accuracy_of_the_closed_form(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs, threshold = {"c": 1.0, "b": 4.0, "a": 25.0}, 0.85
+    members = [
+        {"model": name, "priority": place, "cost": costs[name]} for place, name in enumerate(costs)
+    ]
+    write(directory, type="cascade", members=members, run={"threshold": threshold})
+    found = evaluated(database, capsys)
+    by_name, labels = tables(directory)
+    open_, cost = np.full(COUNT, True), 0.0
+    decided = np.empty(COUNT, int)
+    for name in costs:
+        cost += costs[name] * open_.sum()
+        sure = by_name[name].max(axis=1) >= threshold
+        decided[open_] = by_name[name].argmax(axis=1)[open_]
+        open_ &= ~sure
+    assert found["cost"] == cost
+    assert found["scores"]["fused"]["accuracy"] == (decided == labels).mean()
+    assert found["scores"]["a@1"]["asked"] < found["scores"]["c@1"]["asked"] == COUNT
+
+
+def test_calibration_of_what_is_always_right_or_never_sure() -> None:
+    assert calibration_error([(1.0, True)] * 5) == 0
+    assert calibration_error([(1.0, False)] * 5) == 1
+    assert calibration_error([(0.0, False), (0.5, True), (0.5, False)]) == 0
+
+
+BROKEN = {
+    "no json": ("{", "labelled.jsonl:1: no JSON"),
+    "no label": ('{"input": 1}', "labelled.jsonl:1: an input and its label are needed"),
+    "nothing": ("\n", "there is no input"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_file_that_is_not_labelled_is_told_with_its_line(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    text, message = BROKEN[what]
+    write(directory)
+    (directory / "labelled.jsonl").write_text(text)
+    assert run(["apply", "--database-url", database]) == 0
+    arguments = ["reactor", "eval", "r", "--data", "labelled.jsonl", "--database-url", database]
+    assert run(arguments) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_a_reactor_is_drawn(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from xml.etree import ElementTree
+
+    write(
+        directory,
+        type="hierarchical",
+        interactions=[
+            {"from": "a", "to": "b", "kind": "feeds_into", "weight": 0.5},
+            {"from": "c", "to": "b", "kind": "validates"},
+        ],
+    )
+    assert run(["apply", "--database-url", database]) == 0
+    capsys.readouterr()
+    assert run(["reactor", "graph", "r", "--database-url", database]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "m0 -. feeds_into 0.5 .-> m1" in lines
+    assert "m2 -. validates 1 .-> m1" in lines
+    assert ("m0 --> fuse" in lines, "m1 --> fuse" in lines) == (False, True)
+    assert run(["reactor", "graph", "r", "--svg", "r.svg", "--database-url", database]) == 0
+    texts = {each.text for each in ElementTree.fromstring((directory / "r.svg").read_text()).iter()}
+    assert {"a@1", "b@1", "c@1", "feeds_into 0.5", "answer"} <= texts
+    assert run(["reactor", "graph", "r", "--svg", "r.svg", "--database-url", database]) == 5

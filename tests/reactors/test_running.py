@@ -1,0 +1,320 @@
+"""Reactors of a project, run: applied, asked, recorded, by the program and from Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+import yaml
+
+from arc_halo import connect
+from arc_halo.cli.main import run
+from arc_halo.errors import InvalidInputError, MemberError, NotFoundError, ReactorError
+
+CLASSES = ("x", "y", "z")
+PLUGIN = """
+import time
+import numpy as np
+from arc_halo import FusionStrategy, ModelRunner, Outputs, hookimpl
+from contextlib import contextmanager
+
+
+@hookimpl
+def arc_halo_fusion_strategies():
+    yield FusionStrategy(name="counting", summary="counts its runs", combine_outputs=counting)
+
+
+def counting(outputs, context):
+    count = (context.state.get("memory", "runs") or 0) + 1
+    context.state.set("memory", "runs", count, priority=count)
+    return Outputs(labels=(count,) * len(context.inputs))
+
+
+@hookimpl
+def arc_halo_runners():
+    yield ModelRunner(name="secretive", summary="reads a secret", open=open_secretive)
+
+
+@contextmanager
+def open_secretive(context):
+    context.secret("HALO_TEST_KEY")
+    context.check_url("https://models.example.org/v1")
+    yield None
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    numbers = np.random.default_rng(1)
+    for name in "abc":
+        table = numbers.dirichlet(np.ones(3), size=10)
+        np.savez(tmp_path / f"{name}.npz", probabilities=table, classes=np.array(CLASSES))
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(directory: Path, runner: str = "recorded", **fields: Any) -> None:
+    params = {"recorded": lambda name: {"params": {"predictions": f"{name}.npz"}}}
+    models = {
+        f"{name}@1": {
+            "type": "classifier",
+            "runner": {"uses": runner, **params.get(runner, lambda _: {})(name)},
+        }
+        for name in "abc"
+    }
+    reactor = {
+        "type": "ensemble",
+        "strategy": "weighted_average",
+        "members": [{"model": "a"}, {"model": "b", "weight": 2}, {"model": "c"}],
+        **fields,
+    }
+    manifest = {
+        "version": 1,
+        "project": "panel",
+        "plugins": ["plugin.py"],
+        "models": models,
+        "reactors": {"r": reactor},
+    }
+    if settings := fields.pop("settings", None):
+        manifest["settings"] = settings
+        del reactor["settings"]
+    (directory / "arc_halo.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def table(directory: Path, name: str) -> np.ndarray[Any, Any]:
+    return np.load(directory / f"{name}.npz")["probabilities"]
+
+
+def test_an_applied_reactor_answers_and_is_applied_once(directory: Path, database: str) -> None:
+    write(directory, run={"record_ttl": 60})
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        assert not halo.project.plan().has_changes
+        answer = halo.reactors["r"].run([3, {"id": 7}])
+        one = halo.reactors["r"].run({"id": 3})
+    a, b, c = (table(directory, name)[[3, 7]] for name in "abc")
+    assert answer.outputs is not None
+    assert answer.outputs.scores is not None
+    assert np.allclose(answer.outputs.scores, (a + 2 * b + c) / 4, atol=1e-15)
+    assert answer.outputs.classes == CLASSES
+    assert (answer.left_out, answer.cost) == ({}, 6)
+    assert one.outputs is not None
+    assert one.outputs.scores is not None
+    assert np.array_equal(one.outputs.scores[0], answer.outputs.scores[0])
+
+
+def recorded(database: str) -> list[dict[str, Any]]:
+    with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as conn:
+        return conn.execute("SELECT * FROM fusion_operations ORDER BY created_at").fetchall()
+
+
+def members(database: str) -> list[dict[str, Any]]:
+    with psycopg.connect(database, row_factory=psycopg.rows.dict_row) as conn:
+        query = "SELECT * FROM fusion_operation_inputs ORDER BY operation_id, ordinal"
+        return conn.execute(query).fetchall()
+
+
+def ask(directory: Path, database: str, inputs: list[Any]) -> Any:
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        return halo.reactors["r"].run(inputs)
+
+
+def test_a_run_is_on_record_with_what_each_member_answered(directory: Path, database: str) -> None:
+    write(directory)
+    answer = ask(directory, database, [3, 7])
+    (row,) = recorded(database)
+    assert row["id"] == answer.operation_id
+    assert (row["status"], row["operation_type"]) == ("completed", "ensemble")
+    assert (row["input"], row["input_count"], row["cost"]) == ([3, 7], 2, 6)
+    assert row["output"]["probabilities"] == answer.outputs.scores.tolist()
+    assert row["output"]["classes"] == list(CLASSES)
+    assert row["execution_ms"] == pytest.approx(answer.execution_ms)
+    rows = members(database)
+    assert [(each["model_name"], each["status"], each["answered_count"]) for each in rows] == [
+        ("a", "answered", 2), ("b", "answered", 2), ("c", "answered", 2),
+    ]  # fmt: skip
+    assert rows[1]["output"]["probabilities"] == table(directory, "b")[[3, 7]].tolist()
+    with psycopg.connect(database) as conn:
+        found = dict(conn.execute("SELECT metric, value FROM reactor_metrics").fetchall())
+        (count,) = conn.execute(
+            "SELECT completed_count FROM v_reactor_status WHERE reactor_name = 'r'"
+        ).fetchone() or (0,)
+    assert found.keys() == {"latency", "throughput", "coherence", "diversity"}
+    assert found["coherence"] == pytest.approx(1 - found["diversity"])
+    assert count == 1
+
+
+def test_a_digest_or_nothing_is_kept_where_the_reactor_says_so(
+    directory: Path, database: str
+) -> None:
+    write(directory, run={"record": "digest"})
+    ask(directory, database, [3])
+    (row,) = recorded(database)
+    assert row["input"] == {"sha256": hashlib.sha256(b"[3]").hexdigest()}
+    assert set(row["output"]) == {"sha256"}
+    assert {frozenset(each["output"]) for each in members(database)} == {frozenset({"sha256"})}
+    write(directory, run={"record": "none"})
+    answer = ask(directory, database, [3])
+    assert answer.operation_id is None
+    assert len(recorded(database)) == 1
+
+
+def test_inputs_and_answers_are_forgotten_when_their_time_is_over(
+    directory: Path, database: str
+) -> None:
+    write(directory, run={"record_ttl": 3600})
+    ask(directory, database, [3])
+    with psycopg.connect(database) as conn:
+        conn.execute("UPDATE fusion_operations SET expires_at = now() - interval '1 second'")
+    ask(directory, database, [4])
+    first, second = recorded(database)
+    assert (first["input"], first["output"]) == (None, None)
+    assert second["input"] == [4]
+    kept = {
+        each["output"] is not None
+        for each in members(database)
+        if each["operation_id"] == first["id"]
+    }
+    assert kept == {False}
+
+
+def test_a_run_that_fails_is_on_record_with_the_reason(directory: Path, database: str) -> None:
+    write(directory)
+    with pytest.raises(ReactorError, match=r"r: a@1: a\.npz has no answer to the input 99"):
+        ask(directory, database, [99])
+    (row,) = recorded(database)
+    assert row["status"] == "failed"
+    assert "has no answer to the input 99" in row["error"]
+    assert [each["status"] for each in members(database)] == ["failed"] * 3
+
+
+def test_many_threads_may_ask_at_once(directory: Path, database: str) -> None:
+    write(directory)
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        reactor = halo.reactors["r"]
+        answers: list[Any] = [None] * 10
+
+        def one(number: int) -> None:
+            answers[number] = reactor.run([number])
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        whole = reactor.run(list(range(10)))
+    assert np.array_equal(
+        np.concatenate([each.outputs.scores for each in answers]), whole.outputs.scores
+    )
+    assert len(recorded(database)) == 11
+
+
+def test_a_strategy_remembers_between_runs(directory: Path, database: str) -> None:
+    write(directory, strategy="counting")
+    assert ask(directory, database, [1]).outputs.labels == (1,)
+    assert ask(directory, database, [1, 2]).outputs.labels == (2, 2)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "secret": ({"runner": "secretive"}, MemberError, "HALO_TEST_KEY is not allowed here"),
+    "host": (
+        {"runner": "secretive", "settings": {"allow": {"secrets": ["HALO_TEST_KEY"]}}},
+        MemberError, "the host models.example.org is not allowed here",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_runner_gets_what_the_project_allows_and_nothing_else(
+    directory: Path, database: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALO_TEST_KEY", "hunter2")
+    fields, error, message = REFUSED[what]
+    write(directory, **fields)
+    with pytest.raises(error, match=message) as caught:
+        ask(directory, database, [1])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_cannot_be_run_says_why(directory: Path, database: str) -> None:
+    write(directory)
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        with pytest.raises(NotFoundError, match="there is no reactor 'q'"):
+            halo.reactors["q"].run([1])
+        with pytest.raises(InvalidInputError, match="there is no input"):
+            halo.reactors["r"].run([])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("[3, 7]", 2), ('{"id": 3}\n{"id": 7}\n', 2), ("3", 1), ('{"id":\n 3}', 1)],
+)
+def test_the_program_takes_json_and_lines_of_it(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str], text: str, count: int
+) -> None:
+    write(directory)
+    assert run(["apply", "--database-url", database]) == 0
+    (directory / "questions").write_text(text)
+    capsys.readouterr()
+    shared = ["--input", "questions", "--database-url", database]
+    assert run(["reactor", "run", "r", *shared]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == count
+    assert set(printed.out.split()) <= set(CLASSES)
+    assert run(["reactor", "run", "r", *shared, "--output", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert len(facts["answer"]["probabilities"]) == count
+    assert run(["reactor", "status", "--database-url", database, "--output", "json"]) == 0
+    (status,) = json.loads(capsys.readouterr().out)["reactors"]
+    assert status["completed_count"] == 2
+    assert run(["reactor", "status", "r", "--database-url", database, "--output", "json"]) == 0
+    trends = {each["metric"]: each for each in json.loads(capsys.readouterr().out)["trends"]}
+    assert trends["latency"]["samples"] == 2 * count
+    assert run(["reactor", "status", "r", "--database-url", database]) == 0
+    assert "throughput" in capsys.readouterr().out
+    assert run(["reactor", "status", "q", "--database-url", database]) == 1
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "fallback": ({"run": {"on_failure": "fallback"}}, "AH023"),
+    "stranger": ({"run": {"on_failure": "fallback", "fallback": "d"}}, "AH020"),
+    "quorum": ({"run": {"quorum": 4}}, "AH023"),
+    "unknown": ({"run": {"quorom": 4}}, "AH003"),
+    "circle": (
+        {
+            "type": "hierarchical",
+            "interactions": [
+                {"from": "a", "to": "b", "kind": "feeds_into"},
+                {"from": "a", "to": "b", "kind": "validates"},
+            ],
+        }, "AH021",
+    ),
+    "merge": (
+        {
+            "type": "merge", "strategy": "linear", "run": {},
+            "produces": {"model": "m", "version": "1"},
+        }, "AH023",
+    ),
+    "runner": ({"runner": "recordd"}, "AH032"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_have_a_code(directory: Path, mistake: str) -> None:
+    from arc_halo.errors import ManifestError
+
+    fields, code = MISTAKES[mistake]
+    write(directory, **fields)
+    with connect(project=directory) as halo, pytest.raises(ManifestError) as caught:
+        halo.project.desired_without_database()
+    assert {problem.code for problem in caught.value.problems} == {code}
