@@ -265,6 +265,8 @@ class FusionStrategy:
 
     `combine_outputs(outputs, context, *, ...)` gets the `Outputs` of each member that answered, all
     to the same inputs, and a `CombineContext`; it returns `Outputs` to these inputs.
+    `fit_outputs(outputs, labels, context, *, ...)`, with the same keywords, learns from examples
+    what it needs for that: it returns arrays and JSON by name, which are then `context.fitted`.
 
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
     decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
@@ -287,6 +289,7 @@ class FusionStrategy:
     is_random: bool = False
     is_symmetric: bool = False
     combine_outputs: Callable[..., Any] | None = None
+    fit_outputs: Callable[..., Mapping[str, Any]] | None = None
     needs_base: bool = False
     takes_base: bool = False
     member_params: tuple[str, ...] = ()
@@ -294,7 +297,13 @@ class FusionStrategy:
     max_members: int | None = None
 
     def __post_init__(self) -> None:
-        for function in (self.fuse_weights, self.measure, self.survey, self.combine_outputs):
+        for function in (
+            self.fuse_weights,
+            self.measure,
+            self.survey,
+            self.combine_outputs,
+            self.fit_outputs,
+        ):
             if function is not None:
                 _check_params(self.name, function, self.params_schema)
 
