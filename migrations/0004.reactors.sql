@@ -32,6 +32,7 @@ CREATE TABLE cognitive_fusion_reactors (
     produces_model_id uuid REFERENCES models ON DELETE SET NULL DEFERRABLE INITIALLY DEFERRED,
     recipe jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(recipe) = 'object'),
     run jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(run) = 'object'),
+    fitted_set_id bigint REFERENCES weight_sets,
     config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
     status text NOT NULL DEFAULT 'registered' CHECK (status IN
         ('registered', 'fusing', 'ready', 'disabled', 'failed')),
@@ -56,6 +57,8 @@ COMMENT ON COLUMN cognitive_fusion_reactors.recipe IS
     'What differs among the tensors of a merge: rules by name, slices of layers, dtypes.';
 COMMENT ON COLUMN cognitive_fusion_reactors.run IS
     'How it runs: failure policy, quorum, timeout, threshold, recording; its defaults filled in.';
+COMMENT ON COLUMN cognitive_fusion_reactors.fitted_set_id IS
+    'What its strategy has learnt from examples; no apply changes it.';
 COMMENT ON COLUMN cognitive_fusion_reactors.config IS
     'What else the manifest says.';
 
@@ -63,6 +66,8 @@ CREATE INDEX cognitive_fusion_reactors_base_model_id_idx
     ON cognitive_fusion_reactors (base_model_id) WHERE base_model_id IS NOT NULL;
 CREATE INDEX cognitive_fusion_reactors_produces_model_id_idx
     ON cognitive_fusion_reactors (produces_model_id) WHERE produces_model_id IS NOT NULL;
+CREATE INDEX cognitive_fusion_reactors_fitted_set_id_idx
+    ON cognitive_fusion_reactors (fitted_set_id) WHERE fitted_set_id IS NOT NULL;
 
 CREATE TRIGGER cognitive_fusion_reactors_touch BEFORE UPDATE ON cognitive_fusion_reactors
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)

@@ -15,6 +15,7 @@ from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
     from arc_halo.outputs import Outputs
+    from arc_halo.reactors.fitting import Fitted
     from arc_halo.reactors.running import Answer
     from arc_halo.types import JsonObject
 
@@ -131,6 +132,51 @@ def graph(invocation: Invocation, name: str, svg: Path | None, force: bool) -> N
     )
 
 
+@reactor.command("fit")
+@click.argument("name")
+@click.option(
+    "--data",
+    "source",
+    metavar="FILE",
+    type=click.File(encoding="utf-8"),
+    required=True,
+    help='Labelled examples, one a line: {"input": ..., "label": ...}.',
+)
+@click.option(
+    "--cv",
+    type=click.Choice(["prefit"]),
+    default="prefit",
+    show_default=True,
+    expose_value=False,
+    help="How the members' answers count: as they are, those of fitted models.",
+)
+@click.pass_obj
+def fit(invocation: Invocation, name: str, source: Any) -> None:
+    """Fit a reactor to labelled examples.
+
+    Its members are asked the inputs, and what its strategy learns from their answers is stored;
+    from then on the reactor answers with it.
+
+    \b
+    Examples:
+      arc-halo reactor fit digits --data labelled.jsonl
+      arc-halo reactor fit digits --data - --output json < labelled.jsonl
+    """
+    from arc_halo.reactors.fitting import fit_reactor, read_examples
+    from arc_halo.reconcile.report import as_json
+
+    examples = read_examples(source.read())
+    with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
+        fitted = fit_reactor(project.weights, opened, examples)
+    facts = fitted.as_json()
+    render(
+        invocation,
+        text=lambda: _print_fitted(invocation, fitted),
+        json=lambda: as_json(facts),
+        markdown=lambda: f"```json\n{as_json(facts)}\n```",
+    )
+
+
 @reactor.command("status")
 @click.argument("name", required=False)
 @click.pass_obj
@@ -217,6 +263,17 @@ def _print(invocation: Invocation, answer: Answer) -> None:
         console.note(f"left out {member}: {why}")
     where = f", recorded as {answer.operation_id}" if answer.operation_id else ""
     console.note(f"{answer.execution_ms:.1f} ms, cost {answer.cost:g}{where}")
+
+
+def _print_fitted(invocation: Invocation, fitted: Fitted) -> None:
+    from arc_halo.sizes import format_count
+
+    console = invocation.console
+    counted = f"{format_count(fitted.example_count, 'example')} and {len(fitted.members)} members"
+    console.print(f"{fitted.reactor}: {fitted.strategy} fitted to {counted}")
+    if fitted.learnt.get("is_converged") is False:
+        console.note("the regression did not come to an end: raise `max_iter`")
+    console.note(f"stored as {fitted.root}")
 
 
 def _vectors(outputs: Outputs) -> tuple[Any, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arc_halo.errors import ArcHaloError, OutputError
-from arc_halo.outputs import CognitiveState, CombineContext, Outputs, joined
+from arc_halo.outputs import CognitiveState, CombineContext, Label, Outputs, joined
 from arc_halo.plugins import Provided
 from arc_halo.reactors.policies import Voice
 from arc_halo.types import FusionStrategy, JsonObject
@@ -42,32 +43,57 @@ class Fuser:
     ) -> Outputs:
         if not voices:
             raise OutputError(f"{self.reactor}: nobody answered to input {indexes[0]}")
-        strategy = self.provided.item
-        assert strategy.combine_outputs is not None
-        context = CombineContext(
-            members=tuple(voice.member.model for voice in voices),
-            weights=tuple(voice.weight for voice in voices),
-            roles=tuple(voice.member.role for voice in voices),
-            inputs=[inputs[index] for index in indexes],
-            fitted=self.fitted,
-            state=self.state,
-        )
+        combine = self.provided.item.combine_outputs
+        assert combine is not None
+        context = self._context(voices, [inputs[index] for index in indexes])
         outputs = [voice.answers(indexes) for voice in voices]
-        try:
-            fused = strategy.combine_outputs(outputs, context, **self.params)
+        with self._naming_failures():
+            fused = combine(outputs, context, **self.params)
             if not isinstance(fused, Outputs):
                 raise OutputError(f"it gave {type(fused).__name__}, not Outputs")
             fused.check(len(indexes))
+        return fused
+
+    def learn(
+        self, voices: Sequence[Voice], inputs: Sequence[Any], labels: Sequence[Label]
+    ) -> Mapping[str, Any]:
+        """What the strategy learns from examples, each of which all members answered."""
+        fit = self.provided.item.fit_outputs
+        if fit is None:
+            raise OutputError(
+                f"{self.reactor}: there is nothing to fit for the strategy "
+                f"{self.provided.item.name!r}",
+                hint="it runs as it is; stacking and dynamic are fitted",
+            )
+        outputs = [voice.answers(range(len(inputs))) for voice in voices]
+        with self._naming_failures():
+            return fit(outputs, labels, self._context(voices, inputs), **self.params)
+
+    def _context(self, voices: Sequence[Voice], inputs: Sequence[Any]) -> CombineContext:
+        return CombineContext(
+            members=tuple(voice.member.model for voice in voices),
+            weights=tuple(voice.weight for voice in voices),
+            roles=tuple(voice.member.role for voice in voices),
+            inputs=inputs,
+            fitted=self.fitted,
+            state=self.state,
+        )
+
+    @contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        """Errors of the strategy, with its name and the reactor's."""
+        name = self.provided.item.name
+        try:
+            yield
         except ArcHaloError as exc:
-            message = f"{self.reactor}: {strategy.name}: {exc.message}"
+            message = f"{self.reactor}: {name}: {exc.message}"
             raise OutputError(message, hint=exc.hint, code=exc.error_code) from exc
         except Exception as exc:
             place = traceback.extract_tb(exc.__traceback__)[-1]
             raise OutputError(
-                f"{self.reactor}: the strategy {strategy.name!r} failed: {exc!r} "
+                f"{self.reactor}: the strategy {name!r} failed: {exc!r} "
                 f"({place.filename}:{place.lineno})"
             ) from exc
-        return fused
 
 
 def _groups(voices: Sequence[Voice], count: int) -> list[tuple[list[Voice], list[int]]]:

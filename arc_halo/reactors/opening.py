@@ -13,6 +13,7 @@ from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager
 from arc_halo.reactors.allowing import Allowance
 from arc_halo.reactors.asking import Panel
+from arc_halo.reactors.fitting import read_fit
 from arc_halo.reactors.fusing import Fuser
 from arc_halo.reactors.graphs import Node, Shape
 from arc_halo.reactors.plans import Member, ReactorPlan, plan_of
@@ -41,6 +42,7 @@ def open_reactor(
         reactor=name,
         provided=plugins.strategy(plan.strategy),
         params=plan.params,
+        fitted=read_fit(store, plan),
         state=StoredState(store.pool.connection, name),
     )
     with ExitStack() as stack:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, InvalidInputError
-from arc_halo.outputs import Outputs
+from arc_halo.errors import ArcHaloError, InvalidInputError, ReactorError
+from arc_halo.outputs import Label, Outputs
 from arc_halo.reactors.asking import Asked, Panel
 from arc_halo.reactors.cascades import cascade
 from arc_halo.reactors.fusing import Fuser
@@ -18,6 +18,7 @@ from arc_halo.reactors.hierarchies import hierarchical
 from arc_halo.reactors.measuring import metrics_of
 from arc_halo.reactors.parallels import parallel
 from arc_halo.reactors.plans import ReactorPlan
+from arc_halo.reactors.policies import Voice
 from arc_halo.reactors.records import as_json, kept, member_rows, total_cost
 from arc_halo.reactors.topologies import Answered, Run, Topology, ensemble
 from arc_halo.store import operations
@@ -131,6 +132,26 @@ class RunningReactor:
         if not inputs:
             raise InvalidInputError(f"{self.plan.name}: there is no input", code="AH006")
         return Run(plan=self.plan, panel=self._panel, fuser=self._fuser, inputs=inputs)
+
+    def learn(self, inputs: Sequence[Any], labels: Sequence[Label]) -> Mapping[str, Any]:
+        """What the strategy learns from labelled inputs: arrays and JSON by name.
+
+        Every member is asked all of them, whatever its role and domains; nothing is recorded.
+        Raises `ReactorError` for a member that does not answer, and what the strategy raises.
+        """
+        places = range(len(inputs))
+        asked = self._panel.ask([(each, places) for each in self.plan.voters], inputs, None)
+        for each in asked:
+            if each.error is not None:
+                raise ReactorError(
+                    f"{self.plan.name}: {each.error.message}",
+                    hint=each.error.hint,
+                    code=each.error.error_code,
+                ) from each.error
+        voices = [
+            Voice(member=each.member, asked=each, weight=each.member.weight) for each in asked
+        ]
+        return self._fuser.learn(voices, inputs, labels)
 
     def _begin(self, inputs: Sequence[Any]) -> UUID | None:
         if self.plan.record == "none":

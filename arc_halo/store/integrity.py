@@ -125,6 +125,9 @@ SELECT part.gradient_tensor_id, part.tensor_name, 'gradient',
 FROM model_weights AS part JOIN models AS model ON model.id = part.model_id
 WHERE part.gradient_tensor_id = ANY(%(ids)s)
 UNION
+SELECT place.tensor_id, place.tensor_name, 'reactor', reactor.reactor_name
+FROM place JOIN cognitive_fusion_reactors AS reactor ON reactor.fitted_set_id = weight_set_id
+UNION
 SELECT place.tensor_id, place.tensor_name, 'build', build.id::text
 FROM place JOIN weight_builds AS build USING (weight_set_id) WHERE build.status <> 'complete'
 UNION
@@ -147,6 +150,9 @@ SELECT point.weight_set_id, '', 'checkpoint',
        coalesce(session.session_name, session.id::text) || ' step ' || point.step
 FROM model_checkpoints AS point JOIN training_sessions AS session ON session.id = point.session_id
 WHERE point.weight_set_id = ANY(%(ids)s)
+UNION
+SELECT reactor.fitted_set_id, '', 'reactor', reactor.reactor_name
+FROM cognitive_fusion_reactors AS reactor WHERE reactor.fitted_set_id = ANY(%(ids)s)
 ORDER BY 1, 3, 4
 """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.store.rows import Connection, LiveRow, as_uuid
@@ -186,6 +186,18 @@ FROM jsonb_to_recordset(%(items)s) AS item (
     weight double precision)
 """
 
+# Whoever collects the set has deleted it or leaves it alone until the transaction ends.
+POINT_TO_FIT = """
+WITH fit AS (SELECT id FROM weight_sets WHERE root = %(root)s FOR KEY SHARE)
+UPDATE cognitive_fusion_reactors AS reactor SET fitted_set_id = fit.id
+FROM fit WHERE reactor.reactor_name = %(name)s
+RETURNING reactor.id
+"""
+
+FITTED_SET = """
+SELECT fitted_set_id FROM cognitive_fusion_reactors WHERE reactor_name = %(name)s
+"""
+
 STATUS = """
 SELECT * FROM v_reactor_status
 WHERE %(name)s::text IS NULL OR reactor_name = %(name)s
@@ -318,6 +330,18 @@ def status(conn: Connection, name: str | None = None) -> list[JsonObject]:
     """The rows of `v_reactor_status`, of one reactor or of all."""
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(STATUS, {"name": name}).fetchall()
+
+
+def point_to_fit(conn: Connection, name: str, root: bytes) -> bool:
+    """Make these weights what a reactor has learnt; whether both are there."""
+    return bool(conn.execute(POINT_TO_FIT, {"name": name, "root": root}).fetchone())
+
+
+def fitted_set(conn: Connection, name: str) -> int | None:
+    """The weights that hold what a reactor has learnt, if it has."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        found = cursor.execute(FITTED_SET, {"name": name}).fetchone()
+    return found if isinstance(found, int) else None
 
 
 def lineage(conn: Connection, root: bytes) -> list[Lineage]:

@@ -130,7 +130,7 @@ def test_every_foreign_key_is_accounted_for(conn: Connection) -> None:
             assert (target, table, column) in PARTS
             continue
         constant = HOLDERS[str(target)]
-        looked_up = rf"NOT EXISTS \(SELECT FROM {table} AS r WHERE r\.{column} = "
+        looked_up = rf"NOT EXISTS \(SELECT FROM {table} AS r\s+WHERE r\.{column} = "
         assert re.search(looked_up, getattr(collection, constant)), (table, column, constant)
         simulated = rf"SELECT {column}( AS \w+)? FROM {table}\b"
         assert re.search(simulated, simulation.SIMULATION), (table, column, "SIMULATION")

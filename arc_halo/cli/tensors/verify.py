@@ -243,6 +243,7 @@ def _places(finding: Finding) -> list[str]:
     said = {
         "model": "of model {}",
         "history": "in the history of model {}",
+        "reactor": "learnt by reactor {}",
         "checkpoint": "of checkpoint {}",
         "gradient": "as a gradient of model {}",
         "build": "of unfinished build {}",
