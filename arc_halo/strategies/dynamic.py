@@ -174,6 +174,9 @@ def _fit_accuracies(
 ) -> Mapping[str, Any]:
     import numpy as np
 
+    for each in outputs:
+        if each.scores is not None and each.labels is None:
+            _columns(labels, each, each.scores.shape[1])
     right = np.array(
         [
             [said == label for said, label in zip(decided(each, name), labels, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 
 import numpy as np
 
@@ -16,7 +16,12 @@ from arc_halo.strategies._answers import votes_of
 from arc_halo.strategies._schemas import choice, schema
 from arc_halo.types import FusionStrategy
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
+# A sign is none between words or numbers, and a comma only one between thousands.
+NUMBER = re.compile(
+    r"(?:(?<![\w)])[-+])?"
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d{1,3})?"
+)
 
 NORMALIZE = choice(
     "What makes texts the same answer: all but space around them (strip), besides case and how "
@@ -89,7 +94,8 @@ def _number(text: str) -> str:
     found = NUMBER.findall(text)
     if not found:
         return text.strip()
-    value = Decimal(found[-1].replace(",", "")).normalize()
+    exact = Context(prec=len(found[-1]))
+    value = Decimal(found[-1].replace(",", "")).normalize(exact)
     return str(value) if value else "0"
 
 

@@ -63,17 +63,20 @@ def voting(outputs: Sequence[Outputs], context: CombineContext, *, kind: str, ti
     votes = [decided(each, name) for name, each in zip(context.members, outputs, strict=True)]
     columns = _columns(outputs, context, is_needed=kind == "soft")
     labels = columns or in_order([label for each in votes for label in each])
+    if not labels:
+        return Outputs(labels=())
     places = _places(votes, labels, context)
     if kind == "soft":
-        tally = _averages(outputs, context)
+        scores = tally = _averages(outputs, context)
     else:
-        tally = _counts(places, weights, len(labels)) / sum(weights)
+        tally = _counts(places, weights, len(labels))
+        scores = tally / sum(weights)  # which might round votes to a tie
     winners = _winners(tally, _sorted_places(labels), places, _preferred(ties, context))
     return Outputs(
-        scores=tally if columns else None,
+        scores=scores if columns else None,
         classes=outputs[0].classes if columns else None,
         labels=tuple(labels[place] for place in winners.tolist()),
-        confidence=tally[range(len(winners)), winners].clip(max=1.0),
+        confidence=scores[range(len(winners)), winners].clip(max=1.0),
     )
 
 

@@ -29,9 +29,13 @@ def weighted_average(outputs: Sequence[Outputs], context: CombineContext) -> Out
     pool", 1961), of logits the mean of logits. Raises `OutputError` for members whose scores are
     of unlike columns or meanings, and for weights that add up to zero.
     """
+    import numpy as np
+
     scores = alike_scores(outputs, context)
-    total = None
+    total = np.zeros(scores[0].shape)
     for share, each in zip(shares(context), scores, strict=True):
-        total = share * each if total is None else total + share * each
+        if share:  # nothing times a logit of -inf would be NaN
+            with np.errstate(invalid="ignore"):
+                total = total + share * each
     first = outputs[0]
     return Outputs(scores=total, meaning=first.meaning, classes=first.classes)

@@ -113,8 +113,14 @@ def test_a_name_that_two_claim_is_an_error_that_names_both(tmp_path: Path, other
             "def f(tensors, context, *, k): ...\n@hookimpl\ndef arc_halo_fusion_strategies():\n"
             "    yield FusionStrategy(name='x', summary='', fuse_weights=f)\n"
         ),
+        # what is fitted takes other params than what is combined
+        (
+            "def f(outputs, labels, context, *, k): ...\n@hookimpl\n"
+            "def arc_halo_fusion_strategies():\n"
+            "    yield FusionStrategy(name='x', summary='', fit_outputs=f)\n"
+        ),
     ],
-    ids=["text", "other kind", "none", "no answer", "raises", "wrapper", "params"],
+    ids=["text", "other kind", "none", "no answer", "raises", "wrapper", "params", "fit"],
 )
 def test_what_breaks_a_rule_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(PluginError, match=r"plugins/p0\.py") as caught:

@@ -236,9 +236,10 @@ def test_by_entropy_there_is_nothing_to_fit():
     assert caught.value.hint == "params: {by: accuracy} or {by: features}"
 
 
-def test_a_gate_needs_labels_that_are_classes():
+@pytest.mark.parametrize("params", [ACCURACY, FEATURES], ids=["accuracy", "features"])
+def test_labels_have_to_be_classes(params):
     with pytest.raises(OutputError, match="'v' is none of the members' classes"):
-        fit("dynamic", [shares(1)], ["v"] * 20, inputs=[{"features": [1]}] * 20, params=FEATURES)
+        fit("dynamic", [shares(1)], ["v"] * 20, inputs=[{"features": [1]}] * 20, params=params)
 
 
 def test_vectors_have_no_probabilities():

@@ -168,6 +168,19 @@ def test_votes_below_nothing_are_an_error(name):
         assert caught.value.hint
 
 
+def test_sums_are_compared_before_they_are_divided():
+    # 0.1 + 1.8 is more than 1.9, and over the sum of all they are the same number.
+    members, weights = labels(("b",), ("b",), ("a",), ("c",)), (0.1, 1.8, 1.9, 1.2)
+    assert combine("voting", members, weights=weights).labels == ("b",)
+
+
+def test_no_inputs_make_no_answers():
+    assert combine("voting", labels((), ())).labels == ()
+    empty = Outputs(scores=np.empty((0, 3)))
+    for kind in ("hard", "soft"):
+        assert combine("voting", [empty], params={"kind": kind}).labels == ()
+
+
 def test_texts_are_no_votes_and_labels_no_probabilities():
     with pytest.raises(OutputError, match="answers with texts; labels or scores"):
         combine("voting", [Outputs(texts=("x",))])
@@ -260,6 +273,11 @@ def test_the_answer_that_most_give_wins_in_the_words_of_the_first():
         ("number", "-3", "3", False),
         ("number", "it is -0", "0.00", True),
         ("number", "1e3", "1000", True),
+        ("number", "10-12", "12", True),
+        ("number", "x = -12", "12", False),
+        ("number", "1,2,3", "3", True),
+        ("number", "1,234,567", "1234567", True),
+        ("number", "0." + "1" * 40, "0." + "1" * 41, False),
         ("number", "5 then 6", "6 then 5", False),
         ("number", " none ", "none", True),
         ("last_line", "I think\n\nThe  Answer\n \n", "the answer", True),
