@@ -46,6 +46,7 @@ BUILTIN = (
     "arc_halo.formats.safetensors",
     "arc_halo.formats.torch_files",
     "arc_halo.runners.recorded",
+    "arc_halo.runners.transformers",
     "arc_halo.strategies.arcee_fusion",
     "arc_halo.strategies.breadcrumbs",
     "arc_halo.strategies.breadcrumbs_ties",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from arc_halo.outputs import Outputs
+    from arc_halo.outputs import Float64, Outputs
 
     FloatArray = NDArray[np.floating[Any]]
 
@@ -335,7 +335,7 @@ def _check_params(name: str, function: Callable[..., Any], schema: JsonObject) -
 
 
 class RunningModel(Protocol):
-    """A model that answers."""
+    """A model that answers. One whose `tokens` is a `TokenModel` can be fused token by token."""
 
     def answer(self, inputs: Sequence[Any]) -> Outputs:
         """What it answers to a batch: one entry an input, in their order.
@@ -343,6 +343,71 @@ class RunningModel(Protocol):
         Raises what it likes: that is the member's failure, handled by the reactor's policy.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What tokens are, so that logits of two models can be fused: equal ones mean the same.
+
+    `size` counts the columns of logits; `tokenizer` is the SHA-256 of tokenizer.json, or `bytes`.
+    """
+
+    size: int
+    tokenizer: str
+
+    def __str__(self) -> str:
+        return f"{self.size} tokens of the tokenizer {self.tokenizer[:12]}"
+
+
+class TokenSession(Protocol):
+    """Texts that a model goes on with, token by token; what came before is not computed again."""
+
+    @property
+    def logits(self) -> Float64:
+        """[texts, vocabulary] in float64: of the token that follows each text."""
+        ...
+
+    def step(self, tokens: Sequence[int]) -> Float64:
+        """Put a token behind each text; the logits of what follows then."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the texts only, by their places, which are in order."""
+        ...
+
+
+class TokenModel(Protocol):
+    """A causal language model at the level of tokens; called from several threads.
+
+    `end_tokens` end a text; `context_length` is how many tokens it takes, None for any number.
+    """
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def end_tokens(self) -> frozenset[int]: ...
+
+    @property
+    def context_length(self) -> int | None: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+    def score(self, tokens: Sequence[int]) -> Float64:
+        """[tokens, vocabulary] in float64: logits of what follows each token of a text."""
+        ...
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> TokenSession:
+        """Read texts, none of them empty, to go on with them."""
+        ...
+
+
+def token_model(running: RunningModel) -> TokenModel | None:
+    """What a running model offers as its attribute `tokens`; None where it has none."""
+    found: TokenModel | None = getattr(running, "tokens", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

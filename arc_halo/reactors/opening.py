@@ -22,7 +22,7 @@ from arc_halo.reactors.states import StoredState
 from arc_halo.store import builds, models, operations, reactors, tokenizers
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, RunnerContext, RunningModel, TensorInfo
-from arc_halo.weights.reading import read_arrays
+from arc_halo.weights.reading import read_array
 from arc_halo.weights.store import WeightStore
 
 
@@ -139,7 +139,7 @@ def _tensors(store: WeightStore, member: Member) -> Iterator[tuple[TensorInfo, A
     with store.pool.connection() as conn:
         rows = builds.set_tensors(conn, member.weight_set_id)
     for row in rows:
-        (array,) = read_arrays(store, member.weight_set_id, [row]).values()
+        array = read_array(store, row, row.name)
         info = TensorInfo(
             name=row.name, dtype=row.dtype, shape=tuple(row.shape), size_bytes=row.size_bytes
         )

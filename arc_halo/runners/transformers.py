@@ -1,0 +1,139 @@
+"""The runner `transformers`: causal language models, their weights straight from the database."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from arc_halo.errors import MemberError
+from arc_halo.hookspecs import hookimpl
+from arc_halo.outputs import Outputs
+from arc_halo.runners.generating import Continued, Decoding, Text, prompt_of, write, written
+from arc_halo.types import JsonObject, ModelRunner, RunnerContext, TokenModel
+
+PARAMS: JsonObject = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "tokenizer": {
+            "enum": ["model", "bytes"],
+            "default": "model",
+            "description": "The model's own tokenizer.json, or bytes, of which each is a token.",
+        },
+        "dtype": {
+            "enum": ["float32", "bfloat16"],
+            "default": "float32",
+            "description": "What it computes in, and what its weights take in memory.",
+        },
+        "max_tokens": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 64,
+            "description": "The most tokens of an answer.",
+        },
+        "temperature": {
+            "type": "number",
+            "minimum": 0,
+            "default": 0,
+            "description": "0 takes the likeliest token, more draws one.",
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 2**63 - 1,
+            "default": 0,
+            "description": "Decides what is drawn.",
+        },
+        "stop": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1},
+            "default": [],
+            "description": "Texts before which an answer ends.",
+        },
+        "threads": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "default": None,
+            "description": "Threads that torch computes with, for every model of the process.",
+        },
+    },
+}
+
+
+@hookimpl
+def arc_halo_runners() -> Iterator[ModelRunner]:
+    yield ModelRunner(
+        name="transformers",
+        version=1,
+        summary="causal language models, from their weights in the database, needs torch",
+        open=open_transformers,
+        params_schema=PARAMS,
+    )
+
+
+@contextmanager
+def open_transformers(
+    context: RunnerContext,
+    *,
+    tokenizer: str = "model",
+    dtype: str = "float32",
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    threads: int | None = None,
+) -> Iterator[Generator]:
+    """The model in memory, once, in `dtype`.
+
+    Raises `MemberError` where torch or transformers is not installed, and for weights that are not
+    those of the architecture.
+    """
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MemberError(
+                f"{package} is not installed", hint="pip install 'arc-halo[torch]'", code="AH030"
+            )
+    from arc_halo.runners._modules import load_module
+    from arc_halo.runners._sessions import ModuleTokens
+    from arc_halo.runners._tokenizers import tokenizer_of
+
+    words = tokenizer_of(context, tokenizer)
+    if threads is not None:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        torch.set_num_threads(threads)
+    tokens = ModuleTokens(load_module(context, dtype), words, context.architecture)
+    decoding = Decoding(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=tuple(stop))
+    yield Generator(tokens, decoding)
+
+
+class Generator:
+    """A language model that goes on with what it is given; `tokens` has it token by token."""
+
+    def __init__(self, tokens: TokenModel, decoding: Decoding) -> None:
+        self.tokens = tokens
+        self._decoding = decoding
+
+    def answer(self, inputs: Sequence[Any]) -> Outputs:
+        """What follows each text. A draw depends on the place of the input in the batch."""
+        prompts = [self.tokens.encode(prompt_of(each)) for each in inputs]
+        texts = [
+            Text(
+                self.tokens.decode,
+                self.tokens.end_tokens,
+                self._decoding,
+                prompt_count=len(prompt),
+                context_length=self.tokens.context_length,
+            )
+            for prompt in prompts
+        ]
+        session = Continued(self.tokens)
+
+        def logits_of(rows: Sequence[int]) -> Any:
+            return session.logits(rows, [prompts[row] + texts[row].tokens for row in rows])
+
+        for _ in write(texts, self._decoding, logits_of):
+            pass
+        return written(texts)
