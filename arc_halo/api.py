@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -398,6 +398,13 @@ class Reactor:
         """
         is_one = isinstance(inputs, str | Mapping)
         return self._opened().run([inputs] if is_one else list(inputs))
+
+    def stream(self, given: str | Mapping[str, Any]) -> Iterator[str]:
+        """Answer one input with a text, piece by piece, as it is written.
+
+        Only an ensemble of `level: tokens` writes in pieces; others give their text in one.
+        """
+        return self._opened().stream(given)
 
     def _opened(self) -> RunningReactor:
         with self._lock:

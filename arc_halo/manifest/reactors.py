@@ -32,7 +32,15 @@ RUN_DEFAULTS: JsonObject = {
     "choose": "all",
     "record": "full",
     "record_ttl": None,
+    "level": "answers",
+    "max_tokens": 64,
+    "temperature": 0,
+    "seed": 0,
+    "stop": [],
 }
+
+OF_TOKENS = ("max_tokens", "temperature", "seed", "stop")
+"""What is said of how tokens are chosen, and nothing elsewhere."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,10 +160,25 @@ class ReactorResolver:
             self.problems.add(
                 found, ("run", "on_failure"), "AH023", message, "add `fallback: MODEL`"
             )
+        self._check_level(found, run)
         if run["quorum"] > len(found.data["members"]):
             message = f"quorum: {run['quorum']} of {len(found.data['members'])} members"
             self.problems.add(found, ("run", "quorum"), "AH023", message, None)
         return run
+
+    def _check_level(self, found: Found, run: JsonObject) -> None:
+        """Tokens are fused by ensembles, and params of tokens are for them."""
+        if run["level"] == "tokens":
+            if found.data["type"] != "ensemble":
+                message = f"level: a reactor of type {found.data['type']} fuses no tokens"
+                hint = "only an ensemble does"
+                self.problems.add(found, ("run", "level"), "AH023", message, hint)
+            return
+        for name in OF_TOKENS:
+            if name in found.data.get("run", {}):
+                message = f"{name}: this reactor does not write token by token"
+                hint = "add `level: tokens`; members by themselves have it in `runner.params`"
+                self.problems.add(found, ("run", name), "AH023", message, hint, key=True)
 
     def _check_cycles(self, found: Found, edges: Sequence[InteractionSpec]) -> None:
         """What members of a hierarchy wait for must come to an end."""

@@ -51,15 +51,25 @@ class Panel:
     def __init__(self, running: Mapping[str, RunningModel]) -> None:
         self._running = running
 
+    def running(self, member: Member) -> RunningModel:
+        """What has a member answer."""
+        return self._running[member.model]
+
     def ask(
         self,
         questions: Sequence[tuple[Member, Sequence[int]]],
         inputs: Sequence[Any],
         timeout_seconds: float | None,
+        deadline: float | None = None,
     ) -> list[Asked]:
-        """Ask members at once, each some of the inputs; in the order of the questions."""
+        """Ask members at once, each some of the inputs; in the order of the questions.
+
+        Where a question is one of several, `deadline` is when the time for all of them is over, by
+        the monotonic clock.
+        """
         pending = [self._start(member, indexes, inputs) for member, indexes in questions]
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        if deadline is None and timeout_seconds is not None:
+            deadline = time.monotonic() + timeout_seconds
         return [call.result(deadline, timeout_seconds) for call in pending]
 
     def ask_until(

@@ -19,6 +19,7 @@ from arc_halo.reactors.graphs import Node, Shape
 from arc_halo.reactors.plans import Member, ReactorPlan, plan_of
 from arc_halo.reactors.running import RunningReactor
 from arc_halo.reactors.states import StoredState
+from arc_halo.reactors.tokens import token_models
 from arc_halo.store import builds, models, operations, reactors, tokenizers
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, RunnerContext, RunningModel, TensorInfo
@@ -50,7 +51,10 @@ def open_reactor(
             member.model: _open(stack, store, plugins, allowance, plan, member)
             for member in plan.members
         }
-        yield RunningReactor(plan, Panel(running), fuser, store.pool.connection)
+        panel = Panel(running)
+        if plan.level == "tokens":
+            token_models(plan, panel)
+        yield RunningReactor(plan, panel, fuser, store.pool.connection)
 
 
 def read_plan(conn: Connection, name: str) -> ReactorPlan:

@@ -8,11 +8,13 @@ from typing import Literal
 
 from arc_halo.manifest.documents import InteractionSpec
 from arc_halo.manifest.reactors import RUN_DEFAULTS
+from arc_halo.runners.generating import Decoding
 from arc_halo.types import JsonObject
 
 OnFailure = Literal["fail", "skip", "fallback"]
 Choice = Literal["all", "first", "fastest", "best"]
 Record = Literal["full", "digest", "none"]
+Level = Literal["answers", "tokens"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class ReactorPlan:
     choose: Choice
     record: Record
     record_ttl: timedelta | None
+    level: Level = "answers"
+    decoding: Decoding = field(default_factory=Decoding)
 
     @property
     def voters(self) -> tuple[Member, ...]:
@@ -99,6 +103,13 @@ def plan_of(name: str, spec: JsonObject, models: dict[str, JsonObject]) -> React
         choose=run["choose"],
         record=run["record"],
         record_ttl=None if ttl is None else timedelta(seconds=ttl),
+        level=run["level"],
+        decoding=Decoding(
+            max_tokens=run["max_tokens"],
+            temperature=run["temperature"],
+            seed=run["seed"],
+            stop=tuple(run["stop"]),
+        ),
     )
 
 

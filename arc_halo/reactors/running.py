@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, InvalidInputError, ReactorError
+from arc_halo.errors import ArcHaloError, InvalidInputError, OutputError, ReactorError
 from arc_halo.outputs import Label, Outputs
+from arc_halo.reactors import tokens
 from arc_halo.reactors.asking import Asked, Panel
 from arc_halo.reactors.cascades import cascade
 from arc_halo.reactors.fusing import Fuser
@@ -73,9 +74,9 @@ class RunningReactor:
         connection: Callable[[], AbstractContextManager[Connection]],
     ) -> None:
         self.plan = plan
-        self._panel = panel
-        self._fuser = fuser
-        self._connection = connection
+        self.panel = panel
+        self.fuser = fuser
+        self.connection = connection
 
     def run(self, inputs: Sequence[Any]) -> Answer:
         """Answer a batch of inputs, which are JSON; one entry an input.
@@ -83,11 +84,11 @@ class RunningReactor:
         Raises `ReactorError` where its policy has nothing to answer with; the run is on record
         then, too. And `InvalidInputError` for a batch without inputs.
         """
-        run = self._begun(inputs)
+        run = self.new_run(inputs)
         operation_id = self._begin(inputs)
         started = time.perf_counter()
         try:
-            answered = TOPOLOGIES[self.plan.type](run)
+            answered = self._answered(run)
         except BaseException as exc:
             self._finish(operation_id, run, None, 1000 * (time.perf_counter() - started), exc)
             raise
@@ -97,9 +98,9 @@ class RunningReactor:
 
     def ask(self, inputs: Sequence[Any]) -> Answer:
         """The same, and nothing of it is recorded."""
-        run = self._begun(inputs)
+        run = self.new_run(inputs)
         started = time.perf_counter()
-        answered = TOPOLOGIES[self.plan.type](run)
+        answered = self._answered(run)
         return _answer(run, answered, 1000 * (time.perf_counter() - started), None)
 
     def record_evaluation(self, figures: JsonObject, metrics: Sequence[JsonObject]) -> UUID:
@@ -107,8 +108,8 @@ class RunningReactor:
         new = NewOperation(
             reactor=self.plan.name,
             type="evaluation",
-            strategy=self._fuser.provided.item.name,
-            strategy_version=self._fuser.provided.version,
+            strategy=self.fuser.provided.item.name,
+            strategy_version=self.fuser.provided.version,
             params=self.plan.params,
             input=None,
             input_count=figures["inputs"],
@@ -128,11 +129,6 @@ class RunningReactor:
             operations.finish(conn, operation_id, finished)
         return operation_id
 
-    def _begun(self, inputs: Sequence[Any]) -> Run:
-        if not inputs:
-            raise InvalidInputError(f"{self.plan.name}: there is no input", code="AH006")
-        return Run(plan=self.plan, panel=self._panel, fuser=self._fuser, inputs=inputs)
-
     def learn(self, inputs: Sequence[Any], labels: Sequence[Label]) -> Mapping[str, Any]:
         """What the strategy learns from labelled inputs: arrays and JSON by name.
 
@@ -140,7 +136,7 @@ class RunningReactor:
         Raises `ReactorError` for a member that does not answer, and what the strategy raises.
         """
         places = range(len(inputs))
-        asked = self._panel.ask([(each, places) for each in self.plan.voters], inputs, None)
+        asked = self.panel.ask([(each, places) for each in self.plan.voters], inputs, None)
         for each in asked:
             if each.error is not None:
                 raise ReactorError(
@@ -151,7 +147,36 @@ class RunningReactor:
         voices = [
             Voice(member=each.member, asked=each, weight=each.member.weight) for each in asked
         ]
-        return self._fuser.learn(voices, inputs, labels)
+        return self.fuser.learn(voices, inputs, labels)
+
+    def stream(self, given: Any) -> Iterator[str]:
+        """Answer one input with a text, piece by piece, as it is written.
+
+        One whose members answer as a whole gives its text in one piece. Raises what `run` does, and
+        `OutputError` where the answer is no text; whoever stops listening ends the run.
+        """
+        if self.plan.level != "tokens":
+            yield _text(self.plan.name, self.run([given]))
+            return
+        run = self.new_run([given])
+        operation_id = self._begin([given])
+        started = time.perf_counter()
+        try:
+            answered = yield from _pieces(tokens.generate(run))
+        except BaseException as exc:
+            self._finish(operation_id, run, None, 1000 * (time.perf_counter() - started), exc)
+            raise
+        self._finish(operation_id, run, answered, 1000 * (time.perf_counter() - started), None)
+
+    def new_run(self, inputs: Sequence[Any]) -> Run:
+        """A batch of inputs that nobody was asked yet. `InvalidInputError` for one without any."""
+        if not inputs:
+            raise InvalidInputError(f"{self.plan.name}: there is no input", code="AH006")
+        return Run(plan=self.plan, panel=self.panel, fuser=self.fuser, inputs=inputs)
+
+    def _answered(self, run: Run) -> Answered:
+        is_tokens = self.plan.level == "tokens"
+        return tokens.answer(run) if is_tokens else TOPOLOGIES[self.plan.type](run)
 
     def _begin(self, inputs: Sequence[Any]) -> UUID | None:
         if self.plan.record == "none":
@@ -159,14 +184,14 @@ class RunningReactor:
         new = NewOperation(
             reactor=self.plan.name,
             type=self.plan.type,
-            strategy=self._fuser.provided.item.name,
-            strategy_version=self._fuser.provided.version,
+            strategy=self.fuser.provided.item.name,
+            strategy_version=self.fuser.provided.version,
             params=self.plan.params,
             input=kept(list(inputs), self.plan.record),
             input_count=len(inputs),
             ttl=self.plan.record_ttl,
         )
-        with self._connection() as conn:
+        with self.connection() as conn:
             return operations.begin(conn, new)
 
     def _finish(
@@ -189,7 +214,7 @@ class RunningReactor:
             members=member_rows(self.plan, run.asked, self.plan.record),
             metrics=metrics_of(run, execution_ms) if exc is None else [],
         )
-        with self._connection() as conn:
+        with self.connection() as conn:
             operations.finish(conn, operation_id, finished)
 
 
@@ -211,5 +236,26 @@ def _output(answered: Answered) -> JsonObject:
     return {"members": {name: as_json(each) for name, each in answered.side_by_side.items()}}
 
 
+def _pieces(writing: Generator[list[str], None, Answered]) -> Generator[str, None, Answered]:
+    """Those of the one text that is written; left early, the writing ends at once."""
+    with closing(writing):
+        while True:
+            try:
+                (piece,) = next(writing)
+            except StopIteration as done:
+                answered: Answered = done.value
+                return answered
+            if piece:
+                yield piece
+
+
+def _text(reactor: str, answer: Answer) -> str:
+    if answer.outputs is None or answer.outputs.texts is None:
+        raise OutputError(f"{reactor}: its answer is no text")
+    return answer.outputs.texts[0]
+
+
 def _message(exc: BaseException) -> str:
+    if isinstance(exc, GeneratorExit):
+        return "nobody listened to the end"
     return exc.message if isinstance(exc, ArcHaloError) else f"{type(exc).__name__}: {exc}"
