@@ -47,6 +47,7 @@ LOCK_SECONDS = 30.0
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from arc_halo.reactors.perplexity import Perplexity
     from arc_halo.reactors.running import Answer, RunningReactor
 
     Arrays = Mapping[str, NDArray[Any]]
@@ -405,6 +406,15 @@ class Reactor:
         Only an ensemble of `level: tokens` writes in pieces; others give their text in one.
         """
         return self._opened().stream(given)
+
+    def perplexity(self, text: str, *, window: int = 256) -> Perplexity:
+        """How well its language models foretell a text, each by itself and fused.
+
+        It is recorded as an evaluation. `ReactorError` where a member fails or has no tokens.
+        """
+        from arc_halo.reactors.perplexity import perplexity
+
+        return perplexity(self._opened(), text, window)
 
     def _opened(self) -> RunningReactor:
         with self._lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +11,27 @@ from arc_halo.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from arc_halo.reactors.evaluating import Evaluation
+    from arc_halo.reactors.running import RunningReactor
 
 
-def evaluate_labelled(invocation: Invocation, name: str, data: Path) -> None:
+def evaluate_labelled(invocation: Invocation, reactor: RunningReactor, data: Path) -> None:
     """Ask the reactor all inputs of the file, print the figures, and write them down."""
     from arc_halo.reactors.evaluating import FUSED, evaluate
+    from arc_halo.reactors.evaluations import evaluation
     from arc_halo.reconcile.report import as_json
 
     inputs, labels = read_labelled(data)
-    with invocation.open(needs_database=True) as project, project.open_reactor(name) as reactor:
-        started = time.perf_counter()
+    with evaluation(reactor, None, len(inputs)) as recorded:
         found = evaluate(reactor, inputs, labels)
-        facts = {
-            "reactor": name,
-            "data": str(data),
-            "execution_ms": 1000 * (time.perf_counter() - started),
-            **found.as_json(),
-        }
-        fused = found.scores.get(FUSED)
-        metrics = [{"metric": "accuracy", "value": fused.accuracy}] if fused else []
-        facts["operation"] = str(reactor.record_evaluation(facts, metrics))
+        recorded.output, recorded.cost = found.as_json(), found.cost
+        if fused := found.scores.get(FUSED):
+            recorded.metrics = [{"metric": "accuracy", "value": fused.accuracy}]
+    facts = {
+        "reactor": reactor.plan.name,
+        "data": str(data),
+        **found.as_json(),
+        "operation": str(recorded.operation_id) if recorded.operation_id else None,
+    }
     header, rows = _table(found)
     agreement = _agreement_table(found)
     render(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arc_halo.cli.invocation import Invocation, render, table
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.outputs import Outputs
@@ -71,24 +71,52 @@ def run(invocation: Invocation, name: str, source: Any) -> None:
     "--data",
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    required=True,
-    help='JSON lines of {"input": …, "label": …}.',
+    help='Labelled inputs, one a line: {"input": …, "label": …}.',
+)
+@click.option(
+    "--text",
+    "texts",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="A text to foretell. May be given more than once.",
+)
+@click.option(
+    "--window",
+    metavar="TOKENS",
+    type=click.IntRange(min=2),
+    default=256,
+    show_default=True,
+    help="Tokens that are foretold from one another.",
 )
 @click.pass_obj
-def evaluate(invocation: Invocation, name: str, data: Path) -> None:
-    """Hold a reactor and its members against labelled inputs.
+def evaluate(
+    invocation: Invocation, name: str, data: Path | None, texts: tuple[Path, ...], window: int
+) -> None:
+    """Measure a reactor and its members.
 
-    Accuracy and calibration of each member and of the fused answer, and which members agree; the
-    figures are recorded.
+    With labelled inputs it is accuracy and calibration, and which members agree; with a text the
+    perplexity of language models, and that of their fused logits. The figures are recorded.
 
     \b
     Examples:
       arc-halo reactor eval digits --data labelled.jsonl
-      arc-halo reactor eval digits --data labelled.jsonl --output markdown
+      arc-halo reactor eval chorus --text held_out.txt
+      arc-halo reactor eval chorus --text one.txt --text two.txt --output markdown
     """
     from arc_halo.cli.evaluating import evaluate_labelled
+    from arc_halo.cli.perplexity import evaluate_texts
 
-    evaluate_labelled(invocation, name, data)
+    if (data is None) == (not texts):
+        raise UsageError(
+            "a reactor is measured on labelled inputs, or on texts",
+            hint="give `--data FILE` or `--text FILE`",
+        )
+    with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
+        if data is not None:
+            evaluate_labelled(invocation, opened, data)
+        else:
+            evaluate_texts(invocation, opened, texts, window)
 
 
 @reactor.command("graph")

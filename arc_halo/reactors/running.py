@@ -103,32 +103,6 @@ class RunningReactor:
         answered = self._answered(run)
         return _answer(run, answered, 1000 * (time.perf_counter() - started), None)
 
-    def record_evaluation(self, figures: JsonObject, metrics: Sequence[JsonObject]) -> UUID:
-        """Write an evaluation down, as an operation of its own."""
-        new = NewOperation(
-            reactor=self.plan.name,
-            type="evaluation",
-            strategy=self.fuser.provided.item.name,
-            strategy_version=self.fuser.provided.version,
-            params=self.plan.params,
-            input=None,
-            input_count=figures["inputs"],
-            ttl=None,
-        )
-        finished = Finished(
-            status="completed",
-            output=figures,
-            error=None,
-            cost=figures["cost"],
-            execution_ms=figures["execution_ms"],
-            members=[],
-            metrics=metrics,
-        )
-        with self._connection() as conn, conn.transaction():
-            operation_id = operations.begin(conn, new)
-            operations.finish(conn, operation_id, finished)
-        return operation_id
-
     def learn(self, inputs: Sequence[Any], labels: Sequence[Label]) -> Mapping[str, Any]:
         """What the strategy learns from labelled inputs: arrays and JSON by name.
 

@@ -1,0 +1,48 @@
+"""How well language models foretell a text together, by hand and by torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from chains import Chain, reactor_of
+
+from arc_halo.cli.main import run
+from arc_halo.errors import InvalidInputError, ReactorError
+from arc_halo.reactors.perplexity import perplexity
+
+
+def test_perplexity_is_that_of_the_fused_logits():
+    models = {"one": Chain(1), "two": Chain(2)}
+    text = "abcabdacabbbddddaaabc"
+    found = perplexity(reactor_of(models, weights={"one": 3.0}), text, window=8)
+    nats, count = np.zeros(3), 0
+    tokens = models["one"].encode(text)
+    for start in range(0, len(tokens), 8):
+        part = tokens[start : start + 8]
+        for place in range(1, len(part)):
+            one, two = (m.after(part[:place]) for m in models.values())
+            for row, logits in enumerate((one, two, (3 * one + two) / 4)):
+                nats[row] -= np.log(np.exp(logits) / np.exp(logits).sum())[part[place]]
+            count += 1
+    assert found.prediction_count == count == 18
+    losses = [each.loss for each in (*found.members, found.fused)]
+    assert losses == pytest.approx((nats / count).tolist(), rel=1e-12)
+    assert [each.model for each in found.members] == ["one", "two"]
+    assert found.fused.perplexity == pytest.approx(np.exp(nats[2] / count))
+
+
+def test_perplexity_needs_every_member_and_some_text():
+    class Broken(Chain):
+        def score(self, tokens):
+            raise RuntimeError("out of memory")
+
+    reactor = reactor_of({"one": Chain(1), "two": Broken(2)}, on_failure="skip")
+    with pytest.raises(ReactorError, match="two: RuntimeError: out of memory"):
+        perplexity(reactor, "abc")
+    with pytest.raises(InvalidInputError, match="two tokens at least"):
+        perplexity(reactor, "a")
+
+
+def test_without_a_text_there_is_nothing_to_measure_on(capsys):
+    assert run(["reactor", "eval", "choir"]) == 64
+    assert "give a text" in capsys.readouterr().err
