@@ -282,7 +282,9 @@ def _print(invocation: Invocation, answer: Answer) -> None:
     console = invocation.console
     listed = {"": answer.outputs} if answer.outputs is not None else dict(answer.side_by_side)
     for name, outputs in listed.items():
-        values = decided(outputs) or _vectors(outputs)
+        # Texts as they are: what is decided by them is compared without the space around it.
+        is_text = outputs.kinds == ("texts",)
+        values = (outputs.texts if is_text else decided(outputs)) or _vectors(outputs)
         for value in values[:SHOWN]:
             console.print(f"{name}: {value}" if name else str(value))
         if len(values) > SHOWN:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from chains import Chain, reactor_of
@@ -9,6 +11,9 @@ from chains import Chain, reactor_of
 from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, ReactorError
 from arc_halo.reactors.perplexity import perplexity
+from arc_halo.store import operations
+
+WEIGHTS = Path(__file__).parents[2] / "examples" / "weights"
 
 
 def test_perplexity_is_that_of_the_fused_logits():
@@ -46,3 +51,34 @@ def test_perplexity_needs_every_member_and_some_text():
 def test_without_a_text_there_is_nothing_to_measure_on(capsys):
     assert run(["reactor", "eval", "choir"]) == 64
     assert "give a text" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("text", ["scripture", "python", "general"])
+def test_the_demos_perplexities_are_those_that_torch_comes_to(demo, references, text):
+    import torch
+
+    words = (WEIGHTS / f"eval_{text}.txt").read_text()
+    windows = torch.tensor(list(words.encode())).reshape(-1, 256)
+    with torch.inference_mode():
+        one, two = (
+            torch.cat([model(part).logits[:, :-1] for part in windows.split(16)]).double()
+            for model in references
+        )
+    expected = [
+        torch.nn.functional.cross_entropy(logits.mT, windows[:, 1:]).item()
+        for logits in (one, two, (one + two) / 2)
+    ]
+    with demo.open_reactor("chorus") as reactor:
+        found = perplexity(reactor, words)
+    figures = (*found.members, found.fused)
+    assert [each.loss for each in figures] == pytest.approx(expected, rel=1e-6)
+    assert [each.perplexity for each in figures] == pytest.approx(np.exp(expected), rel=1e-6)
+    with demo.connection() as conn:
+        assert found.operation_id is not None
+        operation = operations.operation(conn, found.operation_id)
+        rows = operations.members(conn, found.operation_id)
+    assert (operation.type, operation.status) == ("evaluation", "completed")
+    assert operation.input_count == 128 * 255
+    assert operation.output["fused"]["loss"] == found.fused.loss
+    assert [row["output"]["model"] for row in rows] == ["scripture@1.0.0", "python@1.0.0"]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from chains import SIZE, Chain, Silent, by_hand, reactor_of
 
+from arc_halo import connect
 from arc_halo.errors import OutputError, ReactorError
 from arc_halo.outputs import Outputs
 from arc_halo.reactors.tokens import logits_of, token_models
 from arc_halo.runners.generating import log_softmax
+from arc_halo.store import operations
 from arc_halo.types import FusionStrategy, Vocabulary
 
 PROMPTS = ["abc", "cab", "b", "aabbccdd"]
@@ -152,3 +154,36 @@ def test_scores_that_are_no_logits_choose_no_token():
         logits_of(Outputs(scores=np.ones((1, 3)), meaning="vectors"), 3, "r")
     with pytest.raises(OutputError, match="makes labels of logits"):
         logits_of(Outputs(labels=("a",)), 3, "r")
+
+
+@pytest.mark.torch
+def test_the_demos_ensemble_writes_what_torch_writes_without_a_cache(demo, references, database):
+    import torch
+
+    expected = []
+    for prompt in ("In the beginning", "def __init__("):
+        tokens = list(prompt.encode())
+        for _ in range(48):
+            with torch.inference_mode():
+                rows = [model(torch.tensor([tokens])).logits[0, -1] for model in references]
+            tokens.append(int(sum(row.double() for row in rows).argmax()))
+        expected.append(bytes(tokens[len(prompt) :]).decode())
+    with connect(database, project=demo.directory) as halo:
+        chorus = halo.reactors["chorus"]
+        answer = chorus.run(["In the beginning", "def __init__("])
+        assert list(answer.outputs.texts) == expected
+        assert "".join(chorus.stream("def __init__(")) == expected[1]
+        stream = chorus.stream("def __init__(")
+        next(stream)
+        stream.close()
+    with demo.connection() as conn:
+        rows = conn.execute(
+            "SELECT status, error FROM fusion_operations WHERE operation_type = 'ensemble'"
+            " ORDER BY created_at"
+        ).fetchall()
+        asked = operations.members(conn, answer.operation_id)
+    assert rows == [
+        ("completed", None), ("completed", None), ("failed", "nobody listened to the end"),
+    ]  # fmt: skip
+    assert [row["status"] for row in asked] == ["answered", "answered"]
+    assert [row["answered_count"] for row in asked] == [2, 2]
