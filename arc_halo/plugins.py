@@ -45,6 +45,8 @@ BUILTIN = (
     "arc_halo.executors.threads",
     "arc_halo.formats.safetensors",
     "arc_halo.formats.torch_files",
+    "arc_halo.runners.openai",
+    "arc_halo.runners.python",
     "arc_halo.runners.recorded",
     "arc_halo.runners.transformers",
     "arc_halo.strategies.arcee_fusion",
