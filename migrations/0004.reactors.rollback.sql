@@ -2,6 +2,7 @@ DROP VIEW v_tensor_lineage;
 DROP VIEW v_fused_tensors;
 DROP VIEW v_reactor_trends;
 DROP VIEW v_reactor_status;
+DROP TABLE api_keys;
 DROP TABLE reactor_metrics;
 DROP TABLE cognitive_state;
 DROP TABLE fusion_tasks;

@@ -167,6 +167,7 @@ CREATE TABLE fusion_operations (
     output json,
     error text,
     input_count integer CHECK (input_count >= 0),
+    tenant text NOT NULL DEFAULT '',
     execution_ms double precision CHECK (execution_ms >= 0),
     cost double precision,
     tensor_count integer CHECK (tensor_count >= 0),
@@ -203,6 +204,8 @@ COMMENT ON COLUMN fusion_operations.output IS
     'What was answered, as far as the record policy keeps it; of an evaluation its figures.';
 COMMENT ON COLUMN fusion_operations.input_count IS
     'Inputs of the batch that a reactor was asked.';
+COMMENT ON COLUMN fusion_operations.tenant IS
+    'On whose behalf, as the key of the request says; the empty text where there are no tenants.';
 COMMENT ON COLUMN fusion_operations.execution_ms IS
     'From the first member asked to the fused answer.';
 COMMENT ON COLUMN fusion_operations.cost IS
@@ -384,6 +387,33 @@ CREATE INDEX reactor_metrics_reactor_id_idx
     ON reactor_metrics (reactor_id, metric, recorded_at);
 CREATE INDEX reactor_metrics_operation_id_idx
     ON reactor_metrics (operation_id) WHERE operation_id IS NOT NULL;
+
+CREATE TABLE api_keys (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    name text NOT NULL CHECK (name <> ''),
+    tenant text NOT NULL DEFAULT '',
+    key_sha256 bytea NOT NULL UNIQUE CHECK (octet_length(key_sha256) = 32),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    last_used_at timestamptz
+);
+COMMENT ON TABLE api_keys IS
+    'Keys with which reactors are asked over HTTP. The keys themselves are nowhere.';
+COMMENT ON COLUMN api_keys.name IS
+    'Of those that are not revoked no two have one name.';
+COMMENT ON COLUMN api_keys.tenant IS
+    'Who asks with it, written into every operation; the empty text where there are no tenants.';
+COMMENT ON COLUMN api_keys.key_sha256 IS
+    'SHA-256 of the key, which is 32 random bytes and so cannot be guessed from it.';
+COMMENT ON COLUMN api_keys.expires_at IS
+    'Refused from then on; NULL never expires.';
+COMMENT ON COLUMN api_keys.revoked_at IS
+    'Refused from then on.';
+COMMENT ON COLUMN api_keys.last_used_at IS
+    'To the minute.';
+
+CREATE UNIQUE INDEX api_keys_name_key ON api_keys (name) WHERE revoked_at IS NULL;
 
 CREATE VIEW v_reactor_status AS
 SELECT

@@ -78,14 +78,15 @@ class RunningReactor:
         self.fuser = fuser
         self.connection = connection
 
-    def run(self, inputs: Sequence[Any]) -> Answer:
+    def run(self, inputs: Sequence[Any], *, tenant: str = "") -> Answer:
         """Answer a batch of inputs, which are JSON; one entry an input.
 
-        Raises `ReactorError` where its policy has nothing to answer with; the run is on record
-        then, too. And `InvalidInputError` for a batch without inputs.
+        `tenant` says on whose behalf, and is only written down. Raises `ReactorError` where its
+        policy has nothing to answer with; the run is on record then, too. And `InvalidInputError`
+        for a batch without inputs.
         """
         run = self.new_run(inputs)
-        operation_id = self._begin(inputs)
+        operation_id = self._begin(inputs, tenant)
         started = time.perf_counter()
         try:
             answered = self._answered(run)
@@ -123,17 +124,17 @@ class RunningReactor:
         ]
         return self.fuser.learn(voices, inputs, labels)
 
-    def stream(self, given: Any) -> Iterator[str]:
+    def stream(self, given: Any, *, tenant: str = "") -> Iterator[str]:
         """Answer one input with a text, piece by piece, as it is written.
 
         One whose members answer as a whole gives its text in one piece. Raises what `run` does, and
         `OutputError` where the answer is no text; whoever stops listening ends the run.
         """
         if self.plan.level != "tokens":
-            yield _text(self.plan.name, self.run([given]))
+            yield _text(self.plan.name, self.run([given], tenant=tenant))
             return
         run = self.new_run([given])
-        operation_id = self._begin([given])
+        operation_id = self._begin([given], tenant)
         started = time.perf_counter()
         try:
             answered = yield from _pieces(tokens.generate(run))
@@ -152,7 +153,7 @@ class RunningReactor:
         is_tokens = self.plan.level == "tokens"
         return tokens.answer(run) if is_tokens else TOPOLOGIES[self.plan.type](run)
 
-    def _begin(self, inputs: Sequence[Any]) -> UUID | None:
+    def _begin(self, inputs: Sequence[Any], tenant: str) -> UUID | None:
         if self.plan.record == "none":
             return None
         new = NewOperation(
@@ -164,6 +165,7 @@ class RunningReactor:
             input=kept(list(inputs), self.plan.record),
             input_count=len(inputs),
             ttl=self.plan.record_ttl,
+            tenant=tenant,
         )
         with self.connection() as conn:
             return operations.begin(conn, new)

@@ -18,10 +18,11 @@ from arc_halo.types import JsonObject
 # By name: the reactor may have been written anew since it was opened, and keeps its id then.
 BEGIN = """
 INSERT INTO fusion_operations (reactor_id, reactor_name, operation_type, status, strategy_name,
-                               strategy_version, params, input, input_count, started_at,
-                               expires_at)
+                               strategy_version, params, input, input_count, tenant,
+                               started_at, expires_at)
 SELECT reactor.id, %(reactor)s, %(type)s, 'processing', %(strategy)s, %(strategy_version)s,
-       %(params)s, %(input)s, %(input_count)s, clock_timestamp(), clock_timestamp() + %(ttl)s
+       %(params)s, %(input)s, %(input_count)s, %(tenant)s, clock_timestamp(),
+       clock_timestamp() + %(ttl)s
 FROM (VALUES (1)) AS one
 LEFT JOIN cognitive_fusion_reactors AS reactor ON reactor.reactor_name = %(reactor)s
 RETURNING id
@@ -66,7 +67,8 @@ SELECT count(*) FROM expired
 
 OPERATION = """
 SELECT id, reactor_name AS reactor, operation_type AS type, status, strategy_name AS strategy,
-       input, output, error, input_count, execution_ms, cost, created_at, finished_at, expires_at
+       input, output, error, input_count, tenant, execution_ms, cost, created_at, finished_at,
+       expires_at
 FROM fusion_operations
 WHERE id = %(id)s
 """
@@ -120,7 +122,7 @@ WHERE reactor.id = state.reactor_id AND reactor.reactor_name = %(reactor)s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewOperation:
-    """A run that begins. `input` is what may be kept of it."""
+    """A run that begins. `input` is what may be kept of it, `tenant` on whose behalf it is."""
 
     reactor: str
     type: str
@@ -130,6 +132,7 @@ class NewOperation:
     input: Any
     input_count: int
     ttl: timedelta | None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,7 @@ class Operation:
     output: Any
     error: str | None
     input_count: int | None
+    tenant: str
     execution_ms: float | None
     cost: float | None
     created_at: Any
@@ -178,6 +182,7 @@ def begin(conn: Connection, new: NewOperation) -> UUID:
             "input": _json(new.input),
             "input_count": new.input_count,
             "ttl": new.ttl,
+            "tenant": new.tenant,
         },
     ).fetchone()
     assert row is not None
