@@ -19,12 +19,14 @@ from arc_halo.cli.fuse import fuse
 from arc_halo.cli.import_ import import_
 from arc_halo.cli.init import init
 from arc_halo.cli.invocation import Invocation, add_shared_options
+from arc_halo.cli.keys import keys
 from arc_halo.cli.lineage import lineage
 from arc_halo.cli.migrate import migrate
 from arc_halo.cli.plan import plan
 from arc_halo.cli.plugin import plugin
 from arc_halo.cli.plugins import plugins
 from arc_halo.cli.reactor import reactor
+from arc_halo.cli.serve import serve
 from arc_halo.cli.show import get, show
 from arc_halo.cli.tensors import tensors
 from arc_halo.cli.validate import schema, validate
@@ -33,7 +35,7 @@ from arc_halo.errors import ArcHaloError
 INTERRUPTED, TERMINATED = 130, 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, reactor, diff,
+    import_, export, fuse, reactor, serve, keys, diff,
     tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from arc_halo.errors import MemberError
 from arc_halo.runners import _requests
 from arc_halo.runners.openai import open_openai
-from tests.runners.conftest import SECRET
+from tests.runners.services import SECRET
 
 
 @pytest.fixture

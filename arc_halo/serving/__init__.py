@@ -1,0 +1,1 @@
+"""Reactors over HTTP, as OpenAI's clients ask for models (extra `serve`)."""

@@ -1,0 +1,202 @@
+"""What OpenAI's own client gets from a server of reactors."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arc_halo.serving.protocol import pieces
+from tests.serving.projects import MEMBERS, SECRET
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def test_a_chat_is_answered_with_the_fused_text(site):
+    answer = site.client().chat.completions.create(model="echo", messages=HELLO)
+    assert answer.choices[0].message.content == "you said hello"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.object == "chat.completion"
+    assert answer.model == "echo"
+    assert answer.usage.total_tokens == 7
+
+
+def test_an_answer_says_what_was_recorded(site):
+    said = site.client().chat.completions.create(model="echo", messages=HELLO).arc_halo
+    assert said["left_out"] == {}
+    assert said["cost"] == 1.0
+    rows = site.rows("SELECT id, status, tenant, input FROM fusion_operations")
+    assert rows == [
+        (
+            UUID(said["operation"]),
+            "completed",
+            "acme",
+            [{"input": "hello", "messages": HELLO}],
+        )
+    ]
+
+
+def test_completions_take_a_batch(site):
+    answer = site.client().completions.create(model="echo", prompt=["a", "b"])
+    assert [(each.index, each.text) for each in answer.choices] == [
+        (0, "you said a"),
+        (1, "you said b"),
+    ]
+    assert site.rows("SELECT input, input_count FROM fusion_operations") == [(["a", "b"], 2)]
+
+
+def test_where_there_is_no_text_the_label_is_said(site):
+    answer = site.client().completions.create(model="coin", prompt="toss")
+    assert answer.choices[0].text == "heads"
+    assert answer.usage.total_tokens == 0
+
+
+def test_where_nothing_is_decided_the_scores_are_said(site):
+    answer = site.client().completions.create(model="wordless", prompt="x")
+    assert json.loads(answer.choices[0].text) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("content", ["hello " * 40, "", "ä\n\nö"])
+def test_a_stream_comes_to_the_same_text(site, content):
+    messages = [{"role": "user", "content": content}]
+    stream = site.client().chat.completions.create(
+        model="echo", messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+    events = list(stream)
+    choices = [each.choices[0] for each in events if each.choices]
+    assert "".join(each.delta.content or "" for each in choices) == f"you said {content}"
+    assert choices[0].delta.role == "assistant"
+    assert [each.finish_reason for each in choices if each.finish_reason] == ["stop"]
+    assert events[-1].usage.total_tokens == 7
+    assert UUID(events[-2].arc_halo["operation"])
+    assert len({each.id for each in events}) == 1
+
+
+def test_a_stream_of_completions_has_each_text_whole(site):
+    texts = ["", ""]
+    stream = site.client().completions.create(model="echo", prompt=["a" * 99, "b"], stream=True)
+    for event in stream:
+        texts[event.choices[0].index] += event.choices[0].text
+    assert texts == [f"you said {'a' * 99}", "you said b"]
+
+
+def test_a_stream_ends_as_openais_do(site):
+    body = {"model": "echo", "messages": HELLO, "stream": True}
+    response = site.post(json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+@given(st.text())
+def test_pieces_are_the_text(text):
+    assert "".join(pieces(text)) == text
+    assert all(piece and (len(piece) <= 64 or piece[64:].isspace()) for piece in pieces(text))
+
+
+def test_models_are_reactors(site):
+    client = site.client()
+    names = [model.id for model in client.models.list()]
+    assert names == ["broken", "coin", "echo", "many", "slow", "wordless"]
+    assert client.models.retrieve("coin").id == "coin"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dice")
+
+
+def test_members_that_fail_are_named_and_counted(site):
+    client = site.client()
+    failed = 0
+    for number in range(20):
+        answer = client.completions.create(model="many", prompt=str(number))
+        assert answer.choices[0].text == "heads"
+        failed += len(answer.arc_halo["left_out"])
+    assert 0 < failed < 20 * MEMBERS / 4
+    text = site.get("/metrics").text
+    lines = [each for each in text.splitlines() if each.startswith("arc_halo_members_failed_total")]
+    assert sum(int(each.rpartition(" ")[2]) for each in lines) == failed
+
+
+def test_metrics_count_requests_by_reactor_and_status(site):
+    client = site.client()
+    client.completions.create(model="echo", prompt="x")
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="no\nsuch", prompt="x")
+    response = site.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = response.text.splitlines()
+    assert 'arc_halo_requests_total{reactor="echo",status="200"} 1' in lines
+    assert 'arc_halo_requests_total{reactor="",status="404"} 1' in lines
+    assert 'arc_halo_request_seconds_bucket{reactor="echo",le="+Inf"} 1' in lines
+    assert 'arc_halo_request_seconds_count{reactor="echo"} 1' in lines
+    assert "arc_halo_requests_in_flight 0" in lines
+
+
+def test_it_says_that_it_is_there_to_anybody(site):
+    assert httpx.get(f"{site.url}/healthz").json() == {"status": "ok"}
+
+
+# What is refused
+
+
+def test_an_unknown_model_is_not_found(site):
+    with pytest.raises(openai.NotFoundError, match="did you mean 'echo'") as told:
+        site.client().chat.completions.create(model="ecko", messages=HELLO)
+    assert told.value.code == "model_not_found"
+
+
+def test_a_reactor_that_fails_is_a_bad_gateway_and_names_no_secret(site):
+    with pytest.raises(openai.APIStatusError) as told:
+        site.client().chat.completions.create(model="broken", messages=HELLO)
+    assert told.value.status_code == 502
+    assert told.value.code == "AH075"
+    assert "broken@1: RuntimeError: refused: ***" in str(told.value)
+    assert SECRET not in told.value.response.text
+    assert site.rows("SELECT status, tenant FROM fusion_operations") == [("failed", "acme")]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("chat/completions", b"{", "no JSON"),
+        ("chat/completions", b"[" * 100_000, "no JSON"),
+        ("chat/completions", b"[]", "no JSON object"),
+        ("chat/completions", b'{"model": "echo", "x": NaN}', "no JSON"),
+        ("chat/completions", b'{"model": "echo", "x": 1e999}', "no JSON"),
+        ("chat/completions", b'{"model": "echo", "x": "\\u0000"}', "NUL"),
+        ("chat/completions", b"{}", "`model` is missing"),
+        ("chat/completions", b'{"model": "echo"}', "`messages`"),
+        ("chat/completions", b'{"model": "echo", "messages": []}', "`messages`"),
+        ("chat/completions", b'{"model": "echo", "messages": ["x"]}', "`messages`"),
+        ("completions", b'{"model": "echo", "prompt": [1, 2]}', "`prompt`"),
+        ("completions", b'{"model": "echo", "prompt": "x", "n": 2}', "`n` is not offered"),
+        ("completions", b'{"model": "echo", "prompt": "x", "logprobs": true}', "`logprobs`"),
+        ("chat/completions", b'{"model": "echo", "tools": [{}]}', "`tools`"),
+    ],
+    ids=range(14),
+)
+def test_what_makes_no_sense_is_refused_and_not_asked(site, path, body, message):
+    headers = {"Content-Type": "application/json"}
+    response = site.post(f"/v1/{path}", content=body, headers=headers)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert site.rows("SELECT count(*) FROM fusion_operations") == [(0,)]
+
+
+def test_what_changes_nothing_may_be_said(site):
+    body = {"model": "echo", "messages": HELLO, "n": 1, "temperature": 0.2, "tools": []}
+    assert site.post(json={**body, "response_format": {"type": "text"}}).status_code == 200
+
+
+def test_a_body_of_another_type_is_refused(site):
+    response = site.post(content=b"{}", headers={"Content-Type": "text/plain"})
+    assert response.status_code == 415
+
+
+def test_a_path_that_there_is_not_is_told_in_openais_form(site):
+    assert site.get("/v1/nothing").json()["error"]["message"] == "Not Found"
+    assert site.get("/v1/completions").status_code == 405
