@@ -70,10 +70,10 @@ def create(invocation: Invocation, name: str, tenant: str, expires: str | None) 
 
 
 @keys.command("revoke")
-@click.argument("key", metavar="NAME")
+@click.argument("name")
 @click.pass_obj
-def revoke(invocation: Invocation, key: str) -> None:
-    """Refuse a key from now on, by its name or its id.
+def revoke(invocation: Invocation, name: str) -> None:
+    """Refuse the key of that name, or of that id, from now on.
 
     \b
     Examples:
@@ -85,9 +85,9 @@ def revoke(invocation: Invocation, key: str) -> None:
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
-            gone = keys.revoke(conn, key)
+            gone = keys.revoke(conn, name)
     if gone is None:
-        raise NotFoundError(f"there is no key {key!r} in use", hint="`arc-halo keys ls`")
+        raise NotFoundError(f"there is no key {name!r} in use", hint="`arc-halo keys ls`")
     said = f"revoked the key {gone.name}"
     render(
         invocation,
