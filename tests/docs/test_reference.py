@@ -180,7 +180,7 @@ def test_every_field_of_a_descriptor_is_explained_with_its_default(name: str) ->
             assert row[1] == "required", field.name
 
 
-@pytest.mark.parametrize("protocol", [types.WeightReader, types.ChunkBodies])
+@pytest.mark.parametrize("protocol", [types.WeightReader, types.ChunkBodies, types.RunningModel])
 def test_every_member_of_what_a_plugin_opens_is_explained(protocol: type) -> None:
     cells = _first_cells(_sections("hooks")[protocol.__name__])
     members = [name for name in vars(protocol) if not name.startswith("_")]
@@ -356,11 +356,21 @@ def test_every_strategy_is_explained_with_its_params(name: str) -> None:
     (section,) = re.findall(rf"^### `{name}`\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     strategy = PluginManager().strategies[name].item
     assert f"\n{strategy.numerics.capitalize()}; " in section
-    rows = [
+    assert re.findall(r"^\| `.*\|$", section, re.MULTILINE) == _params_rows(strategy.params_schema)
+
+
+@pytest.mark.parametrize("name", sorted(PluginManager().runners))
+def test_every_runner_is_explained_with_its_params(name: str) -> None:
+    section = _sections("runners")[f"`{name}`"]
+    runner = PluginManager().runners[name].item
+    assert re.findall(r"^\| `.*\|$", section, re.MULTILINE) == _params_rows(runner.params_schema)
+
+
+def _params_rows(schema: dict[str, Any]) -> list[str]:
+    return [
         f"| `{param}` | {_default(each)} | {each['description']} |"
-        for param, each in strategy.params_schema.get("properties", {}).items()
+        for param, each in schema.get("properties", {}).items()
     ]
-    assert re.findall(r"^\| `.*\|$", section, re.MULTILINE) == rows
 
 
 def _default(param: dict[str, Any]) -> str:
