@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,28 @@ class Limits:
     body_seconds: float = 30.0
 
 
+class Underway:
+    """Counts what threads are at, so that the end of a server can wait for it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._count = 0
+
+    def __enter__(self) -> None:
+        with self._condition:
+            self._count += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._condition:
+            self._count -= 1
+            self._condition.notify_all()
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._count == 0)
+
+
 @dataclass(kw_only=True)
 class Service:
     """Reactors that answer to whoever has a key.
@@ -62,6 +85,7 @@ class Service:
     log: Callable[[str], None]
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    underway: Underway = field(default_factory=Underway)
     began_at: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
@@ -104,6 +128,9 @@ async def _guarded(service: Service, endpoint: Endpoint, request: Request) -> Re
         return _refused(exc)
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
+    except anyio.get_cancelled_exc_class():
+        # Nothing cancels a request but the end of the server, which goes on to end it.
+        return _refused(Refusal(503, "the server ends", code="ending", retry_after=1))
     except Exception as exc:  # noqa: BLE001  the operator is told what, who asks only that
         service.log(service.cover(f"{request.url.path}: {type(exc).__name__}: {exc}"))
         return _refused(Refusal(500, "the server failed; its log says why"))
@@ -137,7 +164,10 @@ async def _ask(api: Api, service: Service, request: Request) -> Response:
 async def _run(
     service: Service, reactor: RunningReactor, question: Question, tenant: str
 ) -> Answer:
-    run = partial(reactor.run, question.inputs, tenant=tenant)
+    def run() -> Answer:
+        with service.underway:
+            return reactor.run(question.inputs, tenant=tenant)
+
     try:
         answer = await to_thread.run_sync(run, limiter=service.turns)
     except ReactorError as exc:

@@ -53,17 +53,29 @@ def serve(
             hint="make keys, `arc-halo keys create NAME`, or stay at 127.0.0.1",
         )
     with listen(host, port) as listening, opened(project, names, note) as found:
-        service = Service(
-            reactors=found,
-            find_key=_key_finder(project) if has_keys else None,
-            cover=_coverer(project),
-            log=note,
-            limits=limits,
-        )
+        service = service_of(project, found, limits=limits, has_keys=has_keys, note=note)
         address = listening.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         ready(f"http://{shown}:{address[1]}/v1", sorted(found))
         run_until_signal(service, listening)
+
+
+def service_of(
+    project: Project,
+    reactors: Mapping[str, RunningReactor],
+    *,
+    limits: Limits,
+    has_keys: bool,
+    note: Note,
+) -> Service:
+    """Reactors as a service, with the keys and the secrets of their project."""
+    return Service(
+        reactors=reactors,
+        find_key=_key_finder(project) if has_keys else None,
+        cover=_coverer(project),
+        log=note,
+        limits=limits,
+    )
 
 
 @contextmanager
@@ -108,7 +120,8 @@ def listen(host: str, port: int) -> socket.socket:
 def run_until_signal(service: Service, listening: socket.socket) -> None:
     """Answer until SIGTERM or SIGINT; then stop to listen, and end what has begun.
 
-    A second SIGINT ends it at once.
+    After a second SIGINT all that wait are told 503; what runs is written down all the same.
+    Raises `KeyboardInterrupt` then.
     """
     config = uvicorn.Config(
         application(service),
@@ -128,6 +141,9 @@ def run_until_signal(service: Service, listening: socket.socket) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    service.underway.wait()
+    if server.force_exit:
+        raise KeyboardInterrupt
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,20 +72,14 @@ def applied(tmp_path: Path, database: str) -> Iterator[Project]:
 @pytest.fixture
 def make_site(applied: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Starts servers of the project."""
-    from contextlib import ExitStack
-
     monkeypatch.setenv("SERVING_TEST_KEY", SECRET)
     with ExitStack() as stack:
 
         def make(*, has_keys: bool = True, limits: Limits | None = None) -> Site:
             notes: list[str] = []
             found = stack.enter_context(running.opened(applied, (), notes.append))
-            service = Service(
-                reactors=found,
-                find_key=running._key_finder(applied) if has_keys else None,
-                cover=running._coverer(applied),
-                log=notes.append,
-                limits=limits or Limits(),
+            service = running.service_of(
+                applied, found, limits=limits or Limits(), has_keys=has_keys, note=notes.append
             )
             url = stack.enter_context(serving(application(service)))
             site = Site(project=applied, service=service, url=url, key="", notes=notes)

@@ -243,3 +243,27 @@ def test_told_to_end_it_answers_what_it_was_asked(program, number):
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "every request was answered"
+
+
+def test_told_twice_it_answers_nobody_and_still_writes_down_what_runs(program, applied):
+    process, url = program("--no-keys", "--reactor", "slow")
+    found = []
+
+    def ask():
+        body = {"model": "slow", "prompt": "1.5"}
+        found.append(httpx.post(f"{url}/completions", json=body, timeout=20))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.7)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    thread.join()
+    _, err = process.communicate(timeout=20)
+    assert [each.status_code for each in found] == [503]
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    with applied.connection() as conn:
+        rows = conn.execute(b"SELECT status, output FROM fusion_operations").fetchall()
+    assert rows == [("completed", {"texts": ["slept 1.5"]})]
