@@ -119,8 +119,9 @@ class CombineContext:
     """What a strategy that fuses outputs may know beside its params.
 
     `members`, `weights` and `roles` are of those that answered, in the order of their outputs;
-    `inputs` is what they were asked. `fitted` has the arrays that `arc-halo reactor fit` stored.
-    `state` keeps what the reactor remembers between runs; where nothing is kept it is empty.
+    `inputs` is what they were asked. `fitted` has the arrays, and the JSON, that `arc-halo reactor
+    fit` stored. `state` keeps what the reactor remembers between runs; where nothing is kept it is
+    empty.
     """
 
     members: tuple[str, ...]

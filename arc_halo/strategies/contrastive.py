@@ -52,11 +52,11 @@ def contrastive(
     """Logits log p_e - log p_a where p_e >= alpha max p_e, and -inf elsewhere.
 
     Li et al., "Contrastive decoding", 2022 (arXiv 2210.15097); with `form: dexperts` they are
-    (1 + beta) z_e - beta z_a, as in DExperts (Liu et al., 2021, arXiv 2105.03023) where alpha is 0,
-    and in O'Brien and Lewis, 2023 (arXiv 2309.09117) where it is not; z are log p, which are
-    logits. The primary member is the expert, and of all others, the amateurs, log p_a is the mean
-    by weights. Raises `OutputError` without exactly one primary, and where an amateur rules out
-    what the expert does not.
+    (1 + beta) z_e - beta z_a, where z are log p, which are logits: DExperts (Liu et al., 2021,
+    arXiv 2105.03023) with the expert as its own base where alpha is 0, and O'Brien and Lewis, 2023
+    (arXiv 2309.09117) where it is not. The primary member is the expert, and of all others, the
+    amateurs, log p_a is the mean by weights. Raises `OutputError` without exactly one primary, and
+    where an amateur rules out what the expert does not.
     """
     alike_columns(outputs, context)
     logarithms = [

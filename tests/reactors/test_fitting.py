@@ -16,11 +16,12 @@ from sklearn.tree import DecisionTreeClassifier
 
 import arc_halo
 from arc_halo.cli.main import run
-from arc_halo.errors import OutputError
+from arc_halo.errors import CorruptChunkError, OutputError
 from arc_halo.project import Project
 from arc_halo.store import builds, reactors
 from arc_halo.weights.collecting import collect
 from arc_halo.weights.reading import read_arrays
+from arc_halo.weights.verifying import verify
 
 MANIFEST = """
 version: 1
@@ -220,6 +221,21 @@ def test_collection_keeps_a_fit_as_long_as_its_reactor_has_it(project, database,
     apply(MANIFEST.partition("reactors:")[0])
     assert run(["destroy", "--quiet", "--yes"]) == 0
     assert collect(project.weights, grace=timedelta(0)).weight_sets == 1
+
+
+def test_damage_names_the_reactor_and_is_noticed_when_it_opens(project, database):
+    assert fit("--quiet") == 0
+    with psycopg.connect(database) as conn:
+        conn.execute("SET session_replication_role = replica")
+        conn.execute("UPDATE chunk_bodies SET body = set_byte(body, 0, 255 - get_byte(body, 0))")
+    touched = {
+        (holder.tensor, holder.kind, holder.name)
+        for finding in verify(project.weights).findings
+        for holder in finding.touches
+    }
+    assert ("coefficients", "reactor", "digits") in touched
+    with pytest.raises(CorruptChunkError):
+        asked(project, [900])
 
 
 def test_a_gate_and_accuracies_are_fitted_to_domains_and_features(project, ensemble):
