@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -57,17 +58,31 @@ def ensemble():
     return stacked, numbers, labels
 
 
-@pytest.fixture
-def project(tmp_path, database, monkeypatch, ensemble):
-    """A project of recorded classifiers, applied."""
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory, create_database, template, ensemble):
+    """A project of recorded classifiers, applied once: its directory, and a database to copy."""
     stacked, numbers, labels = ensemble
+    directory = tmp_path_factory.mktemp("digits")
     for name, each in zip(("tree", "bayes"), stacked.estimators_, strict=True):
         shares = each.predict_proba(numbers)
-        np.savez(tmp_path / f"{name}.npz", probabilities=shares, classes=stacked.classes_)
-    examples(tmp_path / "labelled.jsonl", labels)
+        np.savez(directory / f"{name}.npz", probabilities=shares, classes=stacked.classes_)
+    examples(directory / "labelled.jsonl", labels)
+    (directory / "arc_halo.yaml").write_text(MANIFEST)
+    url = create_database(template)
+    assert run(["apply", "--project", str(directory), "--database-url", url, "--quiet"]) == 0
+    return directory, url
+
+
+@pytest.fixture
+def database(applied, create_database):
+    return create_database(applied[1])
+
+
+@pytest.fixture
+def project(tmp_path, applied, database, monkeypatch):
+    shutil.copytree(applied[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ARC_HALO_DATABASE_URL", database)
-    apply(MANIFEST)
     with Project(tmp_path) as opened:
         yield opened
 
