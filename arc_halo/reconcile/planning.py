@@ -20,9 +20,9 @@ from arc_halo.reconcile.changes import (
 from arc_halo.reconcile.resources import Planner
 from arc_halo.reconcile.sources import Sources
 from arc_halo.reconcile.tokenizers import Tokenizers
-from arc_halo.store import aliases, migrate, models
+from arc_halo.store import aliases, migrate, models, reactors
 from arc_halo.store.rows import Connection
-from arc_halo.types import Key
+from arc_halo.types import JsonObject, Key
 
 
 def make_plan(
@@ -110,7 +110,7 @@ def _plan_of_live(
             *_taken_aliases(conn, desired),
         ),
         orphans=found.orphans,
-        notes=tuple(planner.notes),
+        notes=(*planner.notes, *_unfit(conn, plugins, found.changes)),
         unchanged_count=found.unchanged,
         tokenizers=tokenizers.used,
     )
@@ -142,6 +142,27 @@ def _uses(change: Change | None, model: str) -> bool:
         return False
     members = [member["model"] for member in change.after["members"]]
     return model in (*members, change.after["base"])
+
+
+def _unfit(conn: Connection, plugins: PluginManager, changes: Sequence[Change]) -> list[str]:
+    """Notes on reactors that have learnt from examples what their next strategy cannot use."""
+    names = {
+        (change.old_key or change.key).name: change.key.name
+        for change in changes
+        if change.key.kind == REACTOR and change.before is not None and change.after is not None
+        if _fitted_for(change.before) != _fitted_for(change.after)
+        if plugins.strategy(change.after["uses"]).item.fit_outputs is not None
+    }
+    return [
+        f"reactor/{names[name]} changes its strategy or its members, and was fitted before: "
+        f"`arc-halo reactor fit {names[name]} --data FILE` again"
+        for name in (reactors.fitted_names(conn, list(names)) if names else ())
+    ]
+
+
+def _fitted_for(spec: JsonObject) -> tuple[str, set[str]]:
+    voters = {each["model"] for each in spec["members"] if each["role"] != "validator"}
+    return spec["uses"], voters
 
 
 def _taken_aliases(conn: Connection, desired: Desired) -> list[Conflict]:

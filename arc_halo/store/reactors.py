@@ -198,6 +198,12 @@ FITTED_SET = """
 SELECT fitted_set_id FROM cognitive_fusion_reactors WHERE reactor_name = %(name)s
 """
 
+FITTED_NAMES = """
+SELECT reactor_name FROM cognitive_fusion_reactors
+WHERE reactor_name = ANY(%(names)s) AND fitted_set_id IS NOT NULL
+ORDER BY reactor_name
+"""
+
 STATUS = """
 SELECT * FROM v_reactor_status
 WHERE %(name)s::text IS NULL OR reactor_name = %(name)s
@@ -342,6 +348,12 @@ def fitted_set(conn: Connection, name: str) -> int | None:
     with conn.cursor(row_factory=scalar_row) as cursor:
         found = cursor.execute(FITTED_SET, {"name": name}).fetchone()
     return found if isinstance(found, int) else None
+
+
+def fitted_names(conn: Connection, names: Sequence[str]) -> list[str]:
+    """Which of these reactors have learnt something."""
+    rows = conn.execute(FITTED_NAMES, {"names": list(names)}).fetchall()
+    return [str(row[0]) for row in rows]
 
 
 def lineage(conn: Connection, root: bytes) -> list[Lineage]:

@@ -205,6 +205,35 @@ def test_a_fit_for_another_reactor_is_not_used_and_said_to_be_one(project, old, 
         asked(project, [900])
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "is_said"),
+    [
+        ("{model: tree}, {model: bayes}", "{model: tree}", True),
+        ("strategy: stacking", "strategy: dynamic\n    params: {by: features}", True),
+        ("strategy: stacking", "strategy: voting", False),
+        ("{model: tree}", "{model: tree, cost: 3}", False),
+        ("strategy: stacking", "strategy: stacking\n    run: {quorum: 2}", False),
+    ],
+)
+def test_a_plan_that_makes_a_fit_useless_says_so(project, capsys, old, new, is_said):
+    changed = MANIFEST.replace(old, new)
+    for expected in (False, is_said):  # before it is fitted there is nothing to say
+        Path("arc_halo.yaml").write_text(changed)
+        capsys.readouterr()
+        assert run(["plan"]) in (0, 2)
+        assert ("`arc-halo reactor fit digits --data FILE` again" in said(capsys)) is expected
+        Path("arc_halo.yaml").write_text(MANIFEST)
+        assert fit("--quiet") == 0
+    Path("arc_halo.yaml").write_text(changed)
+    assert run(["apply"]) == 0
+    assert ("changes its strategy or its members" in said(capsys)) is is_said
+
+
+def said(capsys):
+    """What was printed, lines joined that a narrow terminal broke."""
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_a_strategy_that_learns_nothing_does_not_mind_an_old_fit(project, capsys):
     assert fit("--quiet") == 0
     apply(MANIFEST.replace("stacking", "voting"))
