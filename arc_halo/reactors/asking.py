@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from arc_halo.outputs import Outputs
 from arc_halo.reactors.plans import Member
 from arc_halo.types import RunningModel
 
+Work = Callable[[], None]
 Status = Literal["answered", "failed", "fell_back", "not_asked"]
 
 
@@ -45,11 +48,16 @@ class Panel:
     """The running members of a reactor.
 
     Every call has a thread of its own: a member that never comes back costs a thread, and nobody
-    who waits for another member.
+    who waits for another member. Threads that are done are used again.
     """
 
     def __init__(self, running: Mapping[str, RunningModel]) -> None:
         self._running = running
+        self._threads = Threads()
+
+    def close(self) -> None:
+        """Let go of the threads; those that are still busy end by themselves."""
+        self._threads.close()
 
     def running(self, member: Member) -> RunningModel:
         """What has a member answer."""
@@ -96,11 +104,43 @@ class Panel:
 
     def _start(self, member: Member, indexes: Sequence[int], inputs: Sequence[Any]) -> _Call:
         call = _Call(member, tuple(indexes), [inputs[index] for index in indexes])
-        running = self._running[member.model]
-        threading.Thread(
-            target=call.run, args=(running,), name=f"arc-halo-{member.model}", daemon=True
-        ).start()
+        self._threads.run(partial(call.run, self._running[member.model]))
         return call
+
+
+class Threads:
+    """As many threads as there is work at once; to start one takes longer than to wake one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[SimpleQueue[Work | None]] = []
+        self._is_closed = False
+
+    def run(self, work: Work) -> None:
+        """Have a thread do it, and go on."""
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            inbox = SimpleQueue()
+            threading.Thread(
+                target=self._serve, args=(inbox,), name="arc-halo-member", daemon=True
+            ).start()
+        inbox.put(work)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for inbox in idle:
+            inbox.put(None)
+
+    def _serve(self, inbox: SimpleQueue[Work | None]) -> None:
+        while (work := inbox.get()) is not None:
+            work()
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._idle.append(inbox)
 
 
 class _Call:

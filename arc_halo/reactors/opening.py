@@ -52,6 +52,7 @@ def open_reactor(
             for member in plan.members
         }
         panel = Panel(running)
+        stack.callback(panel.close)
         if plan.level == "tokens":
             token_models(plan, panel)
         yield RunningReactor(plan, panel, fuser, store.pool.connection)

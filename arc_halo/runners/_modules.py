@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import MemberError
@@ -37,11 +38,7 @@ def load_module(context: RunnerContext, dtype: str) -> Any:
 
 def _empty(architecture: JsonObject) -> Any:
     """The module with parameters that take no memory; its buffers are as it computes them."""
-    from transformers import (  # pyright: ignore[reportMissingImports]
-        AutoConfig,
-        AutoModelForCausalLM,
-    )
-
+    transformers: Any = import_module("transformers")
     said = {name: value for name, value in architecture.items() if name not in LEFT_OUT}
     model_type = said.pop("model_type", None)
     if not isinstance(model_type, str):
@@ -51,8 +48,8 @@ def _empty(architecture: JsonObject) -> Any:
         )
     try:
         with _parameters_on_meta():
-            config = AutoConfig.for_model(model_type, **said)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            config = transformers.AutoConfig.for_model(model_type, **said)
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as exc:
         raise MemberError(
             f"transformers makes no causal language model of its architecture: {exc}",

@@ -50,7 +50,7 @@ def test_perplexity_needs_every_member_and_some_text():
 
 def test_without_a_text_there_is_nothing_to_measure_on(capsys):
     assert run(["reactor", "eval", "choir"]) == 64
-    assert "give a text" in capsys.readouterr().err
+    assert "give `--data FILE` or `--text FILE`" in capsys.readouterr().err
 
 
 @pytest.mark.torch

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
 
 from arc_halo.errors import MemberError
 from arc_halo.runners import transformers as runner
 from arc_halo.runners.generating import log_softmax
+from tests.runners import models
 
 pytestmark = pytest.mark.torch
 WEIGHTS = Path(__file__).parents[2] / "examples" / "weights"
