@@ -165,18 +165,26 @@ def texts_of(answer: Answer, count: int) -> list[str]:
     """
     if answer.outputs is not None:
         return [_plain(each) for each in _values(answer.outputs)]
-    columns = {name: _values(each) for name, each in answer.side_by_side.items()}
-    return [
-        json.dumps({name: values[row] for name, values in columns.items()}, ensure_ascii=False)
-        for row in range(count)
-    ]
+    asked = {each.member.model: each.indexes for each in answer.members if each.outputs}
+    rows: list[JsonObject] = [{} for _ in range(count)]
+    for name, outputs in answer.side_by_side.items():
+        values = _values(outputs)
+        # A specialist was asked some of the inputs only.
+        places = range(count) if len(values) == count else asked[name]
+        for place, value in zip(places, values, strict=True):
+            rows[place][name] = value
+    return [_plain(row) for row in rows]
 
 
 def usage_of(answer: Answer) -> dict[str, int]:
     """The tokens that members' services counted; 0 where none does."""
     found = [each.outputs.details.get("usage") for each in answer.members if each.outputs]
     return {
-        name: sum(each[name] for each in found if isinstance(each, dict) and name in each)
+        name: sum(
+            each[name]
+            for each in found
+            if isinstance(each, dict) and isinstance(each.get(name), int)
+        )
         for name in COUNTS
     }
 

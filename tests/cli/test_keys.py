@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import psycopg
 import pytest
@@ -99,3 +101,23 @@ def test_a_server_without_reactors_does_not_start(call):
 )
 def test_a_limit_that_is_none_is_refused(call, option, value, expected):
     assert call("serve", option, value)[0] == expected
+
+
+def test_without_its_packages_a_server_says_what_to_install(call, monkeypatch):
+    for name in ("running", "app"):
+        monkeypatch.delitem(sys.modules, f"arc_halo.serving.{name}", raising=False)
+        monkeypatch.delattr(f"arc_halo.serving.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, err = call("serve")
+    assert code == 64
+    assert "needs the package uvicorn" in err
+    assert "pip install 'arc-halo[serve]'" in err
+
+
+def test_the_program_does_without_what_serves() -> None:
+    code = (
+        "import sys, arc_halo.cli.main, arc_halo.plugins as p; p.PluginManager().runners;"
+        "print([m for m in ('httpx', 'starlette', 'uvicorn', 'anyio') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from email.utils import format_datetime
 import pytest
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from arc_halo.errors import MemberError
+from arc_halo.errors import MemberError, PluginError
 from arc_halo.runners import _requests
 from arc_halo.runners.openai import open_openai
 from tests.runners.services import SECRET
@@ -369,3 +370,10 @@ def test_params_say_what_they_are():
     url = PARAMS["properties"]["url"]["pattern"]
     assert re.match(url, "https://api.openai.com/v1")
     assert not re.match(url, "https://user:password@api.openai.com/v1")
+
+
+def test_without_httpx_it_says_what_to_install(open_service, monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(PluginError, match="needs the package httpx") as told, open_service():
+        pass
+    assert told.value.hint == "pip install 'arc-halo[openai]'"
