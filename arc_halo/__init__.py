@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from arc_halo.types import Predictor as Predictor
     from arc_halo.types import RunnerContext as RunnerContext
     from arc_halo.types import TensorCodec as TensorCodec
+    from arc_halo.types import Vocabulary as Vocabulary
     from arc_halo.types import WeightFormat as WeightFormat
     from arc_halo.types import WorkExecutor as WorkExecutor
 
@@ -49,6 +50,7 @@ _HOMES = {
     "Halo": "arc_halo.api",
     "Project": "arc_halo.project",
     "TensorCodec": "arc_halo.types",
+    "Vocabulary": "arc_halo.types",
     "WeightFormat": "arc_halo.types",
     "connect": "arc_halo.api",
     "hookimpl": "arc_halo.hookspecs",

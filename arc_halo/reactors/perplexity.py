@@ -68,10 +68,16 @@ def perplexity(reactor: RunningReactor, text: str, window: int = WINDOW) -> Perp
     """Measure it on windows of so many tokens, of each of which all but the first are foretold.
 
     All members that vote are asked everything, whatever their domains, and the strategy fuses their
-    logits; log-softmax is taken in float64. Raises `ReactorError` where a member has no tokens or
-    fails, whatever the policy: figures of some members would be those of another reactor.
+    logits; log-softmax is taken in float64. Raises `ReactorError` for a reactor that is no
+    ensemble, and where a member has no tokens or fails, whatever the policy: figures of some
+    members would be those of another reactor.
     """
     plan = reactor.plan
+    if plan.type != "ensemble":
+        raise ReactorError(
+            f"{plan.name} is of type {plan.type}, which does not fuse the answers of all members",
+            hint="an ensemble foretells a text",
+        )
     models = token_models(plan, reactor.panel)
     windows = _windows(next(iter(models.values())).encode(text), window)
     count = sum(len(each) - 1 for each in windows)

@@ -38,6 +38,7 @@ def load_module(context: RunnerContext, dtype: str) -> Any:
 
 def _empty(architecture: JsonObject) -> Any:
     """The module with parameters that take no memory; its buffers are as it computes them."""
+    # By name: a type checker that has no such package takes the runner beside this file for it.
     transformers: Any = import_module("transformers")
     said = {name: value for name, value in architecture.items() if name not in LEFT_OUT}
     model_type = said.pop("model_type", None)

@@ -71,7 +71,7 @@ class ModuleTokens:
         """Logits [rows, vocabulary] of what follows, with what was read before."""
         options = {self._cache: cache, "use_cache": True, **self._last_only}
         logits, cache = self.run(rows, **options)
-        if not hasattr(cache, "batch_select_indices"):
+        if not isinstance(cache, tuple) and not hasattr(cache, "batch_select_indices"):
             raise MemberError("its architecture keeps no keys and values to go on from")
         return logits[:, -1], cache
 
@@ -102,7 +102,7 @@ class ModuleSession:
         for group in self._groups:
             places = [place for place, row in enumerate(group.rows) if row in new]
             if places and len(places) < len(group.rows):
-                group.cache.batch_select_indices(torch.tensor(places))
+                group.cache = _kept(group.cache, torch.tensor(places))
             group.rows = [new[group.rows[place]] for place in places]
         self._groups = [group for group in self._groups if group.rows]
         self.logits = self.logits[list(rows)]
@@ -123,6 +123,14 @@ class _Group:
         self.length = length
         self.rows = rows
         self.cache = cache
+
+
+def _kept(cache: Any, places: Any) -> Any:
+    """The keys and values of some texts; transformers 4 has them as tuples for some models."""
+    if isinstance(cache, tuple):
+        return tuple(tuple(each[places] for each in layer) for layer in cache)
+    cache.batch_select_indices(places)
+    return cache
 
 
 def _end_tokens(said: Any) -> frozenset[int]:

@@ -52,6 +52,8 @@ class Chain:
         return "".join(chr(ord("a") + token) for token in tokens)
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
+        if self.context_length is not None and len(tokens) > self.context_length:
+            raise ValueError(f"{len(tokens)} tokens, and it takes {self.context_length}")
         return np.stack([self.after(tokens[: end + 1]) for end in range(len(tokens))])
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> ChainSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,11 @@ def test_perplexity_needs_every_member_and_some_text():
         perplexity(reactor, "abc")
     with pytest.raises(InvalidInputError, match="two tokens at least"):
         perplexity(reactor, "a")
+    with pytest.raises(ReactorError, match="201 tokens, and it takes 200"):
+        perplexity(reactor_of({"one": Chain(1)}), "ab" * 101, window=202)
+    reactor.plan = replace(reactor.plan, type="cascade")
+    with pytest.raises(ReactorError, match="choir is of type cascade"):
+        perplexity(reactor, "abc")
 
 
 def test_without_a_text_there_is_nothing_to_measure_on(capsys):

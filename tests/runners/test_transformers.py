@@ -56,11 +56,10 @@ def opened(directory, **params):
     )
 
 
-def reference(directory, dtype="float32"):
-    import torch
+def reference(directory):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    return AutoModelForCausalLM.from_pretrained(directory).float().eval()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -139,9 +138,10 @@ def test_reusing_what_was_read_gives_the_same_tokens_as_reading_all_anew(tiny, n
             session.step(chosen)
 
 
-def test_a_session_goes_on_with_some_of_its_texts(tiny):
+@NAMES
+def test_a_session_goes_on_with_some_of_its_texts(tiny, name):
     prompts = [[5, 9, 3], [7, 1, 2], [11], [4, 4, 8]]
-    with opened(tiny / "llama") as model:
+    with opened(tiny / name) as model:
         session = model.tokens.begin(prompts)
         session.step([1, 2, 3, 4])
         session.keep([1, 3])
