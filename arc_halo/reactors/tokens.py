@@ -149,8 +149,6 @@ class _Writing:
         self._failed: dict[str, Asked] = {}
         self._tallies: dict[str, _Tally] = {}
         self._answers: Sequence[Asked] = ()
-        timeout = plan.timeout_seconds
-        self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def logits_of(self, rows: Sequence[int]) -> Float64:
         """Of what follows these texts, by all members that have not failed."""
@@ -213,10 +211,15 @@ class _Writing:
     def _ask(
         self, asking: Sequence[tuple[Member, Sequence[int]]], prefixes: Sequence[_Prefix]
     ) -> list[Asked]:
-        timeout = self._run.plan.timeout_seconds
-        found = self._panel.ask(asking, prefixes, timeout, self._deadline)
+        timeout, deadline = self._run.plan.timeout_seconds, None
+        tallies = [self._tallies.setdefault(member.model, _Tally()) for member, _ in asking]
+        if timeout is not None:
+            # Who did not come back in time has used it all up, and took none of the others'.
+            used = max((tally.seconds for tally in tallies), default=0.0)
+            deadline = time.monotonic() + timeout - used
+        found = self._panel.ask(asking, prefixes, timeout, deadline)
         for each in found:
-            self._tallies.setdefault(each.member.model, _Tally()).seconds += each.seconds
+            self._tallies[each.member.model].seconds += each.seconds
             if each.error is not None:
                 self._failed.setdefault(each.member.model, each)
         return found
