@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -21,11 +21,14 @@ from arc_halo.names import did_you_mean
 from arc_halo.reactors.running import Answer, RunningReactor
 from arc_halo.serving.metrics import CONTENT_TYPE, Metrics
 from arc_halo.serving.protocol import (
+    DONE,
     Api,
+    Events,
     Question,
     Refusal,
     answer_events,
     answer_json,
+    failed_event,
     model_json,
     models_json,
     parse_question,
@@ -36,6 +39,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEY_CHECKS = 4
 """Keys that are looked up at once: each takes a connection of the database."""
 CLIENT_GONE = 499
+NOT_STORED = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +151,10 @@ async def _ask(api: Api, service: Service, request: Request) -> Response:
         question = parse_question(api, await _body(service, request))
         reactor = _reactor(service, question.model)
         named = question.model
+        if question.is_streamed and reactor.plan.level == "tokens" and len(question.inputs) == 1:
+            response = await _live(service, reactor, question, tenant)
+            status = 200
+            return response
         answer = await _run(service, reactor, question, tenant)
         status = 200
         return _response(question, answer)
@@ -178,12 +186,66 @@ async def _run(
     return replace(answer, left_out=told)
 
 
+async def _live(
+    service: Service, reactor: RunningReactor, question: Question, tenant: str
+) -> Response:
+    """The pieces of a text as they are written. What fails before the first one is an error."""
+    pieces = reactor.stream(question.inputs[0], tenant=tenant)
+    turn = object()
+    await service.turns.acquire_on_behalf_of(turn)
+    try:
+        first = await _next(service, pieces)
+    except BaseException:
+        service.turns.release_on_behalf_of(turn)
+        raise
+    events = _live_events(service, question, pieces, first, turn)
+    return StreamingResponse(events, media_type="text/event-stream", headers=NOT_STORED)
+
+
+async def _live_events(
+    service: Service, question: Question, pieces: Iterator[str], piece: str | None, turn: object
+) -> AsyncIterator[str]:
+    """Events of one text. Who stops listening ends the run, and that is written down."""
+    events = Events(question)
+    try:
+        for event in events.begin(0):
+            yield event
+        while piece is not None:
+            yield events.piece(0, piece)
+            piece = await _next(service, pieces)
+        yield events.end(0)
+        yield DONE
+    except Refusal as exc:
+        yield failed_event(exc)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(partial(_close, service, pieces))
+        service.turns.release_on_behalf_of(turn)
+
+
+async def _next(service: Service, pieces: Iterator[str]) -> str | None:
+    """The next piece; None at the end."""
+
+    def take() -> str | None:
+        with service.underway:
+            return next(pieces, None)
+
+    try:
+        return await to_thread.run_sync(take)
+    except ReactorError as exc:
+        raise Refusal(502, service.cover(exc.message), code=exc.error_code) from exc
+
+
+def _close(service: Service, pieces: Iterator[str]) -> None:
+    with service.underway:
+        if isinstance(pieces, Generator):
+            pieces.close()
+
+
 def _response(question: Question, answer: Answer) -> Response:
     if question.is_streamed:
         events = answer_events(question, answer)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-        )
+        return StreamingResponse(events, media_type="text/event-stream", headers=NOT_STORED)
     return JSONResponse(answer_json(question, answer))
 
 

@@ -6,10 +6,10 @@ import json
 import math
 import re
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from uuid import UUID, uuid4
 
 from arc_halo.names import is_storable
 from arc_halo.outputs import Outputs
@@ -111,38 +111,62 @@ def answer_json(question: Question, answer: Answer) -> JsonObject:
         choices.append({"index": index, **said, "logprobs": None, "finish_reason": "stop"})
     name = "chat.completion" if question.api == "chat" else "text_completion"
     return {
-        **_head(question, answer, name),
+        **_head(question, answer.operation_id, name),
         "choices": choices,
         "usage": usage_of(answer),
         "arc_halo": _facts(answer),
     }
 
 
+class Events:
+    """An answer as server-sent events, in OpenAI's form; `operation` is its number on record."""
+
+    def __init__(self, question: Question, operation: UUID | None = None) -> None:
+        self._is_chat = question.api == "chat"
+        name = "chat.completion.chunk" if self._is_chat else "text_completion"
+        self._head = _head(question, operation, name)
+
+    def begin(self, index: int) -> Iterator[str]:
+        """Who speaks, where that is said."""
+        if self._is_chat:
+            yield self._event(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, text: str) -> str:
+        return self._event(index, {"content": text})
+
+    def end(self, index: int, **more: Any) -> str:
+        return self._event(index, {}, "stop", **more)
+
+    def usage(self, usage: Mapping[str, int]) -> str:
+        return _event({**self._head, "choices": [], "usage": usage})
+
+    def _event(self, index: int, delta: JsonObject, finish: str | None = None, **more: Any) -> str:
+        said = {"delta": delta} if self._is_chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        return _event({**self._head, "choices": [choice], **more})
+
+
+DONE = "data: [DONE]\n\n"
+
+
 def answer_events(question: Question, answer: Answer) -> Iterator[str]:
     """The same as server-sent events: the finished texts in pieces, in order."""
-    is_chat = question.api == "chat"
-    head = _head(question, answer, "chat.completion.chunk" if is_chat else "text_completion")
-
-    def event(index: int, text: str | None, finish: str | None = None, **more: Any) -> str:
-        said: JsonObject = {"text": text or ""}
-        if is_chat:
-            said = {"delta": {} if text is None else {"content": text}}
-            if text == "":
-                said["delta"]["role"] = "assistant"
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
-        return _event({**head, "choices": [choice], **more})
-
+    events = Events(question, answer.operation_id)
     texts = texts_of(answer, len(question.inputs))
     for index, text in enumerate(texts):
-        if is_chat:
-            yield event(index, "")
+        yield from events.begin(index)
         for piece in pieces(text):
-            yield event(index, piece)
+            yield events.piece(index, piece)
         is_last = index == len(texts) - 1
-        yield event(index, None, "stop", **({"arc_halo": _facts(answer)} if is_last else {}))
+        yield events.end(index, **({"arc_halo": _facts(answer)} if is_last else {}))
     if question.wants_usage:
-        yield _event({**head, "choices": [], "usage": usage_of(answer)})
-    yield "data: [DONE]\n\n"
+        yield events.usage(usage_of(answer))
+    yield DONE
+
+
+def failed_event(refusal: Refusal) -> str:
+    """What a stream ends with that cannot go on."""
+    return _event(refusal.as_json())
 
 
 def models_json(names: Sequence[str], created: int) -> JsonObject:
@@ -203,10 +227,10 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _head(question: Question, answer: Answer, kind: str) -> JsonObject:
+def _head(question: Question, operation: UUID | None, kind: str) -> JsonObject:
     prefix = "chatcmpl" if question.api == "chat" else "cmpl"
     return {
-        "id": f"{prefix}-{answer.operation_id or uuid.uuid4()}",
+        "id": f"{prefix}-{operation or uuid4()}",
         "object": kind,
         "created": int(time.time()),
         "model": question.model,

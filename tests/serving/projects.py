@@ -15,7 +15,9 @@ import time
 
 import numpy as np
 
-from arc_halo import FusionStrategy, Outputs, Predictor, hookimpl
+from contextlib import contextmanager
+
+from arc_halo import FusionStrategy, ModelRunner, Outputs, Predictor, Vocabulary, hookimpl
 
 FACES = ("heads", "tails")
 
@@ -30,6 +32,55 @@ def arc_halo_predictors():
     for predict in (echo, coin, broken, slow, wordless):
         yield Predictor(name=predict.__name__, summary="for tests", predict=predict)
     yield Predictor(name="flaky", summary="for tests", predict=flaky, load=lambda c: c.model)
+
+
+@hookimpl
+def arc_halo_runners():
+    yield ModelRunner(name="letters", summary="writes the alphabet, slowly", open=open_letters)
+
+
+@contextmanager
+def open_letters(context):
+    yield Letters()
+
+
+class Letters:
+    vocabulary = Vocabulary(size=27, tokenizer="letters")
+    end_tokens = frozenset({26})
+    context_length = None
+
+    @property
+    def tokens(self):
+        return self
+
+    def encode(self, text):
+        return [ord(each) - ord("a") for each in text]
+
+    def decode(self, tokens):
+        return "".join(chr(ord("a") + each) for each in tokens)
+
+    def begin(self, prompts):
+        return Writing([list(prompt) for prompt in prompts])
+
+
+class Writing:
+    def __init__(self, texts):
+        self.texts = texts
+
+    @property
+    def logits(self):
+        time.sleep(0.03)
+        if any(text[0] == 25 and len(text) > 3 for text in self.texts):
+            raise RuntimeError("refused: " + os.environ["SERVING_TEST_KEY"])
+        return np.eye(27)[[text[-1] + 1 for text in self.texts]] * 50
+
+    def step(self, tokens):
+        for text, token in zip(self.texts, tokens, strict=True):
+            text.append(token)
+        return self.logits
+
+    def keep(self, rows):
+        self.texts = [self.texts[row] for row in rows]
 
 
 def first(outputs, context):
@@ -91,6 +142,13 @@ def write_project(directory: Path) -> None:
         "strategy": "weighted_average",
         "members": [{"model": f"flaky{number}"} for number in range(MEMBERS)],
         "run": {"on_failure": "skip"},
+    }
+    models["letters@1"] = {"type": "other", "runner": {"uses": "letters"}}
+    reactors["letters"] = {
+        "type": "ensemble",
+        "strategy": "weighted_average",
+        "members": [{"model": "letters"}],
+        "run": {"level": "tokens", "max_tokens": 12},
     }
     document = {
         "version": 1,

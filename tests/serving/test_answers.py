@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from uuid import UUID
 
 import httpx
@@ -92,6 +93,50 @@ def test_a_stream_ends_as_openais_do(site):
     assert response.text.endswith("data: [DONE]\n\n")
 
 
+def test_a_text_that_is_written_token_by_token_is_streamed_as_it_is_written(site):
+    stream = site.client().completions.create(model="letters", prompt="c", stream=True)
+    texts, times = [], []
+    for event in stream:
+        texts.append(event.choices[0].text)
+        times.append(time.monotonic())
+    assert "".join(texts) == "defghijklmno"
+    assert times[-1] - times[0] > 5 * 0.03
+    whole = site.client().completions.create(model="letters", prompt="c")
+    assert whole.choices[0].text == "defghijklmno"
+    rows = site.rows("SELECT status, tenant, output ->> 'texts' FROM fusion_operations")
+    assert rows == [("completed", "acme", '["defghijklmno"]')] * 2
+
+
+def test_who_stops_listening_ends_the_run_and_the_next_one_is_answered(site):
+    stream = site.client().completions.create(model="letters", prompt="a", stream=True)
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 10
+    query = "SELECT status FROM fusion_operations"
+    while site.rows(query) != [("failed",)] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert site.rows(query) == [("failed",)]
+    assert site.service.turns.borrowed_tokens == 0
+    assert site.client().completions.create(model="letters", prompt="a").choices[0].text
+
+
+def test_a_stream_that_cannot_go_on_says_so_and_names_no_secret(site):
+    response = site.post(
+        "/v1/completions", json={"model": "letters", "prompt": "zab", "stream": True}
+    )
+    assert response.status_code == 200
+    last = response.text.rstrip().rpartition("data: ")[2]
+    error = json.loads(last)["error"]
+    assert error["type"] == "server_error"
+    assert "letters@1" in error["message"]
+    assert SECRET not in response.text
+    failing = site.post(
+        "/v1/completions", json={"model": "letters", "prompt": "zabc", "stream": True}
+    )
+    assert failing.status_code == 502
+    assert SECRET not in failing.text
+
+
 @given(st.text())
 def test_pieces_are_the_text(text):
     assert "".join(pieces(text)) == text
@@ -101,7 +146,7 @@ def test_pieces_are_the_text(text):
 def test_models_are_reactors(site):
     client = site.client()
     names = [model.id for model in client.models.list()]
-    assert names == ["broken", "coin", "echo", "many", "slow", "wordless"]
+    assert names == ["broken", "coin", "echo", "letters", "many", "slow", "wordless"]
     assert client.models.retrieve("coin").id == "coin"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("dice")

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import openai
@@ -20,8 +21,11 @@ from arc_halo.errors import InvalidInputError, NotFoundError, UsageError
 from arc_halo.serving import running
 from arc_halo.serving.app import Limits
 from arc_halo.store import keys
-from benchmarks.reactors_http import ask_at_once
 from tests.serving.projects import SECRET
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from reactors_http import ask_at_once
 
 HELLO = [{"role": "user", "content": "hello"}]
 
