@@ -45,6 +45,8 @@ class Fuser:
             raise OutputError(f"{self.reactor}: nobody answered to input {indexes[0]}")
         combine = self.provided.item.combine_outputs
         assert combine is not None
+        if self.provided.item.is_symmetric:
+            voices = sorted(voices, key=lambda voice: voice.member.model)
         context = self._context(voices, [inputs[index] for index in indexes])
         outputs = [voice.answers(indexes) for voice in voices]
         with self._naming_failures():

@@ -92,6 +92,20 @@ def test_an_ensemble_fuses_the_answers_of_all_members_by_their_weights() -> None
     assert scores(answered) == [[0.75, 0.25], [0, 1]]
 
 
+def test_the_order_of_members_does_not_show_where_the_rule_commutes() -> None:
+    numbers = np.random.default_rng(3)
+    models = {name: says(*numbers.dirichlet([1, 1], size=9)) for name in "abcde"}
+    weights = dict(zip(models, numbers.uniform(size=5).tolist(), strict=True))
+    bits = set()
+    for order in ("abcde", "edcba", "cbead"):
+        members = [member(name, weight=weights[name]) for name in order]
+        answered, _ = run(plan("ensemble", members), models, list(range(9)))
+        assert answered.outputs is not None
+        assert answered.outputs.scores is not None
+        bits.add(answered.outputs.scores.tobytes())
+    assert len(bits) == 1
+
+
 def test_a_specialist_is_asked_about_its_domains_only() -> None:
     models = {"a": says((1, 0), (1, 0)), "b": says((0, 1), (0, 1))}
     members = [member("a"), member("b", role="specialist", domains=("law",))]
