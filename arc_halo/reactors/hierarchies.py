@@ -35,7 +35,7 @@ def hierarchical(run: Run) -> Answered:
     for generation in generations(run.plan):
         state.ask([run.plan.member(name) for name in generation])
     heard = state.heard()
-    check_quorum(run.plan, heard, len(run.inputs))
+    check_quorum(run.plan, heard, len(run.inputs), run.asked)
     return Answered(outputs=run.fuser.fuse(heard, run.inputs))
 
 

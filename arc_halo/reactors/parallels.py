@@ -24,7 +24,7 @@ def parallel(run: Run) -> Answered:
         return _fastest(run)
     asked = run.ask(questions(run.plan.voters, run.inputs))
     heard = voices(run.plan, asked, run.ask_one)
-    check_quorum(run.plan, heard, len(run.inputs))
+    check_quorum(run.plan, heard, len(run.inputs), run.asked)
     if run.plan.choose == "all":
         return Answered(outputs=None, side_by_side=_named(heard))
     if run.plan.choose == "first":

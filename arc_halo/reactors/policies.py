@@ -73,8 +73,13 @@ def voices(plan: ReactorPlan, asked: Sequence[Asked], ask_one: AskOne) -> list[V
     return found
 
 
-def check_quorum(plan: ReactorPlan, voices: Sequence[Voice], count: int) -> None:
-    """Raise `ReactorError` unless enough members answered to each of `count` inputs."""
+def check_quorum(
+    plan: ReactorPlan, voices: Sequence[Voice], count: int, asked: Sequence[Asked]
+) -> None:
+    """Raise `ReactorError` unless enough members answered to each of `count` inputs.
+
+    It says why one of those that were asked did not.
+    """
     answered: list[set[str]] = [set() for _ in range(count)]
     for voice in voices:
         for index in voice.asked.indexes:
@@ -84,8 +89,13 @@ def check_quorum(plan: ReactorPlan, voices: Sequence[Voice], count: int) -> None
             place = f" to input {index}" if count > 1 else ""
             raise ReactorError(
                 f"{plan.name}: {len(members)} of {len(plan.voters)} members answered{place}, and "
-                f"its quorum is {plan.quorum}"
+                f"its quorum is {plan.quorum}{_why(asked)}"
             )
+
+
+def _why(asked: Sequence[Asked]) -> str:
+    told = next((each.error.message for each in asked if each.error is not None), None)
+    return f": {told}" if told else ""
 
 
 def _fallback(plan: ReactorPlan, failed: Asked, asked: Sequence[Asked], ask_one: AskOne) -> Asked:

@@ -157,7 +157,7 @@ class _Writing:
             _Prefix(row=row, tokens=[*self._prompts[row], *self.texts[row].tokens]) for row in rows
         ]
         heard = self._heard(prefixes)
-        check_quorum(run.plan, heard, len(prefixes))
+        check_quorum(run.plan, heard, len(prefixes), list(self._failed.values()))
         fused = run.fuser.fuse(heard, [run.inputs[row] for row in rows])
         return logits_of(fused, self._first.vocabulary.size, run.plan.name)
 

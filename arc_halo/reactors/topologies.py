@@ -54,7 +54,7 @@ def ensemble(run: Run) -> Answered:
     """All members at once, and one fused answer."""
     asked = run.ask(questions(run.plan.voters, run.inputs))
     heard = voices(run.plan, asked, run.ask_one)
-    check_quorum(run.plan, heard, len(run.inputs))
+    check_quorum(run.plan, heard, len(run.inputs), run.asked)
     return Answered(outputs=run.fuser.fuse(heard, run.inputs))
 
 

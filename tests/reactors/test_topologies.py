@@ -155,7 +155,10 @@ def test_a_fallback_that_fails_too_is_told_with_both_reasons() -> None:
 def test_a_quorum_that_is_missed_is_an_error() -> None:
     models = {"a": says((1, 0)), "b": failing(), "c": failing()}
     wanted = plan("ensemble", [member(n) for n in models], on_failure="skip", quorum=2)
-    with pytest.raises(ReactorError, match="1 of 3 members answered, and its quorum is 2"):
+    with pytest.raises(
+        ReactorError,
+        match="1 of 3 members answered, and its quorum is 2: b: RuntimeError: out of order",
+    ):
         run(wanted, models, [0])
 
 
