@@ -51,9 +51,13 @@ class Panel:
     who waits for another member. Threads that are done are used again.
     """
 
-    def __init__(self, running: Mapping[str, RunningModel]) -> None:
+    def __init__(self, running: Mapping[str, RunningModel], threads: Threads | None = None) -> None:
         self._running = running
-        self._threads = Threads()
+        self._threads = threads or Threads()
+
+    def asking(self, running: Mapping[str, RunningModel]) -> Panel:
+        """Others in the members' places, asked by the same threads."""
+        return Panel(running, self._threads)
 
     def close(self) -> None:
         """Let go of the threads; those that are still busy end by themselves."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from arc_halo.errors import InvalidInputError, ReactorError
 from arc_halo.outputs import Outputs
-from arc_halo.reactors.asking import Asked, Panel
+from arc_halo.reactors.asking import Asked
 from arc_halo.reactors.evaluations import evaluation
 from arc_halo.reactors.plans import Member, ReactorPlan
 from arc_halo.reactors.policies import Voice
@@ -122,7 +122,7 @@ def _total_nats(
 ) -> dict[str, float]:
     """Of all windows, by member, and of the reactor last."""
     plan = reactor.plan
-    panel = Panel({name: _Foreteller(model) for name, model in models.items()})
+    panel = reactor.panel.asking({name: _Foreteller(each) for name, each in models.items()})
     size = next(iter(models.values())).vocabulary.size
     nats: dict[str, list[float]] = {member.model: [] for member in plan.voters}
     nats[plan.name] = []

@@ -142,7 +142,7 @@ class _Writing:
             )
             for prompt in self._prompts
         ]
-        self._panel = Panel({name: _Follower(model) for name, model in models.items()})
+        self._panel = run.panel.asking({name: _Follower(each) for name, each in models.items()})
         self._rows = [
             (member, frozenset(indexes)) for member, indexes in questions(plan.voters, run.inputs)
         ]

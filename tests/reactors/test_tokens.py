@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from chains import SIZE, Chain, Silent, by_hand, reactor_of
@@ -187,3 +189,13 @@ def test_the_demos_ensemble_writes_what_torch_writes_without_a_cache(demo, refer
     ]  # fmt: skip
     assert [row["status"] for row in asked] == ["answered", "answered"]
     assert [row["answered_count"] for row in asked] == [2, 2]
+
+
+def test_threads_do_not_become_more_with_every_answer():
+    reactor = reactor_of({"one": Chain(1), "two": Chain(2)}, max_tokens=3)
+    for _ in range(3):
+        reactor.run(["abc"])
+    before = threading.active_count()
+    for _ in range(20):
+        reactor.run(["abc"])
+    assert threading.active_count() <= before + 1
