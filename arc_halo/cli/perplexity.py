@@ -56,5 +56,5 @@ def _print(
         where = f", recorded as {each.operation_id}" if each.operation_id else ""
         invocation.console.note(
             f"{path.name}: {each.prediction_count} tokens foretold, in windows of "
-            f"{each.window}{where}"
+            f"{each.window}, at a cost of {each.cost:g} a token{where}"
         )

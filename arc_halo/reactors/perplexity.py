@@ -14,6 +14,7 @@ import numpy as np
 from arc_halo.errors import InvalidInputError, ReactorError
 from arc_halo.outputs import Outputs
 from arc_halo.reactors.asking import Asked
+from arc_halo.reactors.cascades import best_probability
 from arc_halo.reactors.evaluations import evaluation
 from arc_halo.reactors.plans import Member, ReactorPlan
 from arc_halo.reactors.policies import Voice
@@ -46,10 +47,11 @@ class Figure:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity:
     """The figures of a text: of each member, and of the reactor. None was recorded without an
-    `operation_id`."""
+    `operation_id`. `cost` is what a token costs, of all members that the reactor would ask."""
 
     members: tuple[Figure, ...]
     fused: Figure
+    cost: float
     prediction_count: int
     window: int
     operation_id: UUID | None
@@ -58,6 +60,7 @@ class Perplexity:
         return {
             "members": [each.as_json() for each in self.members],
             "fused": self.fused.as_json(),
+            "cost": self.cost,
             "predictions": self.prediction_count,
             "window": self.window,
             "operation": str(self.operation_id) if self.operation_id else None,
@@ -67,32 +70,34 @@ class Perplexity:
 def perplexity(reactor: RunningReactor, text: str, window: int = WINDOW) -> Perplexity:
     """Measure it on windows of so many tokens, of each of which all but the first are foretold.
 
-    All members that vote are asked everything, whatever their domains, and the strategy fuses their
-    logits; log-softmax is taken in float64. Raises `ReactorError` for a reactor that is no
-    ensemble, and where a member has no tokens or fails, whatever the policy: figures of some
-    members would be those of another reactor.
+    All members that vote are asked everything, whatever their domains. The strategy of an ensemble
+    fuses their logits; in a cascade those of the first one count that is sure enough of its
+    likeliest token. Log-softmax is taken in float64. Raises `ReactorError` for a reactor of another
+    type, and where a member has no tokens or fails, whatever the policy: figures of some members
+    would be those of another reactor.
     """
     plan = reactor.plan
-    if plan.type != "ensemble":
+    if plan.type not in ("ensemble", "cascade"):
         raise ReactorError(
-            f"{plan.name} is of type {plan.type}, which does not fuse the answers of all members",
-            hint="an ensemble foretells a text",
+            f"{plan.name} is of type {plan.type}, which does not foretell one token",
+            hint="an ensemble or a cascade foretells a text",
         )
     models = token_models(plan, reactor.panel)
     windows = _windows(next(iter(models.values())).encode(text), window)
     count = sum(len(each) - 1 for each in windows)
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     with evaluation(reactor, {"text_sha256": digest, "window": window}, count) as under_way:
-        nats = _total_nats(reactor, models, windows)
+        nats, cost = _total_nats(reactor, models, windows)
         *members, fused = (Figure(model=name, loss=each / count) for name, each in nats.items())
         found = Perplexity(
             members=tuple(members),
             fused=fused,
+            cost=cost / count,
             prediction_count=count,
             window=window,
             operation_id=under_way.operation_id,
         )
-        under_way.output = found.as_json()
+        under_way.output, under_way.cost = found.as_json(), cost
         under_way.members = list(_rows(plan, members, count))
     return found
 
@@ -119,13 +124,14 @@ def _windows(tokens: Sequence[int], window: int) -> list[Sequence[int]]:
 
 def _total_nats(
     reactor: RunningReactor, models: dict[str, TokenModel], windows: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    """Of all windows, by member, and of the reactor last."""
+) -> tuple[dict[str, float], float]:
+    """Of all windows, by member, and of the reactor last; and what all of it costs."""
     plan = reactor.plan
     panel = reactor.panel.asking({name: _Foreteller(each) for name, each in models.items()})
     size = next(iter(models.values())).vocabulary.size
     nats: dict[str, list[float]] = {member.model: [] for member in plan.voters}
     nats[plan.name] = []
+    cost = 0.0
     for part in windows:
         given, following = part[:-1], np.asarray(part[1:])
         asked = panel.ask(
@@ -136,9 +142,36 @@ def _total_nats(
             assert each.outputs is not None
             assert each.outputs.scores is not None
             nats[each.member.model].append(_nats(each.outputs.scores, following))
-        fused = logits_of(reactor.fuser.fuse(heard, given), size, plan.name)
+        if plan.type == "cascade":
+            fused, part_cost = _cascaded(plan, heard)
+        else:
+            fused = logits_of(reactor.fuser.fuse(heard, given), size, plan.name)
+            part_cost = len(given) * sum(voice.member.cost for voice in heard)
+        cost += part_cost
         nats[plan.name].append(_nats(fused, following))
-    return {name: math.fsum(each) for name, each in nats.items()}
+    return {name: math.fsum(each) for name, each in nats.items()}, cost
+
+
+def _cascaded(plan: ReactorPlan, heard: Sequence[Voice]) -> tuple[Float64, float]:
+    """Of each token the logits of the first member that is sure enough, or the last; the cost."""
+    found = {voice.member.model: voice.asked.outputs for voice in heard}
+    last = plan.ordered[-1]
+    outputs = found[last.model]
+    assert outputs is not None
+    assert outputs.scores is not None
+    logits = outputs.scores.copy()
+    rest, cost = np.arange(len(logits)), 0.0
+    for member in plan.ordered:
+        cost += member.cost * len(rest)
+        outputs = found[member.model]
+        if member is last or outputs is None:
+            break
+        part = outputs.take(rest.tolist())
+        assert part.scores is not None
+        is_sure = best_probability(part) >= plan.threshold
+        logits[rest[is_sure]] = part.scores[is_sure]
+        rest = rest[~is_sure]
+    return logits, cost
 
 
 def _voice(plan: ReactorPlan, asked: Asked) -> Voice:

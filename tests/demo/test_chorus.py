@@ -33,6 +33,15 @@ def test_the_pages_show_the_table_that_is_printed(applied, capsys):
 
 
 @pytest.mark.torch
+def test_the_readme_shows_what_the_cascade_foretells(applied, capsys):
+    options = [word for text in TEXTS for word in ("--text", text)]
+    assert run(["reactor", "eval", "relay", *options, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    command = f"$ arc-halo reactor eval relay {' '.join(options)} --quiet"
+    assert f"{command}\n{printed}```" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.torch
 def test_the_readme_shows_what_the_ensemble_writes(applied, capsys, tmp_path):
     (tmp_path / "prompt.txt").write_text("In the beginning\n")
     assert run(["reactor", "run", "chorus", "--input", str(tmp_path / "prompt.txt")]) == 0

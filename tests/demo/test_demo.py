@@ -60,7 +60,7 @@ def test_layers_and_heads_follow_from_the_config(applied):
 def test_nothing_is_left_to_do_after_apply(applied):
     plan = applied.plan()
     assert not plan.has_changes
-    assert plan.unchanged_count == 7
+    assert plan.unchanged_count == 8
 
 
 @pytest.mark.parametrize("model", ["base", "scripture", "python"])

@@ -103,10 +103,12 @@ def no_database():
     yield
 
 
-def reactor_of(models: dict[str, Any], *, weights=None, members=None, strategy=None, **run):
+def reactor_of(
+    models: dict[str, Any], *, kind="ensemble", weights=None, members=None, strategy=None, **run
+):
     """A running ensemble of these, of which nothing is recorded."""
     said = {
-        "type": "ensemble",
+        "type": kind,
         "uses": "weighted_average",
         "params": {},
         "members": [

@@ -37,6 +37,30 @@ def test_perplexity_is_that_of_the_fused_logits():
     assert found.fused.perplexity == pytest.approx(np.exp(nats[2] / count))
 
 
+def test_a_cascade_foretells_by_the_first_member_that_is_sure_enough():
+    models = {"one": Chain(1), "two": Chain(2)}
+    members = {"one": {"priority": 2, "cost": 10.0}, "two": {"priority": 1, "cost": 1.0}}
+    reactor = reactor_of(models, kind="cascade", members=members, level="answers", threshold=0.4)
+    text = "abcabdacabbbddddaaabc"
+    found = perplexity(reactor, text, window=8)
+    nats, cost, count, asked = 0.0, 0.0, 0, 0
+    tokens = models["one"].encode(text)
+    for start in range(0, len(tokens), 8):
+        part = tokens[start : start + 8]
+        for place in range(1, len(part)):
+            logits = models["two"].after(part[:place])
+            cost += 1
+            if (np.exp(logits) / np.exp(logits).sum()).max() < 0.4:
+                logits = models["one"].after(part[:place])
+                cost += 10
+                asked += 1
+            nats -= np.log(np.exp(logits) / np.exp(logits).sum())[part[place]]
+            count += 1
+    assert 0 < asked < count
+    assert found.fused.loss == pytest.approx(nats / count, rel=1e-12)
+    assert found.cost == pytest.approx(cost / count)
+
+
 def test_perplexity_needs_every_member_and_some_text():
     class Broken(Chain):
         def score(self, tokens):
@@ -49,8 +73,8 @@ def test_perplexity_needs_every_member_and_some_text():
         perplexity(reactor, "a")
     with pytest.raises(ReactorError, match="201 tokens, and it takes 200"):
         perplexity(reactor_of({"one": Chain(1)}), "ab" * 101, window=202)
-    reactor.plan = replace(reactor.plan, type="cascade")
-    with pytest.raises(ReactorError, match="choir is of type cascade"):
+    reactor.plan = replace(reactor.plan, type="parallel")
+    with pytest.raises(ReactorError, match="choir is of type parallel"):
         perplexity(reactor, "abc")
 
 
