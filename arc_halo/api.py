@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -23,7 +24,7 @@ from arc_halo.project import Project
 from arc_halo.reconcile import kinds, showing
 from arc_halo.reconcile.progress import Progress, Silent
 from arc_halo.reconcile.registering import Registered, Registration, register
-from arc_halo.store import builds, embeddings, models, projects, reactors
+from arc_halo.store import builds, embeddings, models, operations, projects, reactors
 from arc_halo.store.embeddings import EmbeddingMatrix
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.models import ModelRecord
@@ -436,6 +437,23 @@ class Reactors:
         """The reactor of that name, to be run."""
         return self._reactors.setdefault(name, Reactor(self._project, self._stack, name))
 
+    def recorded(self, operation: str | UUID) -> JsonObject:
+        """What is on record of a run: the operation, its `members`, and large `arrays` by name.
+
+        Raises `NotFoundError`.
+        """
+        from arc_halo.reactors.arrays import load_arrays
+
+        operation_id = operation if isinstance(operation, UUID) else _as_uuid(operation)
+        with self._project.connection() as conn:
+            found = operations.operation(conn, operation_id) if operation_id else None
+            if found is None or operation_id is None:
+                raise NotFoundError(f"there is no operation {operation}")
+            members = operations.members(conn, operation_id)
+        set_id = found.output_set_id
+        arrays = {} if set_id is None else load_arrays(self._project.weights, set_id)
+        return {**asdict(found), "members": members, "arrays": arrays}
+
     def close(self) -> None:
         """End what runs the members of reactors."""
         self._reactors.clear()
@@ -624,3 +642,9 @@ def _refuse_managed(conn: Connection, kind: str, name: str) -> None:
 def _fresh_key() -> bytes:
     """Writes of arrays are not remembered: each is a build of its own."""
     return hashlib.sha256(b"arc-halo/write/1\0" + secrets.token_bytes(32)).digest()
+
+
+def _as_uuid(text: str) -> UUID | None:
+    with suppress(ValueError):
+        return UUID(text)
+    return None

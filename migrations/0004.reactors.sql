@@ -165,6 +165,7 @@ CREATE TABLE fusion_operations (
     output_root bytea CHECK (octet_length(output_root) = 32),
     input json,
     output json,
+    output_set_id bigint REFERENCES weight_sets,
     error text,
     input_count integer CHECK (input_count >= 0),
     tenant text NOT NULL DEFAULT '',
@@ -202,6 +203,8 @@ COMMENT ON COLUMN fusion_operations.input IS
     'What a reactor was asked, as far as its record policy keeps it.';
 COMMENT ON COLUMN fusion_operations.output IS
     'What was answered, as far as the record policy keeps it; of an evaluation its figures.';
+COMMENT ON COLUMN fusion_operations.output_set_id IS
+    'Where large arrays of all answers are kept, as a weight set.';
 COMMENT ON COLUMN fusion_operations.input_count IS
     'Inputs of the batch that a reactor was asked.';
 COMMENT ON COLUMN fusion_operations.tenant IS
@@ -219,6 +222,8 @@ CREATE INDEX fusion_operations_output_model_id_idx
     ON fusion_operations (output_model_id) WHERE output_model_id IS NOT NULL;
 CREATE INDEX fusion_operations_build_id_idx
     ON fusion_operations (build_id) WHERE build_id IS NOT NULL;
+CREATE INDEX fusion_operations_output_set_id_idx
+    ON fusion_operations (output_set_id) WHERE output_set_id IS NOT NULL;
 CREATE INDEX fusion_operations_output_root_idx
     ON fusion_operations (output_root) WHERE output_root IS NOT NULL;
 
@@ -236,7 +241,6 @@ CREATE TABLE fusion_operation_inputs (
     execution_ms double precision CHECK (execution_ms >= 0),
     cost double precision,
     output json,
-    output_set_id bigint REFERENCES weight_sets,
     error text,
     PRIMARY KEY (operation_id, ordinal),
     CONSTRAINT fusion_operation_inputs_failed_has_error
@@ -254,13 +258,9 @@ COMMENT ON COLUMN fusion_operation_inputs.answered_count IS
     'To how many inputs of the batch it answered.';
 COMMENT ON COLUMN fusion_operation_inputs.output IS
     'What it answered, as far as the record policy keeps it.';
-COMMENT ON COLUMN fusion_operation_inputs.output_set_id IS
-    'Where large arrays of its answer are kept, as a weight set.';
 COMMENT ON COLUMN fusion_operation_inputs.is_base IS
     'The base model, which has neither role nor weight.';
 
-CREATE INDEX fusion_operation_inputs_output_set_id_idx
-    ON fusion_operation_inputs (output_set_id) WHERE output_set_id IS NOT NULL;
 CREATE INDEX fusion_operation_inputs_root_idx
     ON fusion_operation_inputs (root) WHERE root IS NOT NULL;
 

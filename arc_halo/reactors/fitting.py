@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import InvalidInputError, NotFoundError, OutputError
 from arc_halo.outputs import Label
+from arc_halo.reactors.arrays import store_arrays
 from arc_halo.reactors.plans import ReactorPlan
-from arc_halo.reactors.records import canonical
 from arc_halo.store import builds, reactors
-from arc_halo.tensors import dtypes
 from arc_halo.tensors.digests import format_digest
-from arc_halo.types import JsonObject, TensorInfo
-from arc_halo.weights.building import Recipe, build
+from arc_halo.types import JsonObject
 from arc_halo.weights.reading import read_arrays
 from arc_halo.weights.store import WeightStore
 
@@ -183,20 +180,7 @@ def _as_bytes(about: JsonObject) -> NDArray[Any]:
 
 def _write(store: WeightStore, reactor: str, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Store arrays, and have the reactor point to them; their root."""
-    raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
-    infos = [
-        TensorInfo(
-            name=name,
-            dtype=dtypes.name_of(array.dtype),
-            shape=tuple(array.shape),
-            size_bytes=len(raw[name]),
-        )
-        for name, array in arrays.items()
-    ]
-    facts = {"fit": reactor, "tensors": {n: hashlib.sha256(raw[n]).hexdigest() for n in raw}}
-    key = hashlib.sha256(b"arc-halo/fit/1\0" + canonical(facts)).digest()
-    recipe = Recipe(purpose="write", key=key, recipe=facts)
-    root = build(store, recipe, infos, lambda info: [raw[info.name]]).root
+    root = store_arrays(store, arrays, {"fit": reactor})
     with store.pool.connection() as conn, conn.transaction():
         if not reactors.point_to_fit(conn, reactor, root):
             raise NotFoundError(

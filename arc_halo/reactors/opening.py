@@ -12,6 +12,7 @@ from arc_halo.manifest.documents import InteractionSpec
 from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager
 from arc_halo.reactors.allowing import Allowance
+from arc_halo.reactors.arrays import store_arrays
 from arc_halo.reactors.asking import Panel
 from arc_halo.reactors.fitting import read_fit
 from arc_halo.reactors.fusing import Fuser
@@ -55,7 +56,8 @@ def open_reactor(
         stack.callback(panel.close)
         if plan.level == "tokens":
             token_models(plan, panel)
-        yield RunningReactor(plan, panel, fuser, store.pool.connection)
+        keep = partial(store_arrays, store, facts={"answers_of": name})
+        yield RunningReactor(plan, panel, fuser, store.pool.connection, keep)
 
 
 def read_plan(conn: Connection, name: str) -> ReactorPlan:

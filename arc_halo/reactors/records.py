@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from arc_halo.outputs import FORMS, Outputs
 from arc_halo.reactors.asking import Asked
 from arc_halo.reactors.plans import Member, ReactorPlan, Record
 from arc_halo.types import JsonObject
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LARGE_NUMBERS = 4096
+ANSWER = "answer"
+"""What the tensor of the fused answer is called."""
 
 
 def kept(value: Any, record: Record) -> Any:
@@ -45,24 +53,54 @@ def as_json(outputs: Outputs) -> JsonObject:
     return found
 
 
-def member_rows(plan: ReactorPlan, asked: Sequence[Asked], record: Record) -> list[JsonObject]:
+class LargeArrays:
+    """Scores of more numbers than a record should spell out, to be kept as tensors by name."""
+
+    def __init__(self, *, are_kept: bool) -> None:
+        self.found: dict[str, NDArray[Any]] = {}
+        self._are_kept = are_kept
+
+    def as_json(self, outputs: Outputs, name: str) -> JsonObject:
+        """Answers as they are recorded; in the place of large scores, the tensor that has them."""
+        scores = outputs.scores
+        if not self._are_kept or scores is None or scores.size <= LARGE_NUMBERS:
+            return as_json(outputs)
+        self.found[name] = scores
+        told = {outputs.meaning: {"tensor": name, "shape": list(scores.shape)}}
+        return told | as_json(replace(outputs, scores=None))
+
+
+def member_rows(
+    plan: ReactorPlan, asked: Sequence[Asked], record: Record, arrays: LargeArrays
+) -> list[JsonObject]:
     """A row for each member: what it answered, or why it did not."""
     by_member: dict[str, list[Asked]] = {}
     for each in asked:
         by_member.setdefault(each.member.model, []).append(each)
     return [
-        {"ordinal": ordinal, **_row(member, by_member.get(member.model, []), plan, record)}
+        {"ordinal": ordinal, **_row(member, by_member.get(member.model, []), plan, record, arrays)}
         for ordinal, member in enumerate(plan.members)
     ]
 
 
-def _row(member: Member, calls: Sequence[Asked], plan: ReactorPlan, record: Record) -> JsonObject:
+def _row(
+    member: Member,
+    calls: Sequence[Asked],
+    plan: ReactorPlan,
+    record: Record,
+    arrays: LargeArrays,
+) -> JsonObject:
     answers = [each for each in calls if each.outputs is not None]
     failed = next((each.error for each in calls if each.error is not None), None)
     status = "answered" if answers else "not_asked"
     if failed is not None:
         status = "fell_back" if plan.on_failure == "fallback" else "failed"
-    said = [as_json(each.outputs) | _places(each) for each in answers if each.outputs is not None]
+    names = _names(member, len(answers))
+    said = [
+        arrays.as_json(each.outputs, name) | _places(each)
+        for each, name in zip(answers, names, strict=True)
+        if each.outputs is not None
+    ]
     return {
         "model": member.model,
         "root": member.root.hex() if member.root else None,
@@ -75,6 +113,13 @@ def _row(member: Member, calls: Sequence[Asked], plan: ReactorPlan, record: Reco
         "output": kept(said[0] if len(said) == 1 else said, record) if said else None,
         "error": failed.message if failed else None,
     }
+
+
+def _names(member: Member, count: int) -> list[str]:
+    """What the tensors of a member's answers are called; of several, with their number."""
+    if count <= 1:
+        return [member.model] * count
+    return [f"{member.model}/{number}" for number in range(count)]
 
 
 def total_cost(asked: Iterable[Asked]) -> float:

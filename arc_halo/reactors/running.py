@@ -20,12 +20,22 @@ from arc_halo.reactors.measuring import metrics_of
 from arc_halo.reactors.parallels import parallel
 from arc_halo.reactors.plans import ReactorPlan
 from arc_halo.reactors.policies import Voice
-from arc_halo.reactors.records import as_json, kept, member_rows, total_cost
+from arc_halo.reactors.records import (
+    ANSWER,
+    LargeArrays,
+    as_json,
+    kept,
+    member_rows,
+    total_cost,
+)
 from arc_halo.reactors.topologies import Answered, Run, Topology, ensemble
 from arc_halo.store import operations
 from arc_halo.store.operations import Finished, NewOperation
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject
+
+StoreArrays = Callable[[Mapping[str, Any]], bytes]
+"""Keeps arrays by name, and gives the root of the weight set that they are."""
 
 TOPOLOGIES: Mapping[str, Topology] = {
     "ensemble": ensemble,
@@ -72,8 +82,10 @@ class RunningReactor:
         panel: Panel,
         fuser: Fuser,
         connection: Callable[[], AbstractContextManager[Connection]],
+        store_arrays: StoreArrays | None = None,
     ) -> None:
         self.plan = plan
+        self._store_arrays = store_arrays
         self.panel = panel
         self.fuser = fuser
         self.connection = connection
@@ -180,15 +192,19 @@ class RunningReactor:
     ) -> None:
         if operation_id is None:
             return
-        output = _output(answered) if answered is not None else None
+        arrays = LargeArrays(are_kept=self.plan.record == "full" and self._store_arrays is not None)
+        output = _output(answered, arrays) if answered is not None else None
+        rows = member_rows(self.plan, run.asked, self.plan.record, arrays)
+        root = self._store_arrays(arrays.found) if arrays.found and self._store_arrays else None
         finished = Finished(
             status="completed" if exc is None else "failed",
             output=kept(output, self.plan.record),
             error=None if exc is None else _message(exc),
             cost=total_cost(run.asked),
             execution_ms=execution_ms,
-            members=member_rows(self.plan, run.asked, self.plan.record),
+            members=rows,
             metrics=metrics_of(run, execution_ms) if exc is None else [],
+            output_root=root,
         )
         with self.connection() as conn:
             operations.finish(conn, operation_id, finished)
@@ -206,10 +222,11 @@ def _answer(run: Run, answered: Answered, execution_ms: float, operation_id: UUI
     )
 
 
-def _output(answered: Answered) -> JsonObject:
+def _output(answered: Answered, arrays: LargeArrays) -> JsonObject:
     if answered.outputs is not None:
-        return as_json(answered.outputs)
-    return {"members": {name: as_json(each) for name, each in answered.side_by_side.items()}}
+        return arrays.as_json(answered.outputs, ANSWER)
+    said = {name: arrays.as_json(each, name) for name, each in answered.side_by_side.items()}
+    return {"members": said}
 
 
 def _pieces(writing: Generator[list[str], None, Answered]) -> Generator[str, None, Answered]:

@@ -93,7 +93,7 @@ WHERE sets.id > %(after)s AND sets.id <= %(last)s
   AND NOT EXISTS (SELECT FROM model_checkpoints AS r WHERE r.weight_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM cognitive_fusion_reactors AS r
                   WHERE r.fitted_set_id = sets.id OFFSET 0)
-  AND NOT EXISTS (SELECT FROM fusion_operation_inputs AS r
+  AND NOT EXISTS (SELECT FROM fusion_operations AS r
                   WHERE r.output_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM weight_builds AS r WHERE r.weight_set_id = sets.id
                   AND r.heartbeat_at >= %(cutoff)s OFFSET 0)

@@ -48,18 +48,20 @@ WITH answered AS (
     WHERE operation.reactor_id IS NOT NULL AND operation.input_count > 0
 )
 UPDATE fusion_operations
-SET status = %(status)s, output = %(output)s, error = %(error)s, cost = %(cost)s,
+SET status = %(status)s, output = %(output)s,
+    output_set_id = (SELECT id FROM weight_sets WHERE root = %(output_root)s),
+    error = %(error)s, cost = %(cost)s,
     execution_ms = %(execution_ms)s, finished_at = clock_timestamp()
 WHERE id = %(id)s
 """
 
 FORGET_EXPIRED = """
 WITH expired AS (
-    UPDATE fusion_operations SET input = NULL, output = NULL
+    UPDATE fusion_operations SET input = NULL, output = NULL, output_set_id = NULL
     WHERE expires_at < now() AND (input IS NOT NULL OR output IS NOT NULL)
     RETURNING id
 ), members AS (
-    UPDATE fusion_operation_inputs AS asked SET output = NULL, output_set_id = NULL
+    UPDATE fusion_operation_inputs AS asked SET output = NULL
     FROM expired WHERE asked.operation_id = expired.id
 )
 SELECT count(*) FROM expired
@@ -67,7 +69,8 @@ SELECT count(*) FROM expired
 
 OPERATION = """
 SELECT id, reactor_name AS reactor, operation_type AS type, status, strategy_name AS strategy,
-       input, output, error, input_count, tenant, execution_ms, cost, created_at, finished_at,
+       input, output, output_set_id, error, input_count, tenant, execution_ms, cost, created_at,
+       finished_at,
        expires_at
 FROM fusion_operations
 WHERE id = %(id)s
@@ -137,7 +140,10 @@ class NewOperation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a run has ended. `members` are rows of who was asked, `metrics` of what was measured."""
+    """How a run has ended. `members` are rows of who was asked, `metrics` of what was measured.
+
+    `output_root` names the weight set that keeps the large arrays of what was answered.
+    """
 
     status: str
     output: Any
@@ -146,6 +152,7 @@ class Finished:
     execution_ms: float
     members: Sequence[JsonObject]
     metrics: Sequence[JsonObject]
+    output_root: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +166,7 @@ class Operation:
     strategy: str
     input: Any
     output: Any
+    output_set_id: int | None
     error: str | None
     input_count: int | None
     tenant: str
@@ -197,6 +205,7 @@ def finish(conn: Connection, operation_id: UUID, finished: Finished) -> None:
             "id": operation_id,
             "status": finished.status,
             "output": _json(finished.output),
+            "output_root": finished.output_root,
             "error": finished.error,
             "cost": finished.cost,
             "execution_ms": finished.execution_ms,

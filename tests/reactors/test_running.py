@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from arc_halo import connect
 from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, MemberError, NotFoundError, ReactorError
+from arc_halo.weights.collecting import collect
 
 CLASSES = ("x", "y", "z")
 PLUGIN = """
@@ -184,6 +186,39 @@ def test_inputs_and_answers_are_forgotten_when_their_time_is_over(
         if each["operation_id"] == first["id"]
     }
     assert kept == {False}
+
+
+def test_large_answers_are_tensors_that_are_kept_as_long_as_the_record(
+    directory: Path, database: str
+) -> None:
+    numbers = np.random.default_rng(5)
+    tables = {name: numbers.normal(size=(10, 500)) for name in "abc"}
+    for name, logits in tables.items():
+        np.savez(directory / f"{name}.npz", logits=logits)
+    write(directory, run={"record_ttl": 3600})
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        answer = halo.reactors["r"].run(list(range(10)))
+        small = halo.reactors["r"].run([1])
+        collect(halo.project.weights, grace=timedelta(0), retain_revisions=1)
+        found = halo.reactors.recorded(str(answer.operation_id))
+        assert halo.reactors.recorded(small.operation_id)["arrays"] == {}
+    assert found["output"] == {"logits": {"tensor": "answer", "shape": [10, 500]}}
+    assert found["members"][0]["output"] == {"logits": {"tensor": "a@1", "shape": [10, 500]}}
+    arrays = found["arrays"]
+    assert arrays.keys() == {"answer", "a@1", "b@1", "c@1"}
+    assert np.array_equal(arrays["b@1"], tables["b"])
+    assert np.array_equal(arrays["answer"], answer.outputs.scores)
+    with psycopg.connect(database) as conn:
+        conn.execute("UPDATE fusion_operations SET expires_at = now() - interval '1 second'")
+    with connect(database, project=directory) as halo:
+        halo.reactors["r"].run([1])
+        collect(halo.project.weights, grace=timedelta(0), retain_revisions=1)
+        assert halo.reactors.recorded(answer.operation_id)["arrays"] == {}
+        with halo.project.connection() as conn:
+            assert conn.execute("SELECT count(*) FROM weight_sets").fetchone() == (0,)
+        with pytest.raises(NotFoundError, match="there is no operation"):
+            halo.reactors.recorded("nonsense")
 
 
 def test_a_run_that_fails_is_on_record_with_the_reason(directory: Path, database: str) -> None:
