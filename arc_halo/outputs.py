@@ -94,6 +94,8 @@ def joined(parts: Sequence[tuple[Sequence[int], Outputs]], count: int) -> Output
     """
     import numpy as np
 
+    if sorted(index for indexes, _ in parts for index in indexes) != list(range(count)):
+        raise OutputError("there is not one answer to each input")
     first = parts[0][1]
     found: dict[str, Any] = {}
     for name in PER_INPUT:

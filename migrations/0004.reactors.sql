@@ -222,6 +222,8 @@ CREATE INDEX fusion_operations_output_model_id_idx
     ON fusion_operations (output_model_id) WHERE output_model_id IS NOT NULL;
 CREATE INDEX fusion_operations_build_id_idx
     ON fusion_operations (build_id) WHERE build_id IS NOT NULL;
+CREATE INDEX fusion_operations_expires_at_idx
+    ON fusion_operations (expires_at) WHERE input IS NOT NULL OR output IS NOT NULL;
 CREATE INDEX fusion_operations_output_set_id_idx
     ON fusion_operations (output_set_id) WHERE output_set_id IS NOT NULL;
 CREATE INDEX fusion_operations_output_root_idx

@@ -72,17 +72,21 @@ class Panel:
         questions: Sequence[tuple[Member, Sequence[int]]],
         inputs: Sequence[Any],
         timeout_seconds: float | None,
-        deadline: float | None = None,
+        deadlines: Sequence[float] | None = None,
     ) -> list[Asked]:
         """Ask members at once, each some of the inputs; in the order of the questions.
 
-        Where a question is one of several, `deadline` is when the time for all of them is over, by
-        the monotonic clock.
+        Where a question is one of several, `deadlines` are when each member's time for all of them
+        is over, by the monotonic clock.
         """
         pending = [self._start(member, indexes, inputs) for member, indexes in questions]
-        if deadline is None and timeout_seconds is not None:
-            deadline = time.monotonic() + timeout_seconds
-        return [call.result(deadline, timeout_seconds) for call in pending]
+        if deadlines is None:
+            until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+            return [call.result(until, timeout_seconds) for call in pending]
+        return [
+            call.result(until, timeout_seconds)
+            for call, until in zip(pending, deadlines, strict=True)
+        ]
 
     def ask_until(
         self,
@@ -162,7 +166,7 @@ class _Call:
             if not isinstance(outputs, Outputs):
                 raise MemberError(f"it answered with {type(outputs).__name__}, not Outputs")
             outputs.check(len(self._inputs))
-        except Exception as exc:  # noqa: BLE001  whatever a model raises is that member's failure
+        except BaseException as exc:  # noqa: BLE001  whatever it is, somebody waits for what comes
             outputs, error = None, _told(self._member, exc)
         seconds = time.perf_counter() - started
         self.future.set_result(
@@ -190,7 +194,7 @@ class _Call:
             )
 
 
-def _told(member: Member, exc: Exception) -> MemberError:
+def _told(member: Member, exc: BaseException) -> MemberError:
     """What a member raised, as an error that names it."""
     if isinstance(exc, ArcHaloError):
         error = MemberError(f"{member.model}: {exc.message}", hint=exc.hint, code=exc.error_code)

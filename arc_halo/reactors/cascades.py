@@ -27,7 +27,8 @@ def cascade(run: Run) -> Answered:
     unsure: list[tuple[Voice, np.ndarray]] = []
     stages = run.plan.ordered
     for number, member in enumerate(stages):
-        asked_for = _open(run, member, rest)
+        told = _told(member, unsure)
+        asked_for = [index for index in _open(run, member, rest) if index not in told]
         if not asked_for:
             continue
         asked = run.ask_one(member, asked_for)
@@ -35,9 +36,9 @@ def cascade(run: Run) -> Answered:
         if not heard:
             continue
         (voice,) = heard
-        sure = confidence(run, voice.asked)
         is_last = number == len(stages) - 1
-        enough = np.full(len(sure), True) if is_last else sure >= run.plan.threshold
+        sure = np.ones(len(asked_for)) if is_last else confidence(run, voice.asked)
+        enough = sure >= run.plan.threshold
         done = [index for index, is_enough in zip(asked_for, enough, strict=True) if is_enough]
         if done:
             taken.append(voice.part(done))
@@ -72,6 +73,16 @@ def best_probability(outputs: Outputs) -> np.ndarray:
         return np.asarray(scores.max(axis=1))
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(1 / powers.sum(axis=1))
+
+
+def _told(member: Member, unsure: Sequence[tuple[Voice, np.ndarray]]) -> set[int]:
+    """What a member has answered already, in the place of another."""
+    return {
+        index
+        for voice, _ in unsure
+        if voice.asked.member.model == member.model
+        for index in voice.asked.indexes
+    }
 
 
 def _open(run: Run, member: Member, rest: Sequence[int]) -> list[int]:

@@ -108,6 +108,9 @@ def _groups(voices: Sequence[Voice], count: int) -> list[tuple[list[Voice], list
             answering[index].append((number, voice.weight_of(place)))
     groups: dict[tuple[tuple[int, float], ...], list[int]] = {}
     for index, heard in enumerate(answering):
+        if heard and not sum(weight for _, weight in heard):
+            # Validators leave nothing of it: which answer is the least bad they do not say.
+            heard = [(number, voices[number].weight) for number, _ in heard]
         groups.setdefault(tuple(heard), []).append(index)
     return [
         ([replace(voices[number].part(group), weight=weight, factors=None)

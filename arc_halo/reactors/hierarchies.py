@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
 
 from arc_halo.errors import ReactorError
 from arc_halo.manifest.documents import InteractionSpec
-from arc_halo.outputs import Outputs
+from arc_halo.outputs import Outputs, joined
 from arc_halo.reactors.asking import Asked
 from arc_halo.reactors.judging import each_answer, judgement, questions_about
 from arc_halo.reactors.plans import Member, ReactorPlan
@@ -70,19 +71,23 @@ class _State:
 
     def heard(self) -> list[Voice]:
         """The voices that nobody has taken up. Raises `ReactorError` where there is none."""
-        taken_up = {
-            edge.source
-            for edge in self.run.plan.interactions
-            if edge.kind in TAKEN_UP and edge.target in self.voices
-        }
-        found = [
-            voice
-            for name, voice in self.voices.items()
-            if name not in taken_up and self.run.plan.member(name).role != "validator"
-        ]
+        found = []
+        for name, voice in self.voices.items():
+            rest = [i for i in voice.asked.indexes if i not in self._taken_up(name)]
+            if rest and self.run.plan.member(name).role != "validator":
+                found.append(voice if len(rest) == len(voice.asked.indexes) else voice.part(rest))
         if not found:
             raise ReactorError(f"{self.run.plan.name}: no member answered")
         return found
+
+    def _taken_up(self, name: str) -> set[int]:
+        """The inputs of which another member has taken a member's answer up."""
+        return {
+            index
+            for edge in self.run.plan.interactions
+            if edge.source == name and edge.kind in TAKEN_UP and edge.target in self.voices
+            for index in self.voices[edge.target].asked.indexes
+        }
 
     def _edges(self, source: str, kinds: Iterable[str]) -> list[InteractionSpec]:
         return [
@@ -93,15 +98,19 @@ class _State:
 
     def _ask_plain(self, members: Sequence[Member]) -> None:
         run = self.run
-        calls: list[Asked] = []
         together = [each for each in members if not self._fed(each)]
-        if together:
-            calls += run.ask(questions(together, run.inputs))
+        calls = run.ask(questions(together, run.inputs)) if together else []
+        heard = voices(run.plan, calls, run.ask_one)
         for member in members:
             if fed := self._fed(member):
-                calls += run.ask(questions([member], run.inputs), self._given(fed))
-        for voice in voices(run.plan, calls, run.ask_one):
+                given = self._given(fed)
+                ask_one = partial(self._ask_given, given)
+                heard += voices(run.plan, run.ask(questions([member], run.inputs), given), ask_one)
+        for voice in heard:
             self.voices[voice.member.model] = self._augmented(voice)
+
+    def _ask_given(self, given: Sequence[Any], member: Member, indexes: Sequence[int]) -> Asked:
+        return self.run.ask([(member, indexes)], given)[0]
 
     def _fed(self, member: Member) -> list[tuple[InteractionSpec, Voice]]:
         """What feeds into a member, as far as it was answered."""
@@ -124,7 +133,7 @@ class _State:
                      "answer": answer}
                 )  # fmt: skip
         return [
-            {**_as_mapping(each), "answers": told}
+            {**_as_mapping(each), "answers": told} if told else each
             for each, told in zip(self.run.inputs, answers, strict=True)
         ]
 
@@ -159,22 +168,26 @@ class _State:
 
     def _look_back(self, member: Member, edge: InteractionSpec) -> None:
         voice = self.voices.get(edge.target)
-        if voice is None:
+        mine = {i for _, indexes in questions([member], self.run.inputs) for i in indexes}
+        looked_at = [i for i in voice.asked.indexes if i in mine] if voice is not None else []
+        if voice is None or not looked_at:
             return
-        given = questions_about(self.run, voice.asked)
-        indexes = list(range(len(given)))
+        part = voice.part(looked_at)
+        given = questions_about(self.run, part.asked)
+        places = list(range(len(given)))
 
         def ask(asked: Member, _: Sequence[int]) -> Asked:
-            return self.run.ask([(asked, indexes)], given)[0]
+            return self.run.ask([(asked, places)], given, looked_at)[0]
 
-        heard = voices(self.run.plan, [ask(member, indexes)], ask)
+        heard = voices(self.run.plan, [ask(member, places)], ask)
         if not heard:
             return
         (back,) = heard
         if edge.kind == "validates":
-            self.voices[edge.target] = _judged(voice, back, edge.weight)
+            self.voices[edge.target] = _judged(voice, looked_at, back, edge.weight)
         else:
-            self.voices[edge.target] = self._corrected(voice, back, edge.weight)
+            corrected = self._corrected(part, back, edge.weight)
+            self.voices[edge.target] = _replaced(voice, corrected)
 
     def _corrected(self, voice: Voice, back: Voice, weight: float) -> Voice:
         """The correction in the place of the answer; of scores both, by the edge's weight."""
@@ -182,7 +195,7 @@ class _State:
         assert outputs is not None
         assert said is not None
         if weight != 1 and outputs.scores is not None and said.scores is not None:
-            own = replace(voice, weight=1 - weight)
+            own = replace(voice, weight=1 - weight, factors=None)
             other = replace(
                 back, weight=weight, asked=replace(back.asked, indexes=voice.asked.indexes)
             )
@@ -190,11 +203,33 @@ class _State:
         return replace(voice, asked=replace(voice.asked, outputs=outputs))
 
 
-def _judged(voice: Voice, back: Voice, weight: float) -> Voice:
-    """The voice, its weight less what the validator finds wrong with each answer."""
-    found = (1 - weight + weight * judgement(back.asked)).tolist()
-    before = voice.factors or (1.0,) * len(found)
-    return replace(voice, factors=tuple(a * b for a, b in zip(before, found, strict=True)))
+def _judged(voice: Voice, looked_at: Sequence[int], back: Voice, weight: float) -> Voice:
+    """The voice, its weight less what the validator finds wrong with each answer it looked at."""
+    judged = (1 - weight + weight * judgement(back.asked)).tolist()
+    found = dict(zip(looked_at, judged, strict=True))
+    before = voice.factors or (1.0,) * len(voice.asked.indexes)
+    factors = [
+        factor * found.get(index, 1.0)
+        for index, factor in zip(voice.asked.indexes, before, strict=True)
+    ]
+    return replace(voice, factors=tuple(factors))
+
+
+def _replaced(voice: Voice, part: Voice) -> Voice:
+    """The voice with some of its answers replaced; forms that not all have then are left out."""
+    assert part.asked.outputs is not None
+    if part.asked.indexes == voice.asked.indexes:
+        return replace(voice, asked=replace(voice.asked, outputs=part.asked.outputs))
+    places = {index: place for place, index in enumerate(voice.asked.indexes)}
+    rest = [index for index in voice.asked.indexes if index not in part.asked.indexes]
+    outputs = joined(
+        [
+            ([places[index] for index in rest], voice.answers(rest)),
+            ([places[index] for index in part.asked.indexes], part.asked.outputs),
+        ],
+        len(places),
+    )
+    return replace(voice, asked=replace(voice.asked, outputs=outputs))
 
 
 def _as_mapping(given: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,12 @@ def judged(run: Run, asked: Asked) -> Float64:
     """
     given = questions_about(run, asked)
     indexes = list(range(len(given)))
-    found = run.ask([(member, indexes) for member in run.plan.validators], given)
-    heard = voices(run.plan, found, lambda member, _: run.ask([(member, indexes)], given)[0])
+
+    def ask_one(member: Member, _: Sequence[int]) -> Asked:
+        return run.ask([(member, indexes)], given, asked.indexes)[0]
+
+    asking = [(member, indexes) for member in run.plan.validators]
+    heard = voices(run.plan, run.ask(asking, given, asked.indexes), ask_one)
     if not heard:
         raise OutputError(f"{run.plan.name}: no validator answered")
     return np.asarray(np.mean([judgement(voice.asked) for voice in heard], axis=0))

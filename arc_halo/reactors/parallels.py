@@ -63,6 +63,7 @@ def _fastest(run: Run) -> Answered:
     if not heard:
         told = next((each.error.message for each in asked if each.error is not None), "")
         raise ReactorError(f"{run.plan.name}: no member answered: {told}")
+    check_quorum(run.plan, heard, len(run.inputs), run.asked)
     return Answered(outputs=_first(run, heard))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGE_NUMBERS = 4096
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 ANSWER = "answer"
 """What the tensor of the fused answer is called."""
 
@@ -42,15 +45,37 @@ def as_json(outputs: Outputs) -> JsonObject:
     for name in FORMS:
         if outputs.has(name):
             key = outputs.meaning if name == "scores" else name
-            found[key] = _plain(getattr(outputs, name))
+            value = getattr(outputs, name)
+            found[key] = _plain(value) if name == "scores" else storable(value)
     if outputs.classes is not None:
-        found["classes"] = list(outputs.classes)
+        found["classes"] = storable(outputs.classes)
     for name in ("confidence", "costs"):
         if outputs.has(name):
             found[name] = _plain(getattr(outputs, name))
     if outputs.details:
-        found["details"] = dict(outputs.details)
+        found["details"] = storable(dict(outputs.details))
     return found
+
+
+def storable(value: Any) -> Any:
+    """The value as JSON that a database takes: numpy's numbers as numbers, what is no number as
+    null, and in texts U+FFFD for NUL and for halves of characters."""
+    if isinstance(value, str):
+        return UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {storable(str(key)): storable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return storable(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, bool | int | None) else storable(str(value))
+
+
+def told_error(message: str, code: str, record: Record) -> str:
+    """What is kept of an error: its words may repeat what was asked."""
+    return storable(message) if record == "full" else f"{code}: not kept"
 
 
 class LargeArrays:
@@ -111,7 +136,7 @@ def _row(
         "execution_ms": 1000 * sum(each.seconds for each in calls) if calls else None,
         "cost": total_cost(answers) if answers else None,
         "output": kept(said[0] if len(said) == 1 else said, record) if said else None,
-        "error": failed.message if failed else None,
+        "error": told_error(failed.message, failed.error_code, record) if failed else None,
     }
 
 
@@ -132,15 +157,11 @@ def _places(asked: Asked) -> JsonObject:
     return {} if is_all else {"inputs": list(asked.indexes)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: NDArray[Any]) -> Any:
     """As JSON has it, where there are no NaN and infinities."""
-    if isinstance(value, np.ndarray):
-        if np.isfinite(value).all():
-            return value.tolist()
-        return json.loads(json.dumps(value.tolist()), parse_constant=_constant)
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return value
+    if np.isfinite(value).all():
+        return value.tolist()
+    return json.loads(json.dumps(value.tolist()), parse_constant=_constant)
 
 
 def _constant(name: str) -> float | str | None:

@@ -18,7 +18,7 @@ from arc_halo.reactors.fusing import Fuser
 from arc_halo.reactors.hierarchies import hierarchical
 from arc_halo.reactors.measuring import metrics_of
 from arc_halo.reactors.parallels import parallel
-from arc_halo.reactors.plans import ReactorPlan
+from arc_halo.reactors.plans import ReactorPlan, Record
 from arc_halo.reactors.policies import Voice
 from arc_halo.reactors.records import (
     ANSWER,
@@ -26,6 +26,8 @@ from arc_halo.reactors.records import (
     as_json,
     kept,
     member_rows,
+    storable,
+    told_error,
     total_cost,
 )
 from arc_halo.reactors.topologies import Answered, Run, Topology, ensemble
@@ -174,7 +176,7 @@ class RunningReactor:
             strategy=self.fuser.provided.item.name,
             strategy_version=self.fuser.provided.version,
             params=self.plan.params,
-            input=kept(list(inputs), self.plan.record),
+            input=kept(storable(list(inputs)), self.plan.record),
             input_count=len(inputs),
             ttl=self.plan.record_ttl,
             tenant=tenant,
@@ -199,7 +201,7 @@ class RunningReactor:
         finished = Finished(
             status="completed" if exc is None else "failed",
             output=kept(output, self.plan.record),
-            error=None if exc is None else _message(exc),
+            error=None if exc is None else _told(exc, self.plan.record),
             cost=total_cost(run.asked),
             execution_ms=execution_ms,
             members=rows,
@@ -246,6 +248,11 @@ def _text(reactor: str, answer: Answer) -> str:
     if answer.outputs is None or answer.outputs.texts is None:
         raise OutputError(f"{reactor}: its answer is no text")
     return answer.outputs.texts[0]
+
+
+def _told(exc: BaseException, record: Record) -> str:
+    code = exc.error_code if isinstance(exc, ArcHaloError) else type(exc).__name__
+    return told_error(_message(exc), code, record)
 
 
 def _message(exc: BaseException) -> str:

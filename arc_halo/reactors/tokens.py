@@ -211,13 +211,12 @@ class _Writing:
     def _ask(
         self, asking: Sequence[tuple[Member, Sequence[int]]], prefixes: Sequence[_Prefix]
     ) -> list[Asked]:
-        timeout, deadline = self._run.plan.timeout_seconds, None
+        timeout, deadlines = self._run.plan.timeout_seconds, None
         tallies = [self._tallies.setdefault(member.model, _Tally()) for member, _ in asking]
         if timeout is not None:
-            # Who did not come back in time has used it all up, and took none of the others'.
-            used = max((tally.seconds for tally in tallies), default=0.0)
-            deadline = time.monotonic() + timeout - used
-        found = self._panel.ask(asking, prefixes, timeout, deadline)
+            now = time.monotonic()
+            deadlines = [now + timeout - tally.seconds for tally in tallies]
+        found = self._panel.ask(asking, prefixes, timeout, deadlines)
         for each in found:
             self._tallies[each.member.model].seconds += each.seconds
             if each.error is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arc_halo.outputs import Outputs
@@ -27,12 +27,21 @@ class Run:
     asked: list[Asked] = field(default_factory=list)
 
     def ask(
-        self, questions: Sequence[Question], inputs: Sequence[Any] | None = None
+        self,
+        questions: Sequence[Question],
+        inputs: Sequence[Any] | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[Asked]:
-        """Ask members at once, and write down what came of it."""
+        """Ask members at once, and write down what came of it.
+
+        Where they are asked something else than the inputs of the batch, `places` says which of
+        those each question is about.
+        """
         given = self.inputs if inputs is None else inputs
         found = self.panel.ask(questions, given, self.plan.timeout_seconds)
-        self.asked += found
+        for each in found:
+            indexes = each.indexes if places is None else tuple(places[i] for i in each.indexes)
+            self.asked.append(replace(each, indexes=indexes))
         return found
 
     def ask_one(self, member: Member, indexes: Sequence[int]) -> Asked:

@@ -10,6 +10,9 @@ the question, one after another:
 
     [scout@1.0.0, feeds_into]
     Paris
+
+What is asked about another model's answer, by `validates` and `corrects`, has the answer below the
+question, after the words `Answer of scout@1.0.0:`.
 """
 
 from __future__ import annotations
@@ -59,6 +62,13 @@ def answers_text(given: Any) -> str:
     return "\n\n".join([HEADING, *parts])
 
 
+def judged_text(given: Any) -> str:
+    """The answer that is to be judged or corrected, where the input brings one along."""
+    if "answer" not in given or "member" not in given:
+        return ""
+    return f"\n\nAnswer of {given['member']}:\n\n{_plain(given['answer'])}"
+
+
 def _messages(given: Any) -> list[JsonObject]:
     if not isinstance(given, dict) or "messages" not in given:
         return [{"role": "user", "content": _question(given)}]
@@ -75,10 +85,13 @@ def _messages(given: Any) -> list[JsonObject]:
 def _question(given: Any) -> str:
     if isinstance(given, str):
         return given
+    if isinstance(given, dict) and "messages" in given:
+        return "\n\n".join(f"{m['role']}: {_text(m['content'])}" for m in _messages(given))
     if isinstance(given, dict):
         found = next((given[name] for name in ("prompt", "input") if name in given), None)
         if found is not None:
-            return _plain(found)
+            question = _question(found) if isinstance(found, dict) else _plain(found)
+            return question + judged_text(given)
     raise MemberError(f"{type(given).__name__} is no question to a language model", hint=EXPECTED)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from arc_halo.errors import MemberError
 from arc_halo.outputs import Outputs
+from arc_halo.runners._prompts import answers_text, judged_text
 from arc_halo.types import TokenModel, TokenSession
 
 if TYPE_CHECKING:
@@ -184,20 +185,23 @@ def log_softmax(logits: Float64) -> Float64:
 
 
 def prompt_of(given: Any) -> str:
-    """The text that an input asks to go on: itself, its `prompt` or `input`, or its `messages`.
+    """The text that an input asks to go on: its `messages`, else itself, its `prompt` or `input`.
 
-    Messages become lines `role: content`, and a last one that begins the assistant's answer.
+    Messages become lines `role: content`, and a last one that begins the assistant's answer. What
+    other models have answered stands below it.
     """
     if isinstance(given, str):
         return given
     if isinstance(given, Mapping):
-        for name in ("prompt", "input"):
-            if isinstance(given.get(name), str):
-                return str(given[name])
         messages = given.get("messages")
         if isinstance(messages, list) and all(map(_is_message, messages)) and messages:
             lines = [f"{each['role']}: {each['content']}\n" for each in messages]
-            return "".join(lines) + "assistant:"
+            told = answers_text(given)
+            return "".join(lines) + (f"user: {told}\n" if told else "") + "assistant:"
+        for name in ("prompt", "input"):
+            if isinstance(found := given.get(name), str | Mapping):
+                parts = [prompt_of(found) + judged_text(given), answers_text(given)]
+                return "\n\n".join(part for part in parts if part)
     raise MemberError(
         "an input is no text", hint="give a text, or a mapping with `prompt`, `input` or `messages`"
     )

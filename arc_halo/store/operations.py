@@ -57,11 +57,14 @@ WHERE id = %(id)s
 
 FORGET_EXPIRED = """
 WITH expired AS (
-    UPDATE fusion_operations SET input = NULL, output = NULL, output_set_id = NULL
+    UPDATE fusion_operations
+    SET input = NULL, output = NULL, output_set_id = NULL,
+        error = CASE WHEN error IS NOT NULL THEN 'no longer kept' END
     WHERE expires_at < now() AND (input IS NOT NULL OR output IS NOT NULL)
     RETURNING id
 ), members AS (
-    UPDATE fusion_operation_inputs AS asked SET output = NULL
+    UPDATE fusion_operation_inputs AS asked SET output = NULL,
+        error = CASE WHEN asked.error IS NOT NULL THEN 'no longer kept' END
     FROM expired WHERE asked.operation_id = expired.id
 )
 SELECT count(*) FROM expired

@@ -20,7 +20,7 @@ from arc_halo.errors import InvalidInputError, MemberError, NotFoundError, React
 from arc_halo.weights.collecting import collect
 
 CLASSES = ("x", "y", "z")
-PLUGIN = """
+PLUGIN = r"""
 import time
 import numpy as np
 from arc_halo import FusionStrategy, ModelRunner, Outputs, hookimpl
@@ -30,6 +30,15 @@ from contextlib import contextmanager
 @hookimpl
 def arc_halo_fusion_strategies():
     yield FusionStrategy(name="counting", summary="counts its runs", combine_outputs=counting)
+    yield FusionStrategy(name="odd", summary="what JSON is not", combine_outputs=odd)
+
+
+def odd(outputs, context):
+    return Outputs(
+        labels=tuple(np.arange(len(context.inputs))),
+        texts=("a\0b\ud83d",) * len(context.inputs),
+        details={"score": np.float32(0.5), "worst": float("nan")},
+    )
 
 
 def counting(outputs, context):
@@ -229,6 +238,36 @@ def test_a_run_that_fails_is_on_record_with_the_reason(directory: Path, database
     assert row["status"] == "failed"
     assert "has no answer to the input 99" in row["error"]
     assert [each["status"] for each in members(database)] == ["failed"] * 3
+
+
+def test_what_a_database_does_not_take_is_recorded_as_near_as_can_be(
+    directory: Path, database: str
+) -> None:
+    write(directory, strategy="odd")
+    answer = ask(directory, database, [1, {"id": 2, "note": "x\0y"}])
+    assert answer.outputs.texts[0] == "a\0b\ud83d"
+    (row,) = recorded(database)
+    assert row["status"] == "completed"
+    assert row["input"][1]["note"] == "x\ufffdy"
+    assert row["output"]["labels"] == [0, 1]
+    assert row["output"]["texts"][0] == "a\ufffdb\ufffd"
+    assert row["output"]["details"] == {"score": 0.5, "worst": None}
+
+
+def test_errors_do_not_say_what_a_record_may_not(directory: Path, database: str) -> None:
+    write(directory, run={"record": "digest"})
+    with pytest.raises(ReactorError, match="4111"):
+        ask(directory, database, ["my card is 4111"])
+    assert recorded(database)[0]["error"] == "AH075: not kept"
+    write(directory, run={"record_ttl": 3600})
+    with pytest.raises(ReactorError, match="4111"):
+        ask(directory, database, ["my card is 4111"])
+    with psycopg.connect(database) as conn:
+        conn.execute("UPDATE fusion_operations SET expires_at = now() - interval '1 second'")
+    ask(directory, database, [1])
+    kept = [(row["error"], row["input"]) for row in recorded(database)[:2]]
+    told = [each["error"] for each in members(database) if each["error"]]
+    assert "4111" not in repr((kept, told))
 
 
 def test_many_threads_may_ask_at_once(directory: Path, database: str) -> None:

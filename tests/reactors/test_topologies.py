@@ -357,3 +357,126 @@ def test_a_hierarchy_goes_on_without_a_member_that_failed() -> None:
     wanted = plan("hierarchical", members, interactions=edges, on_failure="skip")
     answered, _ = run(wanted, models, [0])
     assert scores(answered) == [[0.3, 0.7]]
+
+
+def test_the_fastest_answers_everything_or_nothing() -> None:
+    models = {"a": failing(), "b": says((0.2, 0.8), (0.2, 0.8))}
+    members = [member("a"), member("b", role="specialist", domains=("law",))]
+    inputs = [{"input": 0, "domain": "law"}, {"input": 1}]
+    with pytest.raises(ReactorError, match="0 of 2 members answered to input 1"):
+        run(plan("parallel", members, choose="fastest"), models, inputs)
+
+
+def test_a_member_that_leaves_its_thread_in_any_way_has_failed() -> None:
+    def answer(inputs: Sequence[Any]) -> Outputs:
+        raise SystemExit(3)
+
+    models = {"a": says((1, 0)), "b": Model(answer)}
+    answered, running = run(
+        plan("ensemble", [member("a"), member("b")], on_failure="skip"), models, [0]
+    )
+    assert scores(answered) == [[1, 0]]
+    assert "SystemExit" in str(running.asked[1].error)
+
+
+def test_the_last_of_a_cascade_need_not_say_how_sure_it_is() -> None:
+    small = says((0.6, 0.4), confidence=[0.1])
+    large = Model(lambda inputs: Outputs(scores=np.array([[3.0, 4.0]]), meaning="scores"))
+    wanted = plan("cascade", [member("small"), member("large")])
+    answered, _ = run(wanted, {"small": small, "large": large}, [0])
+    assert scores(answered) == [[3, 4]]
+
+
+def test_who_stood_in_for_another_in_a_cascade_is_not_asked_again() -> None:
+    large = says((0.6, 0.4), (0.3, 0.7))
+    members = [member("a"), member("b"), member("c")]
+    wanted = plan("cascade", members, on_failure="fallback", fallback="b")
+    models = {"a": failing(), "b": large, "c": says((1, 0), (0, 1))}
+    answered, running = run(wanted, models, [0, 1])
+    assert scores(answered) == [[1, 0], [0, 1]]
+    assert large.asked == [[0, 1]]
+    assert sum(each.costs.sum() for each in running.asked if each.outputs) == 4
+
+
+JUDGES: dict[str, Callable[[Any], float]] = {"nothing is good": lambda _: 0.0, "some": float}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_hierarchies_answer_a_batch_as_they_answer_each_input(judge: str) -> None:
+    numbers = np.random.default_rng(8)
+    table = {name: numbers.dirichlet([1, 1], size=4) for name in "abcd"}
+    tail = Model(
+        lambda asked: Outputs(
+            scores=np.array(
+                [
+                    each["answers"][0]["answer"]["probabilities"][::-1]
+                    if "answers" in each
+                    else table["c"][each["input"]]
+                    for each in asked
+                ]
+            ),
+            classes=("no", "yes"),
+        )
+    )
+    value = JUDGES[judge]
+    models = {
+        **{name: says(*rows) for name, rows in table.items() if name != "c"},
+        "c": tail,
+        "judge": Model(
+            lambda asked: Outputs(
+                scores=np.array([[value(each["input"]["input"] % 2)] for each in asked]),
+                meaning="scores",
+            )
+        ),
+        "editor": Model(
+            lambda asked: Outputs(
+                scores=np.array([each["answer"]["probabilities"][::-1] for each in asked]),
+                classes=("no", "yes"),
+            )
+        ),
+    }
+    members = [
+        member("a", role="specialist", domains=("law",)), member("b", weight=2.0), member("c"),
+        member("d", role="specialist", domains=("law", "art")),
+        member("judge", role="validator"),
+        member("editor", role="specialist", domains=("art",)),
+    ]  # fmt: skip
+    edges = (
+        edge("a", "feeds_into", "c"), edge("b", "augments", "d", 0.5),
+        edge("judge", "validates", "c"), edge("editor", "corrects", "c", 0.5),
+    )  # fmt: skip
+    wanted = plan("hierarchical", members, interactions=edges)
+    domains = ("law", "art", "war", "law")
+    inputs = [{"input": number, "domain": domain} for number, domain in enumerate(domains)]
+    whole, _ = run(wanted, models, inputs)
+    alone = [scores(run(wanted, models, [each])[0])[0] for each in inputs]
+    assert scores(whole) == alone
+
+
+def test_a_correction_by_halves_is_no_judgement_twice() -> None:
+    models = {
+        "a": says((1, 0)),
+        "judge": Model(lambda asked: Outputs(scores=np.array([[0.2]]), meaning="scores")),
+        "editor": Model(lambda asked: Outputs(scores=np.array([[0.0, 1]]), classes=("no", "yes"))),
+    }
+    edges = (edge("judge", "validates", "a"), edge("editor", "corrects", "a", 0.5))
+    members = [member("a"), *(member(name, role="validator") for name in ("judge", "editor"))]
+    answered, _ = run(plan("hierarchical", members, interactions=edges), models, [0])
+    assert scores(answered) == [[0.5, 0.5]]
+
+
+def test_who_looks_back_is_written_down_with_the_inputs_that_it_is_about() -> None:
+    models = {
+        "a": says((1, 0), (1, 0), (0, 1)),
+        "judge": Model(lambda asked: Outputs(scores=np.ones((len(asked), 1)), meaning="scores")),
+    }
+    members = [
+        member("a", role="specialist", domains=("law",)), member("judge", role="validator"),
+        member("b"),
+    ]  # fmt: skip
+    models["b"] = models["a"]
+    inputs = [{"input": 0}, {"input": 1, "domain": "law"}, {"input": 2, "domain": "law"}]
+    edges = (edge("judge", "validates", "a"),)
+    _, running = run(plan("hierarchical", members, interactions=edges), models, inputs)
+    found = {each.member.model: each.indexes for each in running.asked}
+    assert found == {"a": (1, 2), "b": (0, 1, 2), "judge": (1, 2)}
