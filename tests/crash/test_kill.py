@@ -18,7 +18,7 @@ from arc_halo.store.connection import connect
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
-RESOURCES = 6
+RESOURCES = 8
 
 
 @pytest.fixture(scope="module")
