@@ -50,7 +50,7 @@ def import_(
       arc-halo import checkpoint.pt --as story@1.1.0 --config config.json --delta-from story@1.0.0
       arc-halo import out/ --as copy@1 --database-url embedded --output json
     """
-    from arc_halo.api import Models
+    from arc_halo.api.models import Models
     from arc_halo.reconcile.report import as_json
     from arc_halo.tensors.digests import format_digest
 
