@@ -16,6 +16,7 @@ CREATE TABLE training_sessions (
     current_step bigint NOT NULL DEFAULT 0 CHECK (current_step >= 0),
     config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
     dataset jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(dataset) = 'object'),
+    training_name text,
     parent_id uuid REFERENCES training_sessions ON DELETE SET NULL,
     forked_at_step bigint CHECK (forked_at_step >= 0),
     group_name text,
@@ -25,6 +26,7 @@ CREATE TABLE training_sessions (
     git_commit text,
     git_dirty boolean,
     error text,
+    lease uuid NOT NULL DEFAULT gen_random_uuid(),
     started_at timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     finished_at timestamptz CHECK (finished_at >= started_at),
@@ -40,14 +42,20 @@ COMMENT ON COLUMN training_sessions.current_epoch IS
     'Epochs done, with the part of the one under way.';
 COMMENT ON COLUMN training_sessions.dataset IS
     'What it trains on: name, digest, size, split.';
+COMMENT ON COLUMN training_sessions.training_name IS
+    'What the manifest declares of it under `training:`, by name; NULL where it declares nothing.';
+COMMENT ON COLUMN training_sessions.lease IS
+    'Who writes it: each program that takes the session up draws a new one, and others write no more.';
 COMMENT ON COLUMN training_sessions.parent_id IS
     'The session that this one went on from, at forked_at_step.';
 COMMENT ON COLUMN training_sessions.heartbeat_at IS
-    'The last sign of life: a running session without one for long has crashed.';
+    'The last sign of life. A running session that gave none for a minute counts as crashed.';
 
 CREATE INDEX training_sessions_project_idx
     ON training_sessions (project) WHERE project IS NOT NULL;
 CREATE INDEX training_sessions_model_id_idx ON training_sessions (model_id, started_at);
+CREATE INDEX training_sessions_session_name_idx
+    ON training_sessions (session_name) WHERE session_name IS NOT NULL;
 CREATE INDEX training_sessions_parent_id_idx
     ON training_sessions (parent_id) WHERE parent_id IS NOT NULL;
 
@@ -186,7 +194,11 @@ SELECT
     s.model_name,
     s.model_version,
     s.group_name,
-    s.status,
+    s.training_name,
+    CASE
+        WHEN s.status = 'running' AND s.heartbeat_at < now() - interval '1 minute' THEN 'crashed'
+        ELSE s.status
+    END AS status,
     s.current_epoch,
     s.total_epochs,
     s.current_step,

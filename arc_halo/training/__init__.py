@@ -1,0 +1,1 @@
+"""Training state: sessions, their metrics, and the checkpoints that they resume from."""
