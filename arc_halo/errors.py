@@ -21,9 +21,13 @@ ArcHaloError                 exit  1
 │   ├── CorruptChunkError          1
 │   └── BodyStoreError             1   where bodies are kept cannot be reached, or is another's
 ├── CodecError                     1
-└── FusionError                    1
-    ├── IncompatibleModelsError    4
-    └── NotFiniteError             4   an input holds NaN or infinities
+├── FusionError                    1
+│   ├── IncompatibleModelsError    4
+│   └── NotFiniteError             4   an input holds NaN or infinities
+├── ReactorError                   1   a reactor that cannot answer
+│   ├── OutputError                1
+│   └── MemberError                1
+└── TrainingError                  1   a session that cannot be written, or not by this program
 """
 
 from __future__ import annotations
@@ -83,6 +87,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH073": "a reactor cannot answer",
         "AH074": "answers that make no sense, or that cannot be fused",
         "AH075": "a member of a reactor does not answer",
+        "AH076": "a training session cannot be written or taken up",
         "AH080": "the command line makes no sense",
         "AH090": "a setting has a value that makes no sense",
         "AH099": "another error",
@@ -249,3 +254,9 @@ class MemberError(ReactorError):
     """A member that does not answer."""
 
     code = "AH075"
+
+
+class TrainingError(ArcHaloError):
+    """A training session that cannot be written, or not by this program."""
+
+    code = "AH076"

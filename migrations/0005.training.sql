@@ -23,6 +23,7 @@ CREATE TABLE training_sessions (
     tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
     notes text,
     host text,
+    pid integer CHECK (pid > 0),
     git_commit text,
     git_dirty boolean,
     error text,
@@ -44,6 +45,8 @@ COMMENT ON COLUMN training_sessions.dataset IS
     'What it trains on: name, digest, size, split.';
 COMMENT ON COLUMN training_sessions.training_name IS
     'What the manifest declares of it under `training:`, by name; NULL where it declares nothing.';
+COMMENT ON COLUMN training_sessions.pid IS
+    'The process on that host: where it is gone, so is the session''s program.';
 COMMENT ON COLUMN training_sessions.lease IS
     'Who writes it: each program that takes the session up draws a new one, and others write no more.';
 COMMENT ON COLUMN training_sessions.parent_id IS

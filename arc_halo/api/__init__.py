@@ -1,7 +1,8 @@
-"""The Python API: models, tensors and reactors of one database."""
+"""The Python API: models, tensors, reactors and training of one database."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -9,6 +10,7 @@ from arc_halo.api.embeddings import Embeddings
 from arc_halo.api.models import Models
 from arc_halo.api.reactors import Reactors
 from arc_halo.api.tensors import Tensors
+from arc_halo.api.training import Training
 from arc_halo.config import find_project
 from arc_halo.project import Project
 
@@ -36,7 +38,8 @@ def connect(
 
 
 class Halo:
-    """A database of models: `halo.models`, `halo.tensors`, `halo.embeddings`, `halo.reactors`."""
+    """A database of models: `halo.models`, `halo.tensors`, `halo.embeddings`, `halo.reactors`,
+    `halo.training`."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -44,13 +47,15 @@ class Halo:
         self.tensors = Tensors(project)
         self.embeddings = Embeddings(project)
         self.reactors = Reactors(project)
+        self.training = Training(project)
 
     def close(self) -> None:
-        """End reactors, close connections, and stop the embedded server if nobody else uses it."""
-        try:
-            self.reactors.close()
-        finally:
-            self.project.close()
+        """End sessions and reactors, close connections, and stop the embedded server if nobody
+        else uses it."""
+        with ExitStack() as stack:
+            stack.callback(self.project.close)
+            stack.callback(self.reactors.close)
+            self.training.close()
 
     def __enter__(self) -> Halo:
         return self

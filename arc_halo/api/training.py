@@ -1,0 +1,192 @@
+"""`halo.training`: sessions of training, their metrics and their checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+from weakref import WeakSet
+
+from arc_halo.api._finding import as_uuid, find_model
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.names import parse_reference
+from arc_halo.project import Project
+from arc_halo.reconcile.git import git_state
+from arc_halo.store import training_sessions
+from arc_halo.store.rows import Connection
+from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
+from arc_halo.types import JsonObject
+
+if TYPE_CHECKING:
+    from arc_halo.training.logging import LogSettings
+    from arc_halo.training.sessions import Place, Resume, TrainingSession
+
+
+class Training:
+    """Sessions of training. What is recorded here belongs to no manifest."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._sessions: WeakSet[TrainingSession] = WeakSet()
+
+    def close(self) -> None:
+        """End the sessions that nobody has ended, while there is a database to write to."""
+        for session in list(self._sessions):
+            session.end_with_program()
+
+    def session(
+        self,
+        model: str | UUID,
+        *,
+        config: JsonObject | None = None,
+        resume: Resume = "never",
+        name: str | None = None,
+        id: str | UUID | None = None,
+        fork_from: str | UUID | None = None,
+        at_step: int | None = None,
+        total_epochs: int | None = None,
+        total_steps: int | None = None,
+        dataset: JsonObject | None = None,
+        group: str | None = None,
+        tags: JsonObject | None = None,
+        notes: str | None = None,
+        flush_seconds: float = 1.0,
+        spool_bytes: int = 1024**3,
+    ) -> TrainingSession:
+        """Begin a session of training a model, or go on with one, for use in a `with`.
+
+        `model` is `name@version`, registered or not yet, or a reference to one that is. With
+        `resume` "allow" the newest session of that model (and `name`, or with that `id`) is gone
+        on with, unless it is completed; "must" raises `NotFoundError` where there is none.
+        `fork_from` begins one that has the steps of another up to `at_step`. Raises
+        `RefusedError` where a program is at work on the session.
+        """
+        from arc_halo.training.sessions import begin, check_resume
+        from arc_halo.training.sessions import resume as take_up
+
+        check_resume(resume)
+        settings = _log_settings(flush_seconds, spool_bytes)
+        with self._project.connection() as conn:
+            full_name = _full_name(conn, model)
+            known = _resumable(conn, resume, full_name, name, id)
+            parent = None if fork_from is None else _find(conn, fork_from)
+        if known is not None:
+            return self._opened(
+                take_up(self._place, known, config or {}, settings=settings, program=self._program)
+            )
+        model_name, _, version = full_name.partition("@")
+        new = NewSession(
+            model_name=model_name,
+            model_version=version,
+            name=name,
+            project=self._project.manifest.project if self._project.has_manifest else None,
+            total_epochs=total_epochs,
+            total_steps=total_steps,
+            config=config if config is not None else parent.config if parent else {},
+            dataset=dataset if dataset is not None else parent.dataset if parent else {},
+            parent_id=None if parent is None else parent.id,
+            forked_at_step=_fork_step(parent, at_step),
+            group=group,
+            tags=tags or {},
+            notes=notes,
+        )
+        return self._opened(begin(self._place, new, settings=settings, program=self._program))
+
+    def sync(self) -> dict[UUID, int]:
+        """Write what sessions of this project left on the local disk while the database was away;
+        how many points of each session."""
+        from arc_halo.training.sessions import sync
+
+        return sync(self._place)
+
+    def _opened(self, session: TrainingSession) -> TrainingSession:
+        self._sessions.add(session)
+        return session
+
+    @property
+    def _place(self) -> Place:
+        from arc_halo.store.connection import connect
+        from arc_halo.training.sessions import Place
+
+        url = self._project.url
+        return Place(
+            connect=lambda: connect(url, application_name="arc-halo training", timeout_seconds=2),
+            spool_directory=self._project.directory / ".arc-halo" / "training",
+        )
+
+    @property
+    def _program(self) -> Program:
+        from arc_halo.training.sessions import this_program
+
+        found = git_state(self._project.directory)
+        if found is None:
+            return this_program()
+        return this_program(git_commit=found.commit, git_dirty=found.is_dirty)
+
+
+def _log_settings(flush_seconds: float, spool_bytes: int) -> LogSettings:
+    from arc_halo.training.logging import LogSettings
+
+    if not 0 < flush_seconds <= 60:
+        raise InvalidInputError(f"flush_seconds={flush_seconds}: write more than 0, at most 60")
+    return LogSettings(flush_seconds=flush_seconds, spool_bytes=spool_bytes)
+
+
+def _full_name(conn: Connection, model: str | UUID) -> str:
+    """`name@version` of a model. One that is written out need not be registered yet."""
+    if isinstance(model, str):
+        reference = parse_reference(model)
+        if reference is not None and reference.version is not None:
+            return f"{reference.name}@{reference.version}"
+    return find_model(conn, model).full_name
+
+
+def _resumable(
+    conn: Connection, resume: Resume, model: str, name: str | None, id: str | UUID | None
+) -> SessionRecord | None:
+    """The session to go on with; None where one is to be begun."""
+    if resume == "never":
+        return None
+    if id is not None:
+        return _find(conn, id)
+    found = training_sessions.newest(conn, name=name, model=model)
+    if found is not None and (resume == "must" or found.status != "completed"):
+        return found
+    if resume == "must":
+        named = f" named {name!r}" if name else ""
+        raise NotFoundError(
+            f"there is no session{named} of {model} to go on with",
+            hint="write resume='allow' to begin one where there is none",
+        )
+    return None
+
+
+def _find(conn: Connection, session: str | UUID) -> SessionRecord:
+    """A session by its id, or the newest of a name."""
+    found = None
+    session_id = session if isinstance(session, UUID) else as_uuid(session)
+    if session_id is not None:
+        found = training_sessions.find(conn, session_id)
+    elif isinstance(session, str):
+        found = training_sessions.newest(conn, name=session)
+    if found is None:
+        raise NotFoundError(
+            f"there is no training session {str(session)!r}", hint="`arc-halo training ls`"
+        )
+    return found
+
+
+def _fork_step(parent: SessionRecord | None, at_step: int | None) -> int | None:
+    if parent is None and at_step is None:
+        return None
+    if parent is None or at_step is None:
+        raise InvalidInputError(
+            "a fork needs both: the session, and the step it goes on from",
+            hint="write fork_from=SESSION, at_step=STEP",
+        )
+    if not 0 <= at_step <= parent.current_step:
+        raise RefusedError(
+            f"the session {parent.name or parent.id} has no step {at_step}: it came to "
+            f"{parent.current_step}",
+            code="AH076",
+        )
+    return at_step

@@ -1,0 +1,217 @@
+"""What `run.log` does: points queued at once, and written by a thread in the background."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from arc_halo.errors import ArcHaloError, TrainingError
+from arc_halo.names import is_storable
+from arc_halo.training.delivering import Delivery, LeaseLostError
+from arc_halo.training.points import Batch, Logged
+from arc_halo.training.spool import Spool
+
+logger = logging.getLogger("arc_halo.training")
+
+MAX_KEY = 400
+MAX_STEP = 2**63 - 1
+HEARTBEAT_SECONDS = 10.0
+MAX_PAUSE_SECONDS = 30.0
+BATCH_POINTS = 100_000
+"""Points written in one transaction at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """How often points are written, and how many may wait in memory and on the disk."""
+
+    flush_seconds: float = 1.0
+    queue_points: int = 200_000
+    spool_bytes: int = 1024**3
+
+
+class PointLog:
+    """A queue of points and the thread that empties it. `put` neither blocks nor raises.
+
+    While the database is away, points go to the spool; they are written, in their order, when it
+    is back. A full queue is written to the spool by whoever fills it.
+    """
+
+    def __init__(self, delivery: Delivery, spool: Spool, settings: LogSettings) -> None:
+        self.dropped = 0
+        self._delivery = delivery
+        self._spool = spool
+        self._settings = settings
+        self._queue: deque[Logged] = deque()
+        self._known_keys: set[str] = set()
+        self._told: set[str] = set()
+        self._spooling = threading.Lock()
+        self._wake, self._idle = threading.Event(), threading.Condition()
+        self._rounds_wanted = self._rounds_done = 0
+        self._is_closing = self._is_lost = False
+        self._failures, self._retry_at, self._beat_at = 0, 0.0, time.monotonic()
+        self._step: int | None = None
+        self._epoch: float | None = None
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._work, name="arc-halo-points", daemon=True)
+        self._thread.start()
+
+    def put(self, metrics: Mapping[str, Any], step: int, epoch: float | None, scope: str) -> None:
+        """Queue the points of a step. What is no number is left out, with a warning the first
+        time."""
+        if self._pid != os.getpid():
+            self._tell("fork", "points logged by a forked process are not recorded")
+            return
+        try:
+            self._queue.extend(self._logged(metrics, step, epoch, scope))
+        except Exception as exc:  # noqa: BLE001 - logging must not end a training
+            self._tell("log", f"points were not recorded: {type(exc).__name__}: {exc}")
+            return
+        if len(self._queue) >= self._settings.queue_points:
+            self._wake.set()
+            self._relieve()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until what was put is written; False where it waits in the spool, or still waits.
+
+        What is in the spool is on disk, and is written when the database is back.
+        """
+        with self._idle:
+            self._rounds_wanted += 1
+            wanted = self._rounds_wanted
+            self._retry_at = 0.0
+            self._wake.set()
+            self._idle.wait_for(lambda: self._rounds_done >= wanted, timeout)
+            return self._rounds_done >= wanted and not self._failures and not self._is_lost
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Write what waits and end the thread; False where some is left in the spool."""
+        is_written = self.flush(timeout)
+        self._is_closing = True
+        self._wake.set()
+        self._thread.join(timeout)
+        if self.dropped:
+            logger.warning("%d points were not recorded", self.dropped)
+        self._spool.close()
+        return is_written
+
+    def _logged(
+        self, metrics: Mapping[str, Any], step: int, epoch: float | None, scope: str
+    ) -> list[Logged]:
+        found: list[Logged] = []
+        now = time.time()
+        at = math.nan if epoch is None else epoch
+        for key, value in metrics.items():
+            if key not in self._known_keys and not self._is_key(key):
+                continue
+            try:
+                number = float(value)
+            except Exception as exc:  # noqa: BLE001 - a value may be anything, and raise anything
+                self._tell(key, f"{key}: not recorded, since it is no number: {exc}")
+                continue
+            found.append((key, scope, step, at, number, now))
+        return found
+
+    def _is_key(self, key: Any) -> bool:
+        if isinstance(key, str) and 0 < len(key) <= MAX_KEY and is_storable(key):
+            self._known_keys.add(key)
+            return True
+        self._tell(repr(key)[:80], f"{str(key)[:80]!r} is no name of a metric: not recorded")
+        return False
+
+    def _tell(self, about: str, message: str) -> None:
+        """Warn of a thing once."""
+        if about not in self._told:
+            self._told.add(about)
+            logger.warning("%s", message)
+
+    def _relieve(self) -> None:
+        """Empty the queue to the disk, unless somebody else is at it: the thread is too slow."""
+        if self._spooling.acquire(blocking=False):
+            try:
+                if len(self._queue) >= self._settings.queue_points:
+                    self._keep(self._take(self._settings.queue_points))
+            finally:
+                self._spooling.release()
+
+    def _work(self) -> None:
+        while not (self._is_closing and not self._queue):
+            self._wake.wait(self._settings.flush_seconds)
+            self._wake.clear()
+            with self._idle:
+                wanted = self._rounds_wanted
+            try:
+                self._round()
+            finally:
+                with self._idle:
+                    self._rounds_done = wanted
+                    self._idle.notify_all()
+
+    def _round(self) -> None:
+        """Write all that waits, or keep it where it is safe until the next round."""
+        while True:
+            logged = self._take(BATCH_POINTS)
+            if self._is_lost:
+                self.dropped += len(logged)
+            elif time.monotonic() < self._retry_at:
+                self._keep(logged)
+            else:
+                self._write(logged)
+            if not self._queue or self._failures:
+                return
+
+    def _write(self, logged: list[Logged]) -> None:
+        batch = Batch.of(logged)
+        try:
+            self._replay()
+            if len(batch) or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
+                self._delivery.deliver(batch, step=self._step, epoch=self._epoch)
+                self._beat_at = time.monotonic()
+            self._failures = 0
+        except LeaseLostError as exc:
+            self._is_lost = True
+            self.dropped += len(logged)
+            self._tell("lease", exc.message)
+        except Exception as exc:  # noqa: BLE001 - the thread lives as long as the training
+            self._failures += 1
+            pause = min(MAX_PAUSE_SECONDS, self._settings.flush_seconds * 2.0**self._failures)
+            self._retry_at = time.monotonic() + pause
+            said = exc.message if isinstance(exc, ArcHaloError) else type(exc).__name__
+            logger.warning("points wait on the local disk: %s", said)
+            self._keep(logged)
+
+    def _replay(self) -> None:
+        for path, batch in self._spool.batches():
+            self._delivery.deliver_late(batch)
+            self._spool.drop(path)
+
+    def _keep(self, logged: list[Logged]) -> None:
+        if not logged:
+            return
+        try:
+            self._spool.put(Batch.of(logged))
+        except TrainingError as exc:
+            self.dropped += len(logged)
+            self._tell("spool", exc.message)
+
+    def _take(self, limit: int) -> list[Logged]:
+        queue = self._queue
+        taken: list[Logged] = []
+        for _ in range(limit):
+            try:
+                taken.append(queue.popleft())
+            except IndexError:  # empty, perhaps since another thread has just taken
+                break
+        for _, scope, step, epoch, _, _ in reversed(taken):
+            if scope != "system":
+                self._step = step
+                self._epoch = self._epoch if math.isnan(epoch) else epoch
+                break
+        return taken

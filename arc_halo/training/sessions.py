@@ -1,0 +1,324 @@
+"""Training sessions: begun, taken up where a program was lost, logged to, and ended."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from uuid import UUID
+
+from arc_halo.config import redact
+from arc_halo.errors import ArcHaloError, InvalidInputError, NotFoundError, RefusedError
+from arc_halo.store import training_sessions
+from arc_halo.store.rows import Connection
+from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
+from arc_halo.training.configs import changed
+from arc_halo.training.delivering import Delivery, LeaseLostError
+from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
+from arc_halo.training.spool import Spool
+from arc_halo.types import JsonObject
+
+logger = logging.getLogger("arc_halo.training")
+
+Resume = Literal["never", "allow", "must"]
+SILENT_SECONDS = 60.0
+"""After so long without a sign of life a session counts as crashed."""
+
+MAX_ERROR = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a program keeps its sessions: the database, and a directory for what has to wait."""
+
+    connect: Callable[[], Connection]
+    spool_directory: Path
+
+
+class TrainingSession:
+    """A run of training, for use in a `with`: `run.log({"loss": 2.1}, step=7)`.
+
+    Leaving the `with` ends it as completed; with an exception as failed, with Ctrl-C as paused.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        record: SessionRecord,
+        lease: UUID,
+        settings: LogSettings,
+        *,
+        is_resumed: bool,
+    ) -> None:
+        self.id = record.id
+        self.name = record.name
+        self.model = record.model
+        self.config = record.config
+        self.is_resumed = is_resumed
+        self.step = record.current_step
+        """The step that was logged last."""
+        self._lease = lease
+        self._is_over = False
+        self._is_new = not is_resumed and record.forked_at_step is None
+        self._spool = Spool(
+            place.spool_directory / str(record.id), limit_bytes=settings.spool_bytes
+        )
+        self._spool.drop_end()
+        self._delivery = Delivery(place.connect, record.id, lease)
+        self._log = PointLog(self._delivery, self._spool, settings)
+        atexit.register(self.end_with_program)
+
+    def log(
+        self,
+        metrics: Mapping[str, Any],
+        *,
+        step: int | None = None,
+        epoch: float | None = None,
+        scope: str = "train",
+    ) -> None:
+        """Record metrics of a step: numbers, NaN and infinities too, or one-element tensors.
+
+        It only queues them: nothing here waits for the database, or raises. Without `step` it is
+        the one after the last. A step that is logged again replaces what was there.
+        """
+        if self._is_over:
+            logger.warning("points were logged after the end of the session: not recorded")
+            return
+        if step is None:
+            step = 0 if self._is_new else self.step + 1
+        elif type(step) is not int:
+            step = _as_step(step)
+        if not 0 <= step <= MAX_STEP:
+            logger.warning("points of the step %r were not recorded: it is no whole number", step)
+            return
+        self._is_new = False
+        self.step = step
+        self._log.put(metrics, step, epoch, scope)
+
+    @property
+    def dropped(self) -> int:
+        """How many points could be kept nowhere; 0 unless the local disk fails too."""
+        return self._log.dropped
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was logged is in the database.
+
+        False where it is not: the database is away, and the points wait in the spool.
+        """
+        return self._log.flush(timeout)
+
+    def finish(self, status: str = "completed", error: str | None = None) -> None:
+        """Write what waits, and end the session; `paused` leaves it to be resumed.
+
+        With the database away its points and its end wait in the spool: `halo.training.sync()`.
+        """
+        if self._is_over:
+            return
+        self._is_over = True
+        atexit.unregister(self.end_with_program)
+        is_written = self._log.close()
+        try:
+            if is_written:
+                self._delivery.end(status, error)
+            else:
+                self._spool.put_end(self._lease, status, error)
+        except LeaseLostError as exc:
+            logger.warning("%s", exc.message)
+        except ArcHaloError as exc:
+            self._spool.put_end(self._lease, status, error)
+            logger.warning("the end of the session waits in the spool: %s", exc.message)
+        finally:
+            self._delivery.close()
+
+    def pause(self) -> None:
+        """End it for now: `resume` goes on with it."""
+        self.finish("paused")
+
+    def end_with_program(self) -> None:
+        """End a session that its program does not: as failed where an exception ends that."""
+        failed = getattr(sys, "last_value", None)
+        if failed is None:
+            self.finish()
+        else:
+            self.finish("failed", _told(failed))
+
+    def __enter__(self) -> TrainingSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if value is None or (isinstance(value, SystemExit) and not value.code):
+            self.finish()
+        elif isinstance(value, KeyboardInterrupt):
+            self.pause()
+        else:
+            self.finish("failed", _told(value))
+
+
+def begin(
+    place: Place, new: NewSession, *, settings: LogSettings, program: Program
+) -> TrainingSession:
+    """A new session."""
+    with place.connect() as conn:
+        session_id, lease = training_sessions.begin(conn, new, program)
+        record = _found(conn, session_id)
+    return TrainingSession(place, record, lease, settings, is_resumed=False)
+
+
+def resume(
+    place: Place,
+    record: SessionRecord,
+    config: JsonObject,
+    *,
+    settings: LogSettings,
+    program: Program,
+) -> TrainingSession:
+    """Go on with a session that was paused, failed, or lost its program.
+
+    A `config` that differs from what it had is told, and takes its place. Raises `RefusedError`
+    for a session that is at work, or completed.
+    """
+    _check_resumable(record, program)
+    if config and (differences := changed(record.config, config)):
+        logger.warning("the session goes on with another config: %s", ", ".join(differences))
+    with place.connect() as conn:
+        lease = training_sessions.take_up(conn, record, config or record.config, program)
+        if lease is None:
+            raise RefusedError(
+                f"another program has just taken up the session {record.id}",
+                hint="wait for it to end, or begin a session of your own",
+                code="AH076",
+            )
+        record = _found(conn, record.id)
+    return TrainingSession(place, record, lease, settings, is_resumed=True)
+
+
+def is_alive(record: SessionRecord, program: Program) -> bool:
+    """Whether a program is at work on a session, as far as `program` can tell.
+
+    It gave a sign of life within a minute; where it is one of this host, its process is there.
+    """
+    if record.status != "running" or record.silent_seconds >= SILENT_SECONDS:
+        return False
+    is_here = record.host == program.host and record.pid is not None
+    return not is_here or _is_process(record.pid or 0)
+
+
+def this_program(git_commit: str | None = None, git_dirty: bool | None = None) -> Program:
+    return Program(
+        host=socket.gethostname(), pid=os.getpid(), git_commit=git_commit, git_dirty=git_dirty
+    )
+
+
+def sync(place: Place) -> dict[UUID, int]:
+    """Write what sessions of this machine left in their spools; how many points of each.
+
+    Those of running sessions are left to them, and those of deleted ones are dropped. Raises
+    `DatabaseError`, `TrainingError`.
+    """
+    written: dict[UUID, int] = {}
+    program = this_program()
+    for directory in sorted(place.spool_directory.glob("*-*-*-*-*")):
+        with suppress(ValueError):
+            session_id = UUID(directory.name)
+            with place.connect() as conn:
+                record = training_sessions.find(conn, session_id)
+            spool = Spool(directory, limit_bytes=0)
+            if record is None or _is_over(spool, record) or not is_alive(record, program):
+                written[session_id] = _sync_one(place, spool, record)
+    return written
+
+
+def _is_over(spool: Spool, record: SessionRecord) -> bool:
+    """Whether the program that had the session last has ended it, and could not say so."""
+    ended = spool.end()
+    return ended is not None and ended[0] == record.lease
+
+
+def _sync_one(place: Place, spool: Spool, record: SessionRecord | None) -> int:
+    count = 0
+    for path, batch in spool.batches():
+        if record is not None:
+            delivery = Delivery(place.connect, record.id, record.lease)
+            try:
+                delivery.deliver_late(batch)
+            finally:
+                delivery.close()
+            count += len(batch)
+        spool.drop(path)
+    if record is not None and (ended := spool.end()) is not None:
+        lease, status, error = ended
+        with place.connect() as conn:
+            training_sessions.end(conn, record.id, lease, status, error)
+    spool.drop_end()
+    spool.close()
+    return count
+
+
+def _check_resumable(record: SessionRecord, program: Program) -> None:
+    if record.status == "completed":
+        raise RefusedError(
+            f"the session {record.name or record.id} is completed",
+            hint="begin another, or fork it from one of its steps",
+            code="AH076",
+        )
+    if is_alive(record, program):
+        raise RefusedError(
+            f"the session {record.name or record.id} is at work on {record.host}: it gave a sign "
+            f"of life {record.silent_seconds:.0f} s ago",
+            hint=f"if its program is gone, try again when {SILENT_SECONDS:.0f} s have passed",
+            code="AH076",
+        )
+
+
+def _found(conn: Connection, session_id: UUID) -> SessionRecord:
+    record = training_sessions.find(conn, session_id)
+    if record is None:
+        raise NotFoundError(f"there is no training session {session_id}")
+    return record
+
+
+def _told(error: BaseException) -> str:
+    """What is kept of why a session failed: one line, without the passwords of addresses."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return redact(text.replace("\0", "\ufffd"))[:MAX_ERROR]
+
+
+def _as_step(step: Any) -> int:
+    """Whole numbers of any kind; -1 for everything else."""
+    try:
+        return int(step.__index__())
+    except (AttributeError, TypeError):
+        return -1
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_resume(resume: str) -> None:
+    """Raise `InvalidInputError` for a word that is none of `Resume`."""
+    if resume not in ("never", "allow", "must"):
+        raise InvalidInputError(
+            f"resume={resume!r} makes no sense",
+            hint="write 'never', 'allow' or 'must'",
+            code="AH006",
+        )

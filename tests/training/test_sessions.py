@@ -1,0 +1,365 @@
+"""Sessions of training: begun, logged to, lost, taken up again, forked and ended."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import psycopg
+import pytest
+
+import arc_halo
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.training.logging import LogSettings, PointLog
+from arc_halo.training.spool import Spool
+
+Halo = arc_halo.Halo
+Ask = Callable[..., list[tuple[Any, ...]]]
+POINTS = """
+SELECT metric_key, scope, step, epoch, value FROM training_series
+JOIN training_metrics ON series_id = id ORDER BY 1, 2, 3
+"""
+
+
+@pytest.fixture
+def halo(tmp_path: Path, database: str) -> Iterator[Halo]:
+    with arc_halo.connect(database, project=tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ask(database: str) -> Iterator[Ask]:
+    with psycopg.connect(database, autocommit=True) as conn:
+
+        def ask(text: str, *given: Any) -> list[tuple[Any, ...]]:
+            cursor = conn.execute(text, given or None)
+            return cursor.fetchall() if cursor.description else []
+
+        yield ask
+
+
+def status(ask: Ask) -> list[tuple[Any, ...]]:
+    return ask("SELECT session_name, status, current_step FROM v_training_progress ORDER BY 1")
+
+
+def test_what_is_logged_is_in_the_database(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", config={"lr": 0.1}, name="first") as run:
+        run.log({"loss": 2.5, "norm": np.float32(0.5)}, step=0, epoch=0.25)
+        run.log({"loss": math.nan}, step=1)
+        run.log({"loss": math.inf}, step=0, scope="eval")
+        assert run.flush()
+        assert status(ask) == [("first", "running", 0)]
+    assert str(ask(POINTS)) == str(
+        [
+            ("loss", "eval", 0, None, math.inf),
+            ("loss", "train", 0, 0.25, 2.5),
+            ("loss", "train", 1, None, math.nan),
+            ("norm", "train", 0, 0.25, 0.5),
+        ]
+    )
+    assert status(ask) == [("first", "completed", 0)]
+    assert ask("SELECT model_name, model_version, config, pid FROM training_sessions") == [
+        ("story", "1.0.0", {"lr": 0.1}, os.getpid())
+    ]
+
+
+def test_steps_count_themselves(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="counted") as run:
+        for loss in (3, 2, 1):
+            run.log({"loss": loss})
+        run.log({"loss": 0.5}, step=10)
+        run.log({"loss": 0.25})
+    assert [row[2] for row in ask(POINTS)] == [0, 1, 2, 10, 11]
+
+
+def test_a_step_that_is_logged_again_is_replaced(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        for step in range(5):
+            run.log({"loss": step}, step=step)
+        run.flush()
+        run.log({"loss": 30}, step=3, epoch=1.5)
+        run.log({"loss": 31}, step=3, epoch=1.5)
+        run.log({"loss": 50}, step=5)
+    assert [row[2:] for row in ask(POINTS)] == [
+        (0, None, 0), (1, None, 1), (2, None, 2), (3, 1.5, 31), (4, None, 4), (5, None, 50),
+    ]  # fmt: skip
+
+
+def test_copied_and_merged_points_have_their_times_alike(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        run.log({"copied": 1}, step=3)
+        run.log({"merged": 1}, step=3)
+        run.flush()
+        run.log({"copied": 2}, step=4)
+        run.log({"merged": 2}, step=3)
+    rows = ask(
+        "SELECT recorded_at, clock_timestamp() - recorded_at < interval '1 minute'"
+        " FROM training_metrics ORDER BY recorded_at DESC LIMIT 2"
+    )
+    assert [recent for _, recent in rows] == [True, True]
+    assert abs((rows[0][0] - rows[1][0]).total_seconds()) < 1
+
+
+def test_nothing_that_is_logged_raises(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        for _ in range(3):
+            run.log({"loss": "high", "": 1, "nul\0": 2, "ok": True, "many": np.zeros(2)}, step=0)
+        run.log({"loss": 1}, step=-1)
+        run.log({"loss": 1}, step=2.5)  # type: ignore[arg-type]
+        run.log({"loss": 1}, step=2**63)
+        run.log(None, step=1)  # type: ignore[arg-type]
+        run.log({"loss": 1}, step=np.int32(7))  # type: ignore[arg-type]
+    run.log({"loss": 1}, step=8)
+    assert [row[:3] for row in ask(POINTS)] == [("loss", "train", 7), ("ok", "train", 0)]
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("loss: not recorded" in message for message in told) == 1
+    assert sum("after the end of the session" in message for message in told) == 1
+
+
+def test_a_session_that_fails_says_why(halo: Halo, ask: Ask) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        halo.training.session("story@1.0.0", name="doomed") as run,
+    ):
+        run.log({"loss": 1 / 0})
+    assert ask("SELECT status, error FROM training_sessions") == [
+        ("failed", "ZeroDivisionError: division by zero")
+    ]
+
+
+def test_passwords_in_what_ended_a_session_are_covered(halo: Halo, ask: Ask) -> None:
+    with pytest.raises(OSError, match="hunter2"), halo.training.session("story@1.0.0"):
+        raise OSError("no way to postgresql://me:hunter2@there/db")
+    ((error,),) = ask("SELECT error FROM training_sessions")
+    assert "hunter2" not in error
+    assert "there/db" in error
+
+
+def test_an_interrupted_session_is_paused(halo: Halo, ask: Ask) -> None:
+    with pytest.raises(KeyboardInterrupt), halo.training.session("story@1.0.0", name="mine"):
+        raise KeyboardInterrupt
+    assert status(ask) == [("mine", "paused", 0)]
+
+
+def test_a_paused_session_goes_on(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="long", config={"lr": 1}) as run:
+        run.log({"loss": 3}, step=41)
+        run.pause()
+    with halo.training.session("story@1.0.0", name="long", resume="allow") as again:
+        assert again.is_resumed
+        assert (again.id, again.step, again.config) == (run.id, 41, {"lr": 1})
+        again.log({"loss": 2})
+    assert [row[2] for row in ask(POINTS)] == [41, 42]
+    assert status(ask) == [("long", "completed", 42)]
+
+
+def test_a_completed_session_is_not_gone_on_with(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="done"):
+        pass
+    with pytest.raises(RefusedError, match="done is completed"):
+        halo.training.session("story@1.0.0", name="done", resume="must")
+    with halo.training.session("story@1.0.0", name="done", resume="allow") as run:
+        assert not run.is_resumed
+    assert len(status(ask)) == 2
+
+
+def test_a_session_at_work_is_left_to_its_program(halo: Halo) -> None:
+    with halo.training.session("story@1.0.0", name="busy"):
+        for resume in ("allow", "must"):
+            with pytest.raises(RefusedError, match="at work on"):
+                halo.training.session("story@1.0.0", name="busy", resume=resume)
+
+
+def test_what_there_is_not_is_not_resumed(halo: Halo) -> None:
+    with pytest.raises(NotFoundError, match="no session named 'gone'"):
+        halo.training.session("story@1.0.0", name="gone", resume="must")
+    with pytest.raises(NotFoundError, match="no training session"):
+        halo.training.session("story@1.0.0", id=uuid4(), resume="must")
+    with pytest.raises(InvalidInputError, match="makes no sense"):
+        halo.training.session("story@1.0.0", resume="maybe")  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="no model 'story'"):
+        halo.training.session("story")
+
+
+def test_a_config_that_changed_is_told(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = {"optimizer": {"lr": 0.1, "name": "adam"}, "seed": 1}
+    halo.training.session("story@1.0.0", config=first).pause()
+    second = {"optimizer": {"lr": 0.2, "name": "adam"}, "seed": 1.0, "new": None}
+    halo.training.session("story@1.0.0", config=second, resume="must").pause()
+    assert "with another config: new, optimizer.lr" in caplog.text
+    assert ask("SELECT config FROM training_sessions") == [(second,)]
+
+
+def test_a_fork_knows_where_it_comes_from(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="trunk", config={"lr": 1}) as trunk:
+        trunk.log({"loss": 1}, step=100)
+    with halo.training.session("story@1.0.0", fork_from="trunk", at_step=60) as fork:
+        assert fork.config == {"lr": 1}
+        fork.log({"loss": 0.5})
+    assert ask("SELECT parent_id, forked_at_step, current_step FROM training_sessions"
+               " WHERE id = %s", fork.id) == [(trunk.id, 60, 61)]  # fmt: skip
+    with pytest.raises(RefusedError, match="no step 101"):
+        halo.training.session("story@1.0.0", fork_from=trunk.id, at_step=101)
+    with pytest.raises(InvalidInputError, match="a fork needs both"):
+        halo.training.session("story@1.0.0", at_step=1)
+
+
+def test_who_lost_the_session_writes_no_more(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    stale = halo.training.session("story@1.0.0", name="one")
+    stale.log({"loss": 1}, step=1)
+    assert stale.flush()
+    ask("UPDATE training_sessions SET heartbeat_at = now() - interval '2 minutes'")
+    assert ask("SELECT status FROM v_training_progress") == [("crashed",)]
+    with halo.training.session("story@1.0.0", name="one", resume="must") as run:
+        stale.log({"loss": 99}, step=2)
+        assert not stale.flush()
+        stale.finish("failed")
+        run.log({"loss": 2}, step=2)
+    assert [row[2:] for row in ask(POINTS)] == [(1, None, 1), (2, None, 2)]
+    assert status(ask) == [("one", "completed", 2)]
+    assert "no longer this program's" in caplog.text
+    assert stale.dropped == 1
+
+
+LOST = """
+import os, sys, arc_halo
+with arc_halo.connect(sys.argv[1], project=sys.argv[2]) as halo:
+    run = halo.training.session("story@1.0.0", name="lost")
+    run.log({"loss": 1}, step=5)
+    run.flush()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_session_whose_process_is_gone_is_taken_up_at_once(
+    halo: Halo, ask: Ask, database: str, tmp_path: Path
+) -> None:
+    done = subprocess.run([sys.executable, "-c", LOST, database, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    with halo.training.session("story@1.0.0", name="lost", resume="must") as run:
+        assert (run.is_resumed, run.step) == (True, 5)
+
+
+FORGOTTEN = """
+import sys, arc_halo
+halo = arc_halo.connect(sys.argv[1], project=sys.argv[2])
+run = halo.training.session("story@1.0.0", name="forgotten")
+run.log({"loss": 1}, step=5)
+if len(sys.argv) > 3:
+    raise ValueError(sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], "completed"), (["bad"], "failed")])
+def test_a_session_ends_with_its_program(
+    ask: Ask, database: str, tmp_path: Path, given: list[str], expected: str
+) -> None:
+    command = [sys.executable, "-c", FORGOTTEN, database, str(tmp_path), *given]
+    subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+    assert status(ask) == [("forgotten", expected, 5)]
+    assert len(ask(POINTS)) == 1
+
+
+def test_points_wait_on_disk_while_they_cannot_be_written(
+    halo: Halo, ask: Ask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with halo.training.session("story@1.0.0", name="patient") as run:
+        run.log({"loss": 1}, step=1)
+        assert run.flush()
+        ask("ALTER TABLE training_metrics RENAME TO hidden")
+        for step in (2, 3):
+            run.log({"loss": step}, step=step)
+            assert not run.flush()
+        spool = tmp_path / ".arc-halo" / "training" / str(run.id)
+        assert len(list(spool.glob("*.points"))) == 2
+        ask("ALTER TABLE hidden RENAME TO training_metrics")
+        run.log({"loss": 4}, step=4)
+        assert run.flush()
+    assert [row[2:] for row in ask(POINTS)] == [(n, None, n) for n in (1, 2, 3, 4)]
+    assert not spool.exists()
+    assert "points wait on the local disk" in caplog.text
+    assert run.dropped == 0
+
+
+def test_what_a_session_left_on_disk_is_synced_later(halo: Halo, ask: Ask, tmp_path: Path) -> None:
+    run = halo.training.session("story@1.0.0", name="away")
+    run.log({"loss": 1}, step=1)
+    assert run.flush()
+    ask("ALTER TABLE training_metrics RENAME TO hidden")
+    run.log({"loss": 2}, step=2)
+    run.finish()
+    assert status(ask) == [("away", "running", 1)]
+    ask("ALTER TABLE hidden RENAME TO training_metrics")
+    assert halo.training.sync() == {run.id: 1}
+    assert [row[2] for row in ask(POINTS)] == [1, 2]
+    assert status(ask) == [("away", "completed", 1)]
+    assert halo.training.sync() == {}
+
+
+def test_late_points_replace_nothing_recorded_since(halo: Halo, ask: Ask) -> None:
+    run = halo.training.session("story@1.0.0", name="late")
+    ask("ALTER TABLE training_metrics RENAME TO hidden")
+    run.log({"loss": 1, "other": 1}, step=7)
+    run.pause()
+    ask("ALTER TABLE hidden RENAME TO training_metrics")
+    spool = next((halo.project.directory / ".arc-halo" / "training").iterdir())
+    elsewhere = spool.rename(halo.project.directory / "elsewhere")
+    ask("UPDATE training_sessions SET heartbeat_at = now() - interval '2 minutes'")
+    with halo.training.session("story@1.0.0", name="late", resume="must") as again:
+        again.log({"loss": 2}, step=7)
+    elsewhere.rename(spool)
+    halo.training.sync()
+    assert [(row[0], row[4]) for row in ask(POINTS)] == [("loss", 2), ("other", 1)]
+    assert status(ask) == [("late", "completed", 7)]
+
+
+def test_a_full_queue_goes_to_the_disk(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = halo.training.session("story@1.0.0", name="fast")
+    ask("BEGIN; LOCK training_metrics IN ACCESS EXCLUSIVE MODE")
+    spool = Spool(halo.project.directory / "spool", limit_bytes=10**9)
+    log = PointLog(run._delivery, spool, LogSettings(flush_seconds=0.01, queue_points=100))
+    for step in range(5000):
+        log.put({"loss": step}, step, None, "train")
+    assert len(log._queue) <= 200
+    assert spool.files()
+    ask("COMMIT")
+    assert log.close()
+    assert [row[2] for row in ask(POINTS)] == list(range(5000))
+    run.finish()
+
+
+def test_a_forked_process_logs_nothing(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="parent") as run:
+        run.log({"loss": 1}, step=1)
+        run.flush()
+        if (child := os.fork()) == 0:
+            logging.disable()
+            run.log({"loss": 2}, step=2)
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert [row[2] for row in ask(POINTS)] == [1]
+
+
+def test_the_model_is_known_by_its_row(halo: Halo, ask: Ask) -> None:
+    made = halo.models.create_model(
+        model_name="story", model_type="transformer", architecture_config={}
+    )
+    with halo.training.session("story"):
+        pass
+    assert ask("SELECT model_id, model_version FROM training_sessions") == [(made, "1.0.0")]
