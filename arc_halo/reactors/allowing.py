@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+from arc_halo.config import redact
 from arc_halo.errors import MemberError
 from arc_halo.manifest.paths import PathRefusedError, contained
 
@@ -46,6 +48,14 @@ class Allowance:
             )
         return self.environ[name]
 
+    def cover(self, text: str) -> str:
+        """`text` with `***` for the value of every secret that is allowed, and for passwords."""
+        forms = {form for name in self.secrets for form in _forms(self.environ.get(name, ""))}
+        # One secret may begin as another does: what is left of the longer one would still be told.
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "***")
+        return redact(text)
+
     def check_url(self, url: str) -> None:
         """Raise `MemberError` for an address whose host is not allowed."""
         parts = urlsplit(url)
@@ -59,3 +69,9 @@ class Allowance:
                 hint="list it in the project file: "
                 f"`settings: {{allow: {{hosts: [{parts.hostname}]}}}}`",
             )
+
+
+def _forms(value: str) -> Iterator[str]:
+    """How a secret stands in a text: as it is, as Python and JSON quote it, in an address."""
+    if bare := value.strip():
+        yield from (bare, repr(bare)[1:-1], json.dumps(bare)[1:-1], quote(bare), quote(bare, ""))

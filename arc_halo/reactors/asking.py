@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -19,6 +20,8 @@ from arc_halo.reactors.plans import Member
 from arc_halo.types import RunningModel
 
 Work = Callable[[], None]
+Cover = Callable[[str], str]
+"""Takes out of a text what nobody may be told."""
 Status = Literal["answered", "failed", "fell_back", "not_asked"]
 
 
@@ -48,16 +51,24 @@ class Panel:
     """The running members of a reactor.
 
     Every call has a thread of its own: a member that never comes back costs a thread, and nobody
-    who waits for another member. Threads that are done are used again.
+    who waits for another member. Threads that are done are used again. What members say when they
+    fail goes through `cover`.
     """
 
-    def __init__(self, running: Mapping[str, RunningModel], threads: Threads | None = None) -> None:
+    def __init__(
+        self,
+        running: Mapping[str, RunningModel],
+        *,
+        cover: Cover = str,
+        threads: Threads | None = None,
+    ) -> None:
+        self.cover = cover
         self._running = running
         self._threads = threads or Threads()
 
     def asking(self, running: Mapping[str, RunningModel]) -> Panel:
         """Others in the members' places, asked by the same threads."""
-        return Panel(running, self._threads)
+        return Panel(running, cover=self.cover, threads=self._threads)
 
     def close(self) -> None:
         """Let go of the threads; those that are still busy end by themselves."""
@@ -66,6 +77,14 @@ class Panel:
     def running(self, member: Member) -> RunningModel:
         """What has a member answer."""
         return self._running[member.model]
+
+    @contextmanager
+    def naming_failures(self, model: str) -> Iterator[None]:
+        """What a member raises meanwhile is raised as a `MemberError` that names it."""
+        try:
+            yield
+        except Exception as exc:
+            raise told(model, exc, self.cover) from exc
 
     def ask(
         self,
@@ -111,9 +130,20 @@ class Panel:
                     return
 
     def _start(self, member: Member, indexes: Sequence[int], inputs: Sequence[Any]) -> _Call:
-        call = _Call(member, tuple(indexes), [inputs[index] for index in indexes])
+        call = _Call(member, tuple(indexes), [inputs[index] for index in indexes], self.cover)
         self._threads.run(partial(call.run, self._running[member.model]))
         return call
+
+
+def told(model: str, exc: BaseException, cover: Cover) -> MemberError:
+    """What a member raised, as an error that names it and no secret; its cause is as it was."""
+    if isinstance(exc, ArcHaloError):
+        hint = None if exc.hint is None else cover(exc.hint)
+        error = MemberError(f"{model}: {cover(exc.message)}", hint=hint, code=exc.error_code)
+    else:
+        error = MemberError(f"{model}: {cover(f'{type(exc).__name__}: {exc}')}")
+    error.__cause__ = exc
+    return error
 
 
 class Threads:
@@ -152,8 +182,11 @@ class Threads:
 
 
 class _Call:
-    def __init__(self, member: Member, indexes: tuple[int, ...], inputs: list[Any]) -> None:
+    def __init__(
+        self, member: Member, indexes: tuple[int, ...], inputs: list[Any], cover: Cover
+    ) -> None:
         self.future: Future[Asked] = Future()
+        self._cover = cover
         self._member = member
         self._indexes = indexes
         self._inputs = inputs
@@ -167,7 +200,7 @@ class _Call:
                 raise MemberError(f"it answered with {type(outputs).__name__}, not Outputs")
             outputs.check(len(self._inputs))
         except BaseException as exc:  # noqa: BLE001  whatever it is, somebody waits for what comes
-            outputs, error = None, _told(self._member, exc)
+            outputs, error = None, told(self._member.model, exc, self._cover)
         seconds = time.perf_counter() - started
         self.future.set_result(
             Asked(
@@ -192,13 +225,3 @@ class _Call:
                 error=MemberError(message, hint="see `run.timeout` and `run.on_failure`"),
                 seconds=timeout_seconds or 0.0,
             )
-
-
-def _told(member: Member, exc: BaseException) -> MemberError:
-    """What a member raised, as an error that names it."""
-    if isinstance(exc, ArcHaloError):
-        error = MemberError(f"{member.model}: {exc.message}", hint=exc.hint, code=exc.error_code)
-    else:
-        error = MemberError(f"{member.model}: {type(exc).__name__}: {exc}")
-    error.__cause__ = exc
-    return error

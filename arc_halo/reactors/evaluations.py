@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError
-from arc_halo.reactors.records import kept
+from arc_halo.reactors.records import kept, told_error
 from arc_halo.reactors.running import RunningReactor
 from arc_halo.store import operations
 from arc_halo.store.operations import Finished, NewOperation
@@ -56,8 +55,7 @@ def evaluation(
     try:
         yield under_way
     except BaseException as exc:
-        message = exc.message if isinstance(exc, ArcHaloError) else f"{type(exc).__name__}: {exc}"
-        _finish(reactor, under_way, started, message)
+        _finish(reactor, under_way, started, told_error(exc, plan.record, reactor.panel.cover))
         raise
     _finish(reactor, under_way, started, None)
 

@@ -11,19 +11,24 @@ from typing import Any
 from arc_halo.errors import ArcHaloError, OutputError
 from arc_halo.outputs import CognitiveState, CombineContext, Label, Outputs, joined
 from arc_halo.plugins import Provided
+from arc_halo.reactors.asking import Cover
 from arc_halo.reactors.policies import Voice
 from arc_halo.types import FusionStrategy, JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fuser:
-    """A strategy with all that it is called with, whatever is fused."""
+    """A strategy with all that it is called with, whatever is fused.
+
+    What it says when it fails goes through `cover`.
+    """
 
     reactor: str
     provided: Provided[FusionStrategy]
     params: JsonObject
     fitted: Mapping[str, Any] = field(default_factory=dict)
     state: CognitiveState | None = None
+    cover: Cover = str
 
     def fuse(self, voices: Sequence[Voice], inputs: Sequence[Any]) -> Outputs:
         """One answer to each input, of the members that answered it.
@@ -88,12 +93,13 @@ class Fuser:
         try:
             yield
         except ArcHaloError as exc:
-            message = f"{self.reactor}: {name}: {exc.message}"
-            raise OutputError(message, hint=exc.hint, code=exc.error_code) from exc
+            message = f"{self.reactor}: {name}: {self.cover(exc.message)}"
+            hint = None if exc.hint is None else self.cover(exc.hint)
+            raise OutputError(message, hint=hint, code=exc.error_code) from exc
         except Exception as exc:
             place = traceback.extract_tb(exc.__traceback__)[-1]
             raise OutputError(
-                f"{self.reactor}: the strategy {name!r} failed: {exc!r} "
+                f"{self.reactor}: the strategy {name!r} failed: {self.cover(repr(exc))} "
                 f"({place.filename}:{place.lineno})"
             ) from exc
 

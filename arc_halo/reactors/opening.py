@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from arc_halo.errors import MemberError, NotFoundError, ReactorError
+from arc_halo.errors import ArcHaloError, MemberError, NotFoundError, ReactorError
 from arc_halo.manifest.documents import InteractionSpec
 from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager
 from arc_halo.reactors.allowing import Allowance
 from arc_halo.reactors.arrays import store_arrays
-from arc_halo.reactors.asking import Panel
+from arc_halo.reactors.asking import Panel, told
 from arc_halo.reactors.fitting import read_fit
 from arc_halo.reactors.fusing import Fuser
 from arc_halo.reactors.graphs import Node, Shape
@@ -46,13 +46,14 @@ def open_reactor(
         params=plan.params,
         fitted=read_fit(store, plan),
         state=StoredState(store.pool.connection, name),
+        cover=allowance.cover,
     )
     with ExitStack() as stack:
         running = {
             member.model: _open(stack, store, plugins, allowance, plan, member)
             for member in plan.members
         }
-        panel = Panel(running)
+        panel = Panel(running, cover=allowance.cover)
         stack.callback(panel.close)
         if plan.level == "tokens":
             token_models(plan, panel)
@@ -133,10 +134,11 @@ def _open(
     )
     try:
         return stack.enter_context(runner.open(context, **member.runner["params"]))
-    except MemberError as exc:
-        raise MemberError(
-            f"{member.model}: {exc.message}", hint=exc.hint, code=exc.error_code
-        ) from exc
+    except Exception as exc:
+        # What keeps a database from being read is no fault of the member's.
+        if isinstance(exc, ArcHaloError) and not isinstance(exc, MemberError):
+            raise
+        raise told(member.model, exc, allowance.cover) from exc
 
 
 def _tensors(store: WeightStore, member: Member) -> Iterator[tuple[TensorInfo, Any]]:

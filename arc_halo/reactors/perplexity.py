@@ -83,7 +83,10 @@ def perplexity(reactor: RunningReactor, text: str, window: int = WINDOW) -> Perp
             hint="an ensemble or a cascade foretells a text",
         )
     models = token_models(plan, reactor.panel)
-    windows = _windows(next(iter(models.values())).encode(text), window)
+    name, first = next(iter(models.items()))
+    with reactor.panel.naming_failures(name):
+        tokens = first.encode(text)
+    windows = _windows(tokens, window)
     count = sum(len(each) - 1 for each in windows)
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     with evaluation(reactor, {"text_sha256": digest, "window": window}, count) as under_way:

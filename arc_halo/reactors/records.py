@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arc_halo.errors import ArcHaloError
 from arc_halo.outputs import FORMS, Outputs
-from arc_halo.reactors.asking import Asked
+from arc_halo.reactors.asking import Asked, Cover
 from arc_halo.reactors.plans import Member, ReactorPlan, Record
 from arc_halo.types import JsonObject
 
@@ -73,9 +74,17 @@ def storable(value: Any) -> Any:
     return value if isinstance(value, bool | int | None) else storable(str(value))
 
 
-def told_error(message: str, code: str, record: Record) -> str:
-    """What is kept of an error: its words may repeat what was asked."""
-    return storable(message) if record == "full" else f"{code}: not kept"
+def told_error(exc: BaseException, record: Record, cover: Cover) -> str:
+    """What is kept of an error: no secrets, and of its words, which may repeat what was asked,
+    none where they are not to be kept."""
+    if record != "full":
+        code = exc.error_code if isinstance(exc, ArcHaloError) else type(exc).__name__
+        return f"{code}: not kept"
+    if isinstance(exc, GeneratorExit):
+        return "nobody listened to the end"
+    words = exc.message if isinstance(exc, ArcHaloError) else f"{type(exc).__name__}: {exc}"
+    told: str = storable(cover(words))
+    return told
 
 
 class LargeArrays:
@@ -96,14 +105,14 @@ class LargeArrays:
 
 
 def member_rows(
-    plan: ReactorPlan, asked: Sequence[Asked], record: Record, arrays: LargeArrays
+    plan: ReactorPlan, asked: Sequence[Asked], arrays: LargeArrays, cover: Cover
 ) -> list[JsonObject]:
     """A row for each member: what it answered, or why it did not."""
     by_member: dict[str, list[Asked]] = {}
     for each in asked:
         by_member.setdefault(each.member.model, []).append(each)
     return [
-        {"ordinal": ordinal, **_row(member, by_member.get(member.model, []), plan, record, arrays)}
+        {"ordinal": ordinal, **_row(member, by_member.get(member.model, []), plan, arrays, cover)}
         for ordinal, member in enumerate(plan.members)
     ]
 
@@ -112,8 +121,8 @@ def _row(
     member: Member,
     calls: Sequence[Asked],
     plan: ReactorPlan,
-    record: Record,
     arrays: LargeArrays,
+    cover: Cover,
 ) -> JsonObject:
     answers = [each for each in calls if each.outputs is not None]
     failed = next((each.error for each in calls if each.error is not None), None)
@@ -135,8 +144,8 @@ def _row(
         "answered_count": sum(len(each.indexes) for each in answers),
         "execution_ms": 1000 * sum(each.seconds for each in calls) if calls else None,
         "cost": total_cost(answers) if answers else None,
-        "output": kept(said[0] if len(said) == 1 else said, record) if said else None,
-        "error": told_error(failed.message, failed.error_code, record) if failed else None,
+        "output": kept(said[0] if len(said) == 1 else said, plan.record) if said else None,
+        "error": told_error(failed, plan.record, cover) if failed else None,
     }
 
 

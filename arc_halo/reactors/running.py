@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, InvalidInputError, OutputError, ReactorError
+from arc_halo.errors import InvalidInputError, OutputError, ReactorError
 from arc_halo.outputs import Label, Outputs
 from arc_halo.reactors import tokens
 from arc_halo.reactors.asking import Asked, Panel
@@ -18,7 +18,7 @@ from arc_halo.reactors.fusing import Fuser
 from arc_halo.reactors.hierarchies import hierarchical
 from arc_halo.reactors.measuring import metrics_of
 from arc_halo.reactors.parallels import parallel
-from arc_halo.reactors.plans import ReactorPlan, Record
+from arc_halo.reactors.plans import ReactorPlan
 from arc_halo.reactors.policies import Voice
 from arc_halo.reactors.records import (
     ANSWER,
@@ -196,12 +196,12 @@ class RunningReactor:
             return
         arrays = LargeArrays(are_kept=self.plan.record == "full" and self._store_arrays is not None)
         output = _output(answered, arrays) if answered is not None else None
-        rows = member_rows(self.plan, run.asked, self.plan.record, arrays)
+        rows = member_rows(self.plan, run.asked, arrays, self.panel.cover)
         root = self._store_arrays(arrays.found) if arrays.found and self._store_arrays else None
         finished = Finished(
             status="completed" if exc is None else "failed",
             output=kept(output, self.plan.record),
-            error=None if exc is None else _told(exc, self.plan.record),
+            error=None if exc is None else told_error(exc, self.plan.record, self.panel.cover),
             cost=total_cost(run.asked),
             execution_ms=execution_ms,
             members=rows,
@@ -248,14 +248,3 @@ def _text(reactor: str, answer: Answer) -> str:
     if answer.outputs is None or answer.outputs.texts is None:
         raise OutputError(f"{reactor}: its answer is no text")
     return answer.outputs.texts[0]
-
-
-def _told(exc: BaseException, record: Record) -> str:
-    code = exc.error_code if isinstance(exc, ArcHaloError) else type(exc).__name__
-    return told_error(_message(exc), code, record)
-
-
-def _message(exc: BaseException) -> str:
-    if isinstance(exc, GeneratorExit):
-        return "nobody listened to the end"
-    return exc.message if isinstance(exc, ArcHaloError) else f"{type(exc).__name__}: {exc}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -129,12 +129,13 @@ class _Writing:
         plan, decoding = run.plan, run.plan.decoding
         models = token_models(plan, run.panel)
         self._run = run
-        self._first = next(iter(models.values()))
-        self._prompts = [self._first.encode(prompt_of(each)) for each in run.inputs]
+        self._first_name, self._first = next(iter(models.items()))
+        with run.panel.naming_failures(self._first_name):
+            self._prompts = [self._first.encode(prompt_of(each)) for each in run.inputs]
         lengths = [each.context_length for each in models.values()]
         self.texts = [
             Text(
-                self._first.decode,
+                self._decode,
                 frozenset().union(*(each.end_tokens for each in models.values())),
                 decoding,
                 prompt_count=len(prompt),
@@ -149,6 +150,10 @@ class _Writing:
         self._failed: dict[str, Asked] = {}
         self._tallies: dict[str, _Tally] = {}
         self._answers: Sequence[Asked] = ()
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        with self._run.panel.naming_failures(self._first_name):
+            return self._first.decode(tokens)
 
     def logits_of(self, rows: Sequence[int]) -> Float64:
         """Of what follows these texts, by all members that have not failed."""
@@ -179,7 +184,7 @@ class _Writing:
     def asked(self) -> list[Asked]:
         """What came of each member over the whole run."""
         return [
-            _whole(member, self._tallies[member.model], self._failed, self._first)
+            _whole(member, self._tallies[member.model], self._failed, self._decode)
             for member in self._run.plan.members
             if member.model in self._tallies
         ]
@@ -224,13 +229,18 @@ class _Writing:
         return found
 
 
-def _whole(member: Member, tally: _Tally, failed: Mapping[str, Asked], model: TokenModel) -> Asked:
+def _whole(
+    member: Member,
+    tally: _Tally,
+    failed: Mapping[str, Asked],
+    decode: Callable[[Sequence[int]], str],
+) -> Asked:
     rows = tuple(sorted(tally.picks))
     failure = failed.get(member.model)
     if failure is not None:
         return Asked(member=member, indexes=rows, error=failure.error, seconds=tally.seconds)
     outputs = Outputs(
-        texts=tuple(model.decode(tally.picks[row]) for row in rows),
+        texts=tuple(decode(tally.picks[row]) for row in rows),
         confidence=np.exp([min(0.0, float(np.mean(tally.nats[row]))) for row in rows]),
     )
     return Asked(member=member, indexes=rows, outputs=outputs, seconds=tally.seconds)

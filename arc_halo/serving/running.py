@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 
 import uvicorn
 
-from arc_halo.config import redact
 from arc_halo.errors import (
     InvalidInputError,
     NotFoundError,
@@ -72,7 +71,7 @@ def service_of(
     return Service(
         reactors=reactors,
         find_key=_key_finder(project) if has_keys else None,
-        cover=_coverer(project),
+        cover=project.allowance.cover,
         log=note,
         limits=limits,
     )
@@ -171,18 +170,3 @@ def _key_finder(project: Project) -> Callable[[str], ApiKey | None]:
             return find_key(conn, key)
 
     return find
-
-
-def _coverer(project: Project) -> Callable[[str], str]:
-    """Takes the values of the secrets that runners may read out of a text."""
-    allowance = project.allowance
-    values = [
-        value for name in allowance.secrets if (value := allowance.environ.get(name, "").strip())
-    ]
-
-    def cover(text: str) -> str:
-        for value in values:
-            text = text.replace(value, "***")
-        return redact(text)
-
-    return cover
