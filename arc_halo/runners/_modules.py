@@ -21,19 +21,20 @@ LEFT_OUT = ("auto_map", "dtype", "torch_dtype", "_name_or_path", "_attn_implemen
 """What a config may say and is not heard: code of others, and the dtype, which is a param."""
 
 
-def load_module(context: RunnerContext, dtype: str) -> Any:
-    """The causal language model of the context, in the given dtype, ready to be asked.
+def load_module(context: RunnerContext, dtype: str, device: torch.device) -> Any:
+    """The causal language model of the context, in that dtype on that device, ready to be asked.
 
-    Tensor by tensor: each is read into its place, and no second copy of the model is made. Raises
-    `MemberError` for an architecture that transformers does not know, and for weights that are not
-    those of the architecture.
+    Tensor by tensor: each is read into its place, and no second copy of the model is made, nor one
+    on the way to the device. Raises `MemberError` for an architecture that transformers does not
+    know, and for weights that are not those of the architecture.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
     module = _empty(context.architecture)
     with torch.no_grad():
-        _fill(module, context, getattr(torch, dtype))
-    return module.eval()
+        _fill(module, context, getattr(torch, dtype), device)
+    # What follows is what no file has: buffers that the architecture computes.
+    return module.to(device).eval()
 
 
 def _empty(architecture: JsonObject) -> Any:
@@ -78,7 +79,7 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-def _fill(module: Any, context: RunnerContext, dtype: torch.dtype) -> None:
+def _fill(module: Any, context: RunnerContext, dtype: torch.dtype, device: torch.device) -> None:
     places = _places(module)
     filled: dict[int, tuple[str, Any]] = {}
     surplus = []
@@ -91,8 +92,7 @@ def _fill(module: Any, context: RunnerContext, dtype: torch.dtype) -> None:
         place = places[name]
         _check_shape(info.name, info.shape, tuple(place.old.shape))
         tensor = as_torch(array, info.dtype)
-        if place.old.is_floating_point():
-            tensor = tensor.to(dtype)
+        tensor = tensor.to(device, dtype if place.old.is_floating_point() else tensor.dtype)
         known = filled.get(id(place.old))
         if known is None:
             filled[id(place.old)] = (info.name, tensor)

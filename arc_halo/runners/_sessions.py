@@ -22,6 +22,7 @@ class ModuleTokens:
         self._module = module
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
+        self.device = module.get_output_embeddings().weight.device
         takes = inspect.signature(module.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         # Its name since transformers 5.
@@ -64,8 +65,10 @@ class ModuleTokens:
         if bad := [token for row in rows for token in row if not 0 <= token < self.vocabulary.size]:
             raise MemberError(f"token {bad[0]} of a vocabulary of {self.vocabulary.size}")
         with self._lock, torch.inference_mode():
-            found = self._module(input_ids=torch.tensor([list(row) for row in rows]), **options)
-        return found.logits.double().numpy(), getattr(found, self._cache, None)
+            ids = torch.tensor([list(row) for row in rows], device=self.device)
+            found = self._module(input_ids=ids, **options)
+            logits = found.logits.cpu().double().numpy()
+        return logits, getattr(found, self._cache, None)
 
     def step(self, rows: Sequence[Sequence[int]], cache: Any) -> tuple[Float64, Any]:
         """Logits [rows, vocabulary] of what follows, with what was read before."""
@@ -102,7 +105,7 @@ class ModuleSession:
         for group in self._groups:
             places = [place for place, row in enumerate(group.rows) if row in new]
             if places and len(places) < len(group.rows):
-                group.cache = _kept(group.cache, torch.tensor(places))
+                group.cache = _kept(group.cache, torch.tensor(places, device=self._model.device))
             group.rows = [new[group.rows[place]] for place in places]
         self._groups = [group for group in self._groups if group.rows]
         self.logits = self.logits[list(rows)]

@@ -10,6 +10,7 @@ from typing import Any
 from arc_halo.errors import MemberError
 from arc_halo.hookspecs import hookimpl
 from arc_halo.outputs import Outputs
+from arc_halo.runners._devices import PATTERN, device_of
 from arc_halo.runners.generating import Continued, Decoding, Text, prompt_of, write, written
 from arc_halo.types import JsonObject, ModelRunner, RunnerContext, TokenModel
 
@@ -26,6 +27,12 @@ PARAMS: JsonObject = {
             "enum": ["float32", "bfloat16"],
             "default": "float32",
             "description": "What it computes in, and what its weights take in memory.",
+        },
+        "device": {
+            "type": "string",
+            "pattern": PATTERN,
+            "default": "cpu",
+            "description": "Where it computes: cpu, cuda, cuda:1, xpu, mps, or auto, the best.",
         },
         "max_tokens": {
             "type": "integer",
@@ -79,16 +86,17 @@ def open_transformers(
     *,
     tokenizer: str = "model",
     dtype: str = "float32",
+    device: str = "cpu",
     max_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
     stop: Sequence[str] = (),
     threads: int | None = None,
 ) -> Iterator[Generator]:
-    """The model in memory, once, in `dtype`.
+    """The model in the memory of `device`, once, in `dtype`.
 
-    Raises `MemberError` where torch or transformers is not installed, and for weights that are not
-    those of the architecture.
+    Raises `MemberError` where torch or transformers is not installed, for a device that is not
+    there, and for weights that are not those of the architecture.
     """
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
@@ -104,7 +112,8 @@ def open_transformers(
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(threads)
-    tokens = ModuleTokens(load_module(context, dtype), words, context.architecture)
+    module = load_module(context, dtype, device_of(device))
+    tokens = ModuleTokens(module, words, context.architecture)
     decoding = Decoding(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=tuple(stop))
     yield Generator(tokens, decoding)
 

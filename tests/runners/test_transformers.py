@@ -109,6 +109,43 @@ def test_weights_of_the_right_dtype_are_not_copied():
     assert found == given
 
 
+def no_tensors():
+    raise AssertionError("the weights are not asked for")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:9999", "xpu", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_weights_are_read(device):
+    import torch
+
+    if torch.accelerator.is_available() and device == torch.accelerator.current_accelerator().type:
+        pytest.skip(f"there is {device} here")
+    context = models.context_of(WEIGHTS / "base", tensors=no_tensors)
+    with (
+        pytest.raises(MemberError, match=f"there is no device {device} here, only .*cpu") as told,
+        runner.open_transformers(context, tokenizer="bytes", device=device),
+    ):
+        pass
+    assert "`device: auto` takes the best" in told.value.hint
+
+
+def test_all_of_a_module_is_on_its_device(tiny):
+    import torch
+
+    from arc_halo.runners._modules import load_module
+
+    # Any device would do, and this one is everywhere.
+    module = load_module(models.context_of(tiny / "llama"), "float32", torch.device("meta"))
+    assert {each.device.type for each in (*module.parameters(), *module.buffers())} == {"meta"}
+
+
+def test_the_best_device_answers_as_the_cpu_does(tiny):
+    with opened(tiny / "llama", max_tokens=4) as model:
+        expected = model.tokens.score([5, 9, 3])
+    with opened(tiny / "llama", max_tokens=4, device="auto") as model:
+        np.testing.assert_allclose(model.tokens.score([5, 9, 3]), expected, rtol=0, atol=1e-4)
+        assert model.answer(["\x05\x09", "\x03", "\x04"]).details["completion_tokens"] == [4] * 3
+
+
 @NAMES
 def test_teacher_forced_logits_are_those_of_transformers(tiny, name):
     import torch
