@@ -410,6 +410,13 @@ def token_model(running: RunningModel) -> TokenModel | None:
     return found
 
 
+def chat_encoder(model: TokenModel) -> Callable[[Sequence[JsonObject]], list[int]] | None:
+    """What a model offers as `encode_chat`: the tokens of a conversation up to where the answer
+    begins, of messages with a `role` and a `content`, a text; None where it has none."""
+    found: Callable[[Sequence[JsonObject]], list[int]] | None = getattr(model, "encode_chat", None)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerContext:
     """What a runner may know of the model that it runs, and how it comes to files and secrets.

@@ -15,7 +15,7 @@ from arc_halo.reactors.asking import Asked, Panel
 from arc_halo.reactors.plans import Member, ReactorPlan
 from arc_halo.reactors.policies import Voice, check_quorum, voices
 from arc_halo.reactors.topologies import Answered, Run, questions
-from arc_halo.runners.generating import Continued, Text, log_softmax, prompt_of, write, written
+from arc_halo.runners.generating import Continued, Text, log_softmax, prompt_tokens, write, written
 from arc_halo.types import TokenModel, token_model
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Writing:
         self._run = run
         self._first_name, self._first = next(iter(models.items()))
         with run.panel.naming_failures(self._first_name):
-            self._prompts = [self._first.encode(prompt_of(each)) for each in run.inputs]
+            self._prompts = [prompt_tokens(self._first, each) for each in run.inputs]
         lengths = [each.context_length for each in models.values()]
         self.texts = [
             Text(

@@ -53,6 +53,20 @@ def prompt_of(given: Any, system: str | None) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def conversation_of(given: Any) -> list[JsonObject] | None:
+    """The messages of an input that has some, with texts as contents; None for one without.
+
+    What is asked about another model's answer to a conversation is one message.
+    """
+    asked = given
+    while isinstance(asked, dict) and "messages" not in asked:
+        asked = next((asked[name] for name in ("prompt", "input") if name in asked), None)
+    if not isinstance(asked, dict) or not asked["messages"]:
+        return None
+    messages = messages_of(given, None)
+    return [{"role": each["role"], "content": _text(each["content"])} for each in messages]
+
+
 def answers_text(given: Any) -> str:
     """The answers of other models that an input brings along; an empty text without any."""
     answers = given.get("answers") if isinstance(given, dict) else None

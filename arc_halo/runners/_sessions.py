@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import MemberError
@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 
 
 class ModuleTokens:
-    """The `TokenModel` of a module. One thread at a time computes."""
+    """The `TokenModel` of a module. One thread at a time computes.
 
-    def __init__(self, module: Any, tokenizer: Tokenizer, architecture: JsonObject) -> None:
+    `encode_chat` is what a chat template makes of a conversation.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        tokenizer: Tokenizer,
+        architecture: JsonObject,
+        encode_chat: Callable[[Sequence[JsonObject]], list[int]] | None = None,
+    ) -> None:
+        self.encode_chat = encode_chat
         self._module = module
         self._tokenizer = tokenizer
         self._lock = threading.Lock()

@@ -51,6 +51,10 @@ class StoredTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 
+    def encode_marked(self, text: str) -> list[int]:
+        """The tokens of a text that has its special tokens in it; none are put before or behind."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens)))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from arc_halo.errors import MemberError
 from arc_halo.outputs import Outputs
-from arc_halo.runners._prompts import answers_text, judged_text
-from arc_halo.types import TokenModel, TokenSession
+from arc_halo.runners._prompts import answers_text, conversation_of, judged_text
+from arc_halo.types import TokenModel, TokenSession, chat_encoder
 
 if TYPE_CHECKING:
     from arc_halo.outputs import Float64
@@ -182,6 +182,16 @@ def log_softmax(logits: Float64) -> Float64:
 
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def prompt_tokens(model: TokenModel, given: Any) -> list[int]:
+    """The tokens that an input asks to go on: a conversation as the model reads one, where it says
+    how, and the text of `prompt_of` otherwise."""
+    encode_chat = chat_encoder(model)
+    messages = None if encode_chat is None else conversation_of(given)
+    if encode_chat is None or messages is None:
+        return model.encode(prompt_of(given))
+    return encode_chat(messages)
 
 
 def prompt_of(given: Any) -> str:

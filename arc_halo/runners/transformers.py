@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import MemberError
 from arc_halo.hookspecs import hookimpl
 from arc_halo.outputs import Outputs
 from arc_halo.runners._devices import PATTERN, device_of
-from arc_halo.runners.generating import Continued, Decoding, Text, prompt_of, write, written
+from arc_halo.runners.generating import Continued, Decoding, Text, prompt_tokens, write, written
 from arc_halo.types import JsonObject, ModelRunner, RunnerContext, TokenModel
+
+if TYPE_CHECKING:
+    from arc_halo.runners._tokenizers import Tokenizer
 
 PARAMS: JsonObject = {
     "type": "object",
@@ -22,6 +25,20 @@ PARAMS: JsonObject = {
             "enum": ["model", "bytes"],
             "default": "model",
             "description": "The model's own tokenizer.json, or bytes, of which each is a token.",
+        },
+        "chat_template": {
+            "oneOf": [
+                {"const": False},
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "minLength": 1}},
+                },
+            ],
+            "default": False,
+            "description": "How messages become a text: a Jinja template, or `{file: PATH}`.",
         },
         "dtype": {
             "enum": ["float32", "bfloat16"],
@@ -85,6 +102,7 @@ def open_transformers(
     context: RunnerContext,
     *,
     tokenizer: str = "model",
+    chat_template: str | JsonObject | bool = False,
     dtype: str = "float32",
     device: str = "cpu",
     max_tokens: int = 64,
@@ -95,8 +113,8 @@ def open_transformers(
 ) -> Iterator[Generator]:
     """The model in the memory of `device`, once, in `dtype`.
 
-    Raises `MemberError` where torch or transformers is not installed, for a device that is not
-    there, and for weights that are not those of the architecture.
+    Raises `MemberError` where torch or transformers is not installed, for a chat template that
+    fails, for a device that is not there, and for weights that are not those of the architecture.
     """
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
@@ -108,14 +126,33 @@ def open_transformers(
     from arc_halo.runners._tokenizers import tokenizer_of
 
     words = tokenizer_of(context, tokenizer)
+    encode_chat = _chat_encoder(context, words, chat_template)
     if threads is not None:
         import torch  # pyright: ignore[reportMissingImports]
 
         torch.set_num_threads(threads)
     module = load_module(context, dtype, device_of(device))
-    tokens = ModuleTokens(module, words, context.architecture)
+    tokens = ModuleTokens(module, words, context.architecture, encode_chat)
     decoding = Decoding(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=tuple(stop))
     yield Generator(tokens, decoding)
+
+
+def _chat_encoder(
+    context: RunnerContext, words: Tokenizer, said: str | JsonObject | bool
+) -> Callable[[Sequence[JsonObject]], list[int]] | None:
+    """Conversations to tokens by the chat template; None where there is none."""
+    from arc_halo.runners._chats import Chat, read_template
+    from arc_halo.runners._tokenizers import StoredTokenizer
+
+    if isinstance(said, bool):
+        return None
+    if not isinstance(words, StoredTokenizer) or context.tokenizer is None:
+        raise MemberError(
+            "a chat template needs the model's own tokenizer", hint="leave `tokenizer: bytes` out"
+        )
+    chat = Chat(read_template(context, said), context.tokenizer, context.architecture)
+    encode = words.encode_marked
+    return lambda messages: encode(chat.render(messages))
 
 
 class Generator:
@@ -127,7 +164,7 @@ class Generator:
 
     def answer(self, inputs: Sequence[Any]) -> Outputs:
         """What follows each text. A draw depends on the place of the input in the batch."""
-        prompts = [self.tokens.encode(prompt_of(each)) for each in inputs]
+        prompts = [prompt_tokens(self.tokens, each) for each in inputs]
         texts = [
             Text(
                 self.tokens.decode,

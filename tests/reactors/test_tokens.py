@@ -53,6 +53,16 @@ def test_a_drawn_text_is_drawn_from_the_fused_logits_by_the_seed():
     assert len({*texts(1), *texts(2)}) == 4
 
 
+def test_a_conversation_is_read_by_all_as_the_first_one_reads_it():
+    class Conversing(Chain):
+        def encode_chat(self, messages):
+            return self.encode("".join(each["content"] for each in messages))
+
+    chat = {"messages": [{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}]}
+    reactor = reactor_of({"one": Conversing(1), "two": Chain(2)})
+    assert reactor.run([chat]).outputs.texts == reactor.run(["abc"]).outputs.texts
+
+
 def test_a_stream_gives_the_text_in_pieces():
     reactor = reactor_of({"one": Chain(1), "two": Chain(2)}, max_tokens=20)
     pieces = list(reactor.stream("abc"))

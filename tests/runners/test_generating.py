@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arc_halo.errors import MemberError
 from arc_halo.runners._tokenizers import ByteTokenizer
-from arc_halo.runners.generating import Decoding, Text, choose, prompt_of
+from arc_halo.runners.generating import Decoding, Text, choose, prompt_of, prompt_tokens
 
 
 def text_of(decoding: Decoding, ends: frozenset[int] = frozenset()) -> Text:
@@ -87,6 +87,53 @@ def test_what_is_impossible_is_never_chosen(temperature):
 )
 def test_inputs_are_texts_in_several_forms(given, expected):
     assert prompt_of(given) == expected
+
+
+class Conversing:
+    def encode(self, text):
+        return [text]
+
+    def encode_chat(self, messages):
+        return [(each["role"], each["content"]) for each in messages]
+
+
+HI = {"role": "user", "content": "hi"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}
+ANSWERS = [{"model": "a@1", "kind": "feeds_into", "answer": "A"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"messages": [HI]}, [("user", "hi")]),
+        ({"messages": [PARTS], "input": "hi"}, [("user", "hi")]),
+        ({"messages": [{**HI, "role": "system"}, HI]}, [("system", "hi"), ("user", "hi")]),
+        (
+            {"messages": [HI], "answers": ANSWERS},
+            [("user", "hi\n\nAnswers of other models:\n\n[a@1, feeds_into]\nA")],
+        ),
+        (
+            {"input": {"messages": [HI]}, "member": "a@1", "answer": "A"},
+            [("user", "user: hi\n\nAnswer of a@1:\n\nA")],
+        ),
+        ("hi", ["hi"]),
+        ({"input": "hi"}, ["hi"]),
+        ({"messages": [], "input": "hi"}, ["hi"]),
+    ],
+)
+def test_a_conversation_is_read_as_the_model_reads_one(given, expected):
+    assert prompt_tokens(Conversing(), given) == expected
+
+
+def test_a_model_that_reads_no_conversations_gets_lines():
+    model = Conversing()
+    model.encode_chat = None
+    assert prompt_tokens(model, {"messages": [HI]}) == ["user: hi\nassistant:"]
+
+
+def test_what_is_no_conversation_is_refused():
+    with pytest.raises(MemberError, match=r"no list of \{role, content\}"):
+        prompt_tokens(Conversing(), {"messages": ["hi"]})
 
 
 @pytest.mark.parametrize("given", [3, None, {}, {"messages": []}, {"messages": ["hi"]}])
