@@ -69,6 +69,12 @@ SET heartbeat_at = clock_timestamp(), current_step = coalesce(%(step)s, current_
 WHERE id = %(id)s AND lease = %(lease)s AND status = 'running'
 """
 
+REACH = """
+UPDATE training_sessions
+SET current_step = %(step)s
+WHERE id = %(id)s AND current_step < %(step)s
+"""
+
 END = """
 UPDATE training_sessions
 SET status = %(status)s, error = %(error)s, heartbeat_at = clock_timestamp(),
@@ -202,6 +208,11 @@ def beat(
     """Say that the session lives and how far it is; False where it is somebody else's now."""
     fields = {"id": id, "lease": lease, "step": step, "epoch": epoch}
     return conn.execute(BEAT, fields).rowcount == 1
+
+
+def reach(conn: Connection, id: UUID, step: int) -> None:
+    """Say that a session has come to a step at least."""
+    conn.execute(REACH, {"id": id, "step": step})
 
 
 def end(conn: Connection, id: UUID, lease: UUID, status: str, error: str | None) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from arc_halo.errors import TrainingError
@@ -11,6 +14,8 @@ from arc_halo.store import training_points, training_sessions
 from arc_halo.store.connection import translate
 from arc_halo.store.rows import Connection
 from arc_halo.training.points import Batch, highest_steps, split
+
+PATIENCE_SECONDS = 30.0
 
 
 class LeaseLostError(TrainingError):
@@ -21,11 +26,21 @@ class Delivery:
     """Writes what a session logs, on a connection of its own, which it opens anew when it must.
 
     `lease` says that the session is this program's. A batch may be given again after an error,
-    whether or not it was written: nothing is there twice. Raises `DatabaseError`, `LeaseLostError`.
+    whether or not it was written: nothing is there twice. A server that does not answer within
+    `patience_seconds` is given up. Raises `DatabaseError`, `LeaseLostError`.
     """
 
-    def __init__(self, connect: Callable[[], Connection], session_id: UUID, lease: UUID) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        session_id: UUID,
+        lease: UUID,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._connect = connect
+        self._patience_seconds = patience_seconds
+        self._closing = threading.Lock()
         self._session_id = session_id
         self._lease = lease
         self._connection: Connection | None = None
@@ -33,17 +48,29 @@ class Delivery:
         self._highest: dict[int, int] = {}
         """The highest step that each series is known to have, by its number."""
 
-    def deliver(self, batch: Batch, *, step: int | None = None, epoch: float | None = None) -> None:
-        """Write a batch, with the sign of life and how far the training is."""
+    def deliver(
+        self,
+        batch: Batch,
+        *,
+        step: int | None = None,
+        epoch: float | None = None,
+        is_late: bool = False,
+    ) -> None:
+        """Write a batch, with the sign of life and how far the training is.
+
+        One that `is_late` has waited in a spool: it replaces nothing that was recorded since.
+        """
         with self._guarded() as conn, conn.transaction():
             # It keeps whoever wants to take the session up waiting until the points are in.
             self._beat(conn, step, epoch)
-            self._write(conn, batch, is_late=False)
+            self._write(conn, batch, is_late=is_late)
 
-    def deliver_late(self, batch: Batch) -> None:
-        """Write a batch that has waited in a spool: it replaces nothing that was recorded since."""
+    def deliver_leftover(self, batch: Batch) -> None:
+        """Write a batch that a program has left in a spool, whosever the session is now."""
         with self._guarded() as conn, conn.transaction():
             self._write(conn, batch, is_late=True)
+            if (step := batch.last_step()) is not None:
+                training_sessions.reach(conn, self._session_id, step)
 
     def end(self, status: str, error: str | None) -> None:
         """End the session, or pause it."""
@@ -54,26 +81,40 @@ class Delivery:
 
     def close(self) -> None:
         """Close the connection, and forget what was found there."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        with self._closing:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
         self._numbers, self._highest = {}, {}
 
     @contextmanager
     def _guarded(self) -> Iterator[Connection]:
+        watch = threading.Timer(self._patience_seconds, self._give_up)
+        watch.daemon = True
         try:
             with translate():
-                yield self._opened()
+                is_new = self._connection is None
+                conn = self._connection = self._connection or self._connect()
+                watch.start()
+                if is_new:
+                    self._look(conn)
+                yield conn
         except BaseException:
             # Whether it was committed is not known: what is there is looked up anew.
             self.close()
             raise
+        finally:
+            watch.cancel()
 
-    def _opened(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._connect()
-            self._look(self._connection)
-        return self._connection
+    def _give_up(self) -> None:
+        """Cut the connection, so that who waits for the server gets an error."""
+        with self._closing, suppress(Exception):
+            if self._connection is not None:
+                # A lock that is waited for is waited for no longer.
+                with suppress(Exception):
+                    self._connection.cancel_safe(timeout=2)
+                with socket.socket(fileno=os.dup(self._connection.fileno())) as line:
+                    line.shutdown(socket.SHUT_RDWR)
 
     def _look(self, conn: Connection) -> None:
         known = training_points.series(conn, self._session_id)
@@ -103,6 +144,7 @@ class Delivery:
 
 def _lost() -> LeaseLostError:
     return LeaseLostError(
-        "the training session is no longer this program's: it was ended, or taken up elsewhere",
+        "the training session is no longer this program's: "
+        "it was ended, deleted, or taken up elsewhere",
         hint="`arc-halo training show` says by whom",
     )

@@ -15,12 +15,15 @@ from typing import Any
 from arc_halo.errors import ArcHaloError, TrainingError
 from arc_halo.names import is_storable
 from arc_halo.training.delivering import Delivery, LeaseLostError
-from arc_halo.training.points import Batch, Logged
+from arc_halo.training.points import SYSTEM, Batch, Logged
 from arc_halo.training.spool import Spool
 
 logger = logging.getLogger("arc_halo.training")
 
-MAX_KEY = 400
+MAX_NAME = 400
+"""Characters of a metric's name, or a scope's: both together fit into an index."""
+
+MAX_EPOCH = 1e9
 MAX_STEP = 2**63 - 1
 HEARTBEAT_SECONDS = 10.0
 MAX_PAUSE_SECONDS = 30.0
@@ -46,16 +49,20 @@ class PointLog:
 
     def __init__(self, delivery: Delivery, spool: Spool, settings: LogSettings) -> None:
         self.dropped = 0
+        self.is_lost = False
+        """Whether another program has the session now, or nobody."""
         self._delivery = delivery
         self._spool = spool
         self._settings = settings
         self._queue: deque[Logged] = deque()
-        self._known_keys: set[str] = set()
+        self._known_names: set[str] = set()
         self._told: set[str] = set()
-        self._spooling = threading.Lock()
+        self._taking = threading.Lock()
+        self._in_flight: list[Logged] = []
+        """What the thread is writing, unless it is on the disk already."""
         self._wake, self._idle = threading.Event(), threading.Condition()
         self._rounds_wanted = self._rounds_done = 0
-        self._is_closing = self._is_lost = False
+        self._is_closing = False
         self._failures, self._retry_at, self._beat_at = 0, 0.0, time.monotonic()
         self._step: int | None = None
         self._epoch: float | None = None
@@ -63,10 +70,15 @@ class PointLog:
         self._thread = threading.Thread(target=self._work, name="arc-halo-points", daemon=True)
         self._thread.start()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a copy in a forked process, where the thread is not."""
+        return self._pid != os.getpid()
+
     def put(self, metrics: Mapping[str, Any], step: int, epoch: float | None, scope: str) -> None:
         """Queue the points of a step. What is no number is left out, with a warning the first
         time."""
-        if self._pid != os.getpid():
+        if self.is_forked:
             self._tell("fork", "points logged by a forked process are not recorded")
             return
         try:
@@ -89,7 +101,7 @@ class PointLog:
             self._retry_at = 0.0
             self._wake.set()
             self._idle.wait_for(lambda: self._rounds_done >= wanted, timeout)
-            return self._rounds_done >= wanted and not self._failures and not self._is_lost
+            return self._rounds_done >= wanted and not self._failures and not self.is_lost
 
     def close(self, timeout: float | None = None) -> bool:
         """Write what waits and end the thread; False where some is left in the spool."""
@@ -106,10 +118,12 @@ class PointLog:
         self, metrics: Mapping[str, Any], step: int, epoch: float | None, scope: str
     ) -> list[Logged]:
         found: list[Logged] = []
+        if scope not in self._known_names and not self._is_name(scope, "scope"):
+            return found
         now = time.time()
-        at = math.nan if epoch is None else epoch
+        at = math.nan if epoch is None else self._epoch_of(epoch)
         for key, value in metrics.items():
-            if key not in self._known_keys and not self._is_key(key):
+            if key not in self._known_names and not self._is_name(key, "metric"):
                 continue
             try:
                 number = float(value)
@@ -119,12 +133,20 @@ class PointLog:
             found.append((key, scope, step, at, number, now))
         return found
 
-    def _is_key(self, key: Any) -> bool:
-        if isinstance(key, str) and 0 < len(key) <= MAX_KEY and is_storable(key):
-            self._known_keys.add(key)
+    def _is_name(self, name: Any, of: str) -> bool:
+        if isinstance(name, str) and 0 < len(name) <= MAX_NAME and is_storable(name):
+            self._known_names.add(name)
             return True
-        self._tell(repr(key)[:80], f"{str(key)[:80]!r} is no name of a metric: not recorded")
+        self._tell(repr(name)[:80], f"{str(name)[:80]!r} is no name of a {of}: not recorded")
         return False
+
+    def _epoch_of(self, epoch: Any) -> float:
+        """An epoch as a number, NaN for what can be none."""
+        number = float(epoch)
+        if 0 <= number < MAX_EPOCH:
+            return number
+        self._tell("epoch", f"epoch={number}: points are recorded without it")
+        return math.nan
 
     def _tell(self, about: str, message: str) -> None:
         """Warn of a thing once."""
@@ -134,12 +156,14 @@ class PointLog:
 
     def _relieve(self) -> None:
         """Empty the queue to the disk, unless somebody else is at it: the thread is too slow."""
-        if self._spooling.acquire(blocking=False):
+        if self._taking.acquire(blocking=False):
             try:
                 if len(self._queue) >= self._settings.queue_points:
+                    # What is older first: a program that is killed leaves no gap.
+                    self._keep_in_flight()
                     self._keep(self._take(self._settings.queue_points))
             finally:
-                self._spooling.release()
+                self._taking.release()
 
     def _work(self) -> None:
         while not (self._is_closing and not self._queue):
@@ -157,26 +181,25 @@ class PointLog:
     def _round(self) -> None:
         """Write all that waits, or keep it where it is safe until the next round."""
         while True:
-            logged = self._take(BATCH_POINTS)
-            if self._is_lost:
+            with self._taking:
+                self._in_flight = logged = self._take(BATCH_POINTS)
+            if self.is_lost:
                 self.dropped += len(logged)
             elif time.monotonic() < self._retry_at:
-                self._keep(logged)
+                self._keep_in_flight()
             else:
                 self._write(logged)
             if not self._queue or self._failures:
                 return
 
     def _write(self, logged: list[Logged]) -> None:
-        batch = Batch.of(logged)
         try:
             self._replay()
-            if len(batch) or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
-                self._delivery.deliver(batch, step=self._step, epoch=self._epoch)
-                self._beat_at = time.monotonic()
+            if logged or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
+                self._deliver(Batch.of(logged))
             self._failures = 0
         except LeaseLostError as exc:
-            self._is_lost = True
+            self.is_lost = True
             self.dropped += len(logged)
             self._tell("lease", exc.message)
         except Exception as exc:  # noqa: BLE001 - the thread lives as long as the training
@@ -185,12 +208,22 @@ class PointLog:
             self._retry_at = time.monotonic() + pause
             said = exc.message if isinstance(exc, ArcHaloError) else type(exc).__name__
             logger.warning("points wait on the local disk: %s", said)
-            self._keep(logged)
+            with self._taking:
+                self._keep_in_flight()
 
     def _replay(self) -> None:
         for path, batch in self._spool.batches():
-            self._delivery.deliver_late(batch)
+            self._deliver(batch, is_late=True)
             self._spool.drop(path)
+
+    def _deliver(self, batch: Batch, *, is_late: bool = False) -> None:
+        self._delivery.deliver(batch, step=self._step, epoch=self._epoch, is_late=is_late)
+        self._beat_at = time.monotonic()
+
+    def _keep_in_flight(self) -> None:
+        """Keep what the thread is writing, which takes long or went wrong, once."""
+        in_flight, self._in_flight = self._in_flight, []
+        self._keep(in_flight)
 
     def _keep(self, logged: list[Logged]) -> None:
         if not logged:
@@ -210,7 +243,7 @@ class PointLog:
             except IndexError:  # empty, perhaps since another thread has just taken
                 break
         for _, scope, step, epoch, _, _ in reversed(taken):
-            if scope != "system":
+            if scope != SYSTEM:
                 self._step = step
                 self._epoch = self._epoch if math.isnan(epoch) else epoch
                 break

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Logged = tuple[str, str, int, float, float, float]
 """Metric, scope, step, epoch (NaN for none), value, and the seconds since 1970 it was logged at."""
 
+SYSTEM = "system"
+"""The scope of what the machine is measured by: its steps are seconds since the session began."""
+
 EPOCH_2000 = 946_684_800
 """The seconds from 1970 to 2000, from where PostgreSQL counts."""
 
@@ -48,6 +51,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def last_step(self) -> int | None:
+        """The highest step of the training, which what the system is measured by has not."""
+        is_training = np.array([scope != SYSTEM for _, scope in self.keys], dtype=bool)
+        steps = self.points.steps[is_training[self.points.series]] if len(self) else []
+        return int(max(steps)) if len(steps) else None
 
     def numbered(self, numbers: Mapping[Key, int]) -> Points:
         """The points with the database's numbers of their series, each step once: its last."""

@@ -72,6 +72,7 @@ class TrainingSession:
             place.spool_directory / str(record.id), limit_bytes=settings.spool_bytes
         )
         self._spool.drop_end()
+        self._spool.drop_torn()
         self._delivery = Delivery(place.connect, record.id, lease)
         self._log = PointLog(self._delivery, self._spool, settings)
         atexit.register(self.end_with_program)
@@ -120,7 +121,7 @@ class TrainingSession:
 
         With the database away its points and its end wait in the spool: `halo.training.sync()`.
         """
-        if self._is_over:
+        if self._is_over or self._log.is_forked:
             return
         self._is_over = True
         atexit.unregister(self.end_with_program)
@@ -128,15 +129,20 @@ class TrainingSession:
         try:
             if is_written:
                 self._delivery.end(status, error)
-            else:
+            elif not self._log.is_lost:
                 self._spool.put_end(self._lease, status, error)
         except LeaseLostError as exc:
             logger.warning("%s", exc.message)
-        except ArcHaloError as exc:
+        except ArcHaloError:
             self._spool.put_end(self._lease, status, error)
-            logger.warning("the end of the session waits in the spool: %s", exc.message)
         finally:
             self._delivery.close()
+            if self._spool.files() or self._spool.end():
+                logger.warning(
+                    "the end of the session waits on the local disk, in %s: "
+                    "`arc-halo training sync` writes it",
+                    self._spool.directory,
+                )
 
     def pause(self) -> None:
         """End it for now: `resume` goes on with it."""
@@ -147,6 +153,8 @@ class TrainingSession:
         failed = getattr(sys, "last_value", None)
         if failed is None:
             self.finish()
+        elif isinstance(failed, KeyboardInterrupt):
+            self.pause()
         else:
             self.finish("failed", _told(failed))
 
@@ -253,7 +261,7 @@ def _sync_one(place: Place, spool: Spool, record: SessionRecord | None) -> int:
         if record is not None:
             delivery = Delivery(place.connect, record.id, record.lease)
             try:
-                delivery.deliver_late(batch)
+                delivery.deliver_leftover(batch)
             finally:
                 delivery.close()
             count += len(batch)
@@ -263,6 +271,7 @@ def _sync_one(place: Place, spool: Spool, record: SessionRecord | None) -> int:
         with place.connect() as conn:
             training_sessions.end(conn, record.id, lease, status, error)
     spool.drop_end()
+    spool.drop_torn()
     spool.close()
     return count
 

@@ -58,11 +58,17 @@ class Spool:
                 )
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                _write(self.directory / f"{self._next:08}{SUFFIX}", data)
+                _write(self._free_path(), data)
             except OSError as exc:
                 raise TrainingError(f"points cannot be spooled: {exc}") from exc
-            self._next += 1
             self._size_bytes += len(data)
+
+    def _free_path(self) -> Path:
+        """Where nothing is: a program that has lost the session may write here too."""
+        while (path := self.directory / f"{self._next:08}{SUFFIX}").exists():
+            self._next += 1
+        self._next += 1
+        return path
 
     def batches(self) -> Iterator[tuple[Path, Batch]]:
         """Each batch with its file, to be `drop`ped when it is stored. A damaged file is put
@@ -101,6 +107,11 @@ class Spool:
 
     def drop_end(self) -> None:
         (self.directory / END).unlink(missing_ok=True)
+
+    def drop_torn(self) -> None:
+        """Drop what a killed program had not finished writing; for who has the session alone."""
+        for path in self.directory.glob("*.new"):
+            path.unlink()
 
     def close(self) -> None:
         """Leave no empty directory behind."""
@@ -141,7 +152,7 @@ def decode(data: bytes) -> Batch | None:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is whole or not there, whatever happens meanwhile."""
-    made = path.with_suffix(".new")
+    made = path.with_suffix(f".{os.getpid()}.new")
     with made.open("wb") as file:
         file.write(data)
         file.flush()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,9 +120,17 @@ def test_nothing_that_is_logged_raises(
         run.log({"loss": 1}, step=2.5)  # type: ignore[arg-type]
         run.log({"loss": 1}, step=2**63)
         run.log(None, step=1)  # type: ignore[arg-type]
+        run.log({"loss": 1}, step=1, scope="")
+        run.log({"loss": 1}, step=1, scope="nul\0")
+        run.log({"loss": 1}, step=1, epoch="first")  # type: ignore[arg-type]
+        run.log({"loss": 1}, step=1, epoch=-1)
+        run.log({"loss": 1}, step=2, epoch=math.inf)
         run.log({"loss": 1}, step=np.int32(7))  # type: ignore[arg-type]
     run.log({"loss": 1}, step=8)
-    assert [row[:3] for row in ask(POINTS)] == [("loss", "train", 7), ("ok", "train", 0)]
+    assert [row[:4] for row in ask(POINTS)] == [
+        ("loss", "train", 1, None), ("loss", "train", 2, None), ("loss", "train", 7, None),
+        ("ok", "train", 0, None),
+    ]  # fmt: skip
     told = [record.getMessage() for record in caplog.records]
     assert sum("loss: not recorded" in message for message in told) == 1
     assert sum("after the end of the session" in message for message in told) == 1
@@ -235,6 +245,24 @@ def test_who_lost_the_session_writes_no_more(
     assert stale.dropped == 1
 
 
+def test_a_session_that_was_deleted_is_told_once(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        run.log({"loss": 1}, step=1)
+        run.flush()
+        ask("ALTER TABLE training_metrics RENAME TO hidden")
+        run.log({"loss": 2}, step=2)
+        run.flush()
+        ask("ALTER TABLE hidden RENAME TO training_metrics")
+        ask("DELETE FROM training_sessions")
+        for step in (3, 4):
+            run.log({"loss": 2}, step=step)
+            assert not run.flush()
+    assert caplog.text.count("no longer this program's") == 1
+    assert halo.training.sync() == {run.id: 0}
+
+
 LOST = """
 import os, sys, arc_halo
 with arc_halo.connect(sys.argv[1], project=sys.argv[2]) as halo:
@@ -306,7 +334,7 @@ def test_what_a_session_left_on_disk_is_synced_later(halo: Halo, ask: Ask, tmp_p
     ask("ALTER TABLE hidden RENAME TO training_metrics")
     assert halo.training.sync() == {run.id: 1}
     assert [row[2] for row in ask(POINTS)] == [1, 2]
-    assert status(ask) == [("away", "completed", 1)]
+    assert status(ask) == [("away", "completed", 2)]
     assert halo.training.sync() == {}
 
 
@@ -342,6 +370,71 @@ def test_a_full_queue_goes_to_the_disk(
     assert log.close()
     assert [row[2] for row in ask(POINTS)] == list(range(5000))
     run.finish()
+
+
+def test_what_is_written_is_on_disk_before_what_came_after_it(halo: Halo, ask: Ask) -> None:
+    run = halo.training.session("story@1.0.0", name="hurried", flush_seconds=0.01)
+    ask("BEGIN; LOCK training_metrics IN ACCESS EXCLUSIVE MODE")
+    log = run._log
+    log._settings = LogSettings(flush_seconds=0.01, queue_points=100)
+    run.log({"loss": 0}, step=0)
+    while not log._in_flight or log._queue:
+        time.sleep(0.001)
+    for step in range(1, 100):
+        run.log({"loss": step}, step=step)
+    assert not run._spool.files()
+    run.log({"loss": 100}, step=100)
+    steps = [batch.points.steps.tolist() for _, batch in run._spool.batches()]
+    assert steps == [[0], list(range(1, 101))]
+    ask("COMMIT")
+    assert run.flush()
+    assert [row[2] for row in ask(POINTS)] == list(range(101))
+    run.finish()
+
+
+def test_a_server_that_does_not_answer_is_given_up(halo: Halo, ask: Ask) -> None:
+    run = halo.training.session("story@1.0.0", name="stuck")
+    run._delivery._patience_seconds = 0.2
+    run.log({"loss": 1}, step=1)
+    assert run.flush()
+    ((pid,),) = ask("SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+                    " AND datname = current_database()", "arc-halo training")  # fmt: skip
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        run.log({"loss": 2}, step=2)
+        assert not run.flush()
+        assert len(run._spool.files()) == 1
+        assert run.flush()
+        run.finish()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert [row[2] for row in ask(POINTS)] == [1, 2]
+    assert status(ask) == [("stuck", "completed", 2)]
+
+
+def test_a_lock_that_is_waited_for_does_not_hold_up_the_end(halo: Halo, ask: Ask) -> None:
+    run = halo.training.session("story@1.0.0", name="locked")
+    run._delivery._patience_seconds = 0.2
+    ask("BEGIN; LOCK training_metrics IN ACCESS EXCLUSIVE MODE")
+    run.log({"loss": 1}, step=1)
+    run.finish()
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM"
+    assert ask(f"{waiting} pg_database WHERE datname = current_database())") == [(0,)]
+    ask("COMMIT")
+    assert halo.training.sync() == {run.id: 1}
+    assert status(ask) == [("locked", "completed", 1)]
+
+
+def test_a_forked_process_ends_no_session(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="parent") as run:
+        if (child := os.fork()) == 0:
+            try:
+                run.finish()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        run.flush()
+        assert status(ask) == [("parent", "running", 0)]
 
 
 def test_a_forked_process_logs_nothing(halo: Halo, ask: Ask) -> None:
