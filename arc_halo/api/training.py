@@ -109,7 +109,7 @@ class Training:
 
         url = self._project.url
         return Place(
-            connect=lambda: connect(url, application_name="arc-halo training", timeout_seconds=2),
+            connect=lambda: connect(url, application_name="arc-halo training", timeout_seconds=0),
             spool_directory=self._project.directory / ".arc-halo" / "training",
         )
 

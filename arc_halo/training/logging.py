@@ -185,8 +185,12 @@ class PointLog:
                 self._in_flight = logged = self._take(BATCH_POINTS)
             if self.is_lost:
                 self.dropped += len(logged)
-            elif time.monotonic() < self._retry_at:
-                self._keep_in_flight()
+            elif self._failures:
+                # Onto the disk before it is tried again, which may take long.
+                with self._taking:
+                    self._keep_in_flight()
+                if time.monotonic() >= self._retry_at:
+                    self._write([])
             else:
                 self._write(logged)
             if not self._queue or self._failures:
