@@ -51,20 +51,22 @@ class Training:
         notes: str | None = None,
         flush_seconds: float = 1.0,
         spool_bytes: int = 1024**3,
+        system_seconds: float | None = None,
     ) -> TrainingSession:
         """Begin a session of training a model, or go on with one, for use in a `with`.
 
         `model` is `name@version`, registered or not yet, or a reference to one that is. With
         `resume` "allow" the newest session of that model (and `name`, or with that `id`) is gone
         on with, unless it is completed; "must" raises `NotFoundError` where there is none.
-        `fork_from` begins one that has the steps of another up to `at_step`. Raises
-        `RefusedError` where a program is at work on the session.
+        `fork_from` begins one that has the steps of another up to `at_step`. With `system_seconds`
+        the machine is measured as well, in the scope `system`. Raises `RefusedError` where a
+        program is at work on the session.
         """
         from arc_halo.training.sessions import begin, check_resume
         from arc_halo.training.sessions import resume as take_up
 
         check_resume(resume)
-        settings = _log_settings(flush_seconds, spool_bytes)
+        settings = _log_settings(flush_seconds, spool_bytes, system_seconds)
         with self._project.connection() as conn:
             full_name = _full_name(conn, model)
             known = _resumable(conn, resume, full_name, name, id)
@@ -123,12 +125,22 @@ class Training:
         return this_program(git_commit=found.commit, git_dirty=found.is_dirty)
 
 
-def _log_settings(flush_seconds: float, spool_bytes: int) -> LogSettings:
+def _log_settings(
+    flush_seconds: float, spool_bytes: int, system_seconds: float | None
+) -> LogSettings:
     from arc_halo.training.logging import LogSettings
 
     if not 0 < flush_seconds <= 60:
         raise InvalidInputError(f"flush_seconds={flush_seconds}: write more than 0, at most 60")
-    return LogSettings(flush_seconds=flush_seconds, spool_bytes=spool_bytes)
+    if system_seconds is not None:
+        from arc_halo.training.system import reader
+
+        if not 1 <= system_seconds <= 3600:
+            raise InvalidInputError(f"system_seconds={system_seconds}: write 1 to 3600")
+        reader()
+    return LogSettings(
+        flush_seconds=flush_seconds, spool_bytes=spool_bytes, system_seconds=system_seconds
+    )
 
 
 def _full_name(conn: Connection, model: str | UUID) -> str:

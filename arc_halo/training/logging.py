@@ -33,11 +33,15 @@ BATCH_POINTS = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
-    """How often points are written, and how many may wait in memory and on the disk."""
+    """How often points are written, and how many may wait in memory and on the disk.
+
+    Every `system_seconds` the machine is measured too.
+    """
 
     flush_seconds: float = 1.0
     queue_points: int = 200_000
     spool_bytes: int = 1024**3
+    system_seconds: float | None = None
 
 
 class PointLog:

@@ -23,7 +23,9 @@ from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
 from arc_halo.training.configs import changed
 from arc_halo.training.delivering import Delivery, LeaseLostError
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
+from arc_halo.training.points import SYSTEM
 from arc_halo.training.spool import Spool
+from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
 
 logger = logging.getLogger("arc_halo.training")
@@ -75,6 +77,7 @@ class TrainingSession:
         self._spool.drop_torn()
         self._delivery = Delivery(place.connect, record.id, lease)
         self._log = PointLog(self._delivery, self._spool, settings)
+        self._system = _measured(self._log, record, settings)
         atexit.register(self.end_with_program)
 
     def log(
@@ -125,6 +128,8 @@ class TrainingSession:
             return
         self._is_over = True
         atexit.unregister(self.end_with_program)
+        if self._system is not None:
+            self._system.close()
         is_written = self._log.close()
         try:
             if is_written:
@@ -211,6 +216,16 @@ def resume(
             )
         record = _found(conn, record.id)
     return TrainingSession(place, record, lease, settings, is_resumed=True)
+
+
+def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> SystemMetrics | None:
+    if settings.system_seconds is None:
+        return None
+    return SystemMetrics(
+        lambda found, second: log.put(found, second, None, SYSTEM),
+        seconds=settings.system_seconds,
+        started_at=record.started_at.timestamp(),
+    )
 
 
 def is_alive(record: SessionRecord, program: Program) -> bool:

@@ -449,6 +449,36 @@ def test_a_forked_process_logs_nothing(halo: Halo, ask: Ask) -> None:
     assert [row[2] for row in ask(POINTS)] == [1]
 
 
+def test_the_machine_is_measured_by_the_second(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="watched", system_seconds=1) as run:
+        run.log({"loss": 1}, step=5)
+        assert run.flush()
+        while not run._log._queue:
+            time.sleep(0.01)
+        run.pause()
+    with halo.training.session(
+        "story@1.0.0", name="watched", resume="must", system_seconds=1
+    ) as run:
+        assert run.step == 5
+        time.sleep(1.5)
+    found = {row[0]: row[1:] for row in ask(POINTS)}
+    assert set(found) == {
+        "loss", "cpu_percent", "memory_percent", "memory_available_bytes", "process_cpu_percent",
+        "process_memory_bytes", "process_threads", "disk_free_bytes",
+    }  # fmt: skip
+    assert found["process_memory_bytes"][3] > 2**20
+    assert found["process_threads"][3] >= 3
+    seconds = [row[2] for row in ask(POINTS) if row[0] == "cpu_percent"]
+    assert len(seconds) == len(set(seconds)) >= 2
+    assert status(ask) == [("watched", "completed", 5)]
+
+
+def test_settings_that_make_no_sense_are_refused(halo: Halo) -> None:
+    for settings in ({"flush_seconds": 0}, {"flush_seconds": 61}, {"system_seconds": 0.5}):
+        with pytest.raises(InvalidInputError, match=next(iter(settings))):
+            halo.training.session("story@1.0.0", **settings)  # type: ignore[arg-type]
+
+
 def test_the_model_is_known_by_its_row(halo: Halo, ask: Ask) -> None:
     made = halo.models.create_model(
         model_name="story", model_type="transformer", architecture_config={}
