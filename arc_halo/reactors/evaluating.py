@@ -13,6 +13,7 @@ from arc_halo.errors import ReactorError
 from arc_halo.outputs import Outputs
 from arc_halo.reactors.cascades import best_probability
 from arc_halo.reactors.measuring import decided
+from arc_halo.reactors.records import spelt
 from arc_halo.reactors.running import Answer, RunningReactor
 from arc_halo.types import JsonObject
 
@@ -63,7 +64,7 @@ class Evaluation:
                     "asked": each.asked,
                     "accuracy": each.accuracy,
                     "calibration_error": each.calibration_error,
-                    "log_loss": each.log_loss,
+                    "log_loss": spelt(each.log_loss),
                 }
                 for name, each in self.scores.items()
             },

@@ -35,7 +35,10 @@ class RecordedEvaluation:
 def evaluation(
     reactor: RunningReactor, given: Any, input_count: int
 ) -> Iterator[RecordedEvaluation]:
-    """Record an evaluation of so many inputs, and what came of it; `given` is its input."""
+    """Record an evaluation of so many inputs, and what came of it; `given` is its input.
+
+    However it ends, it is on record as ended: as failed too where its figures cannot be written.
+    """
     plan = reactor.plan
     under_way = RecordedEvaluation(operation_id=None)
     if plan.record != "none":
@@ -54,10 +57,10 @@ def evaluation(
     started = time.perf_counter()
     try:
         yield under_way
+        _finish(reactor, under_way, started, None)
     except BaseException as exc:
         _finish(reactor, under_way, started, told_error(exc, plan.record, reactor.panel.cover))
         raise
-    _finish(reactor, under_way, started, None)
 
 
 def _finish(
@@ -65,14 +68,15 @@ def _finish(
 ) -> None:
     if under_way.operation_id is None:
         return
+    has_figures = error is None
     finished = Finished(
-        status="completed" if error is None else "failed",
-        output=under_way.output,
+        status="completed" if has_figures else "failed",
+        output=under_way.output if has_figures else None,
         error=error,
-        cost=under_way.cost,
+        cost=under_way.cost if has_figures else None,
         execution_ms=1000 * (time.perf_counter() - started),
-        members=under_way.members,
-        metrics=under_way.metrics,
+        members=under_way.members if has_figures else (),
+        metrics=under_way.metrics if has_figures else (),
     )
     with reactor.connection() as conn:
         operations.finish(conn, under_way.operation_id, finished)

@@ -18,6 +18,7 @@ from arc_halo.reactors.cascades import best_probability
 from arc_halo.reactors.evaluations import evaluation
 from arc_halo.reactors.plans import Member, ReactorPlan
 from arc_halo.reactors.policies import Voice
+from arc_halo.reactors.records import spelt
 from arc_halo.reactors.running import RunningReactor
 from arc_halo.reactors.tokens import logits_of, token_models
 from arc_halo.runners.generating import log_softmax
@@ -41,7 +42,8 @@ class Figure:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def as_json(self) -> JsonObject:
-        return {"model": self.model, "loss": self.loss, "perplexity": self.perplexity}
+        found: JsonObject = spelt({"loss": self.loss, "perplexity": self.perplexity})
+        return {"model": self.model, **found}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

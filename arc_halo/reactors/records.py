@@ -87,6 +87,11 @@ def told_error(exc: BaseException, record: Record, cover: Cover) -> str:
     return told
 
 
+def spelt(value: Any) -> Any:
+    """Numbers as JSON has them: infinities are the texts Infinity and -Infinity, NaN is null."""
+    return json.loads(json.dumps(value), parse_constant=_constant)
+
+
 class LargeArrays:
     """Scores of more numbers than a record should spell out, to be kept as tensors by name."""
 
@@ -167,10 +172,7 @@ def _places(asked: Asked) -> JsonObject:
 
 
 def _plain(value: NDArray[Any]) -> Any:
-    """As JSON has it, where there are no NaN and infinities."""
-    if np.isfinite(value).all():
-        return value.tolist()
-    return json.loads(json.dumps(value.tolist()), parse_constant=_constant)
+    return value.tolist() if np.isfinite(value).all() else spelt(value.tolist())
 
 
 def _constant(name: str) -> float | str | None:

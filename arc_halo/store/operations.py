@@ -52,7 +52,7 @@ SET status = %(status)s, output = %(output)s,
     output_set_id = (SELECT id FROM weight_sets WHERE root = %(output_root)s),
     error = %(error)s, cost = %(cost)s,
     execution_ms = %(execution_ms)s, finished_at = clock_timestamp()
-WHERE id = %(id)s
+WHERE id = %(id)s AND status = 'processing'
 """
 
 FORGET_EXPIRED = """
@@ -201,7 +201,10 @@ def begin(conn: Connection, new: NewOperation) -> UUID:
 
 
 def finish(conn: Connection, operation_id: UUID, finished: Finished) -> None:
-    """Write down how it has ended: the answer, those of the members, and what was measured."""
+    """Write down how it has ended: the answer, those of the members, and what was measured.
+
+    What is on record as ended stays so.
+    """
     conn.execute(
         FINISH,
         {

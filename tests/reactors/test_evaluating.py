@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 import yaml
 
 from arc_halo.cli.main import run
+from arc_halo.errors import DatabaseError
+from arc_halo.project import Project
 from arc_halo.reactors.evaluating import BINS, calibration_error
+from arc_halo.reactors.evaluations import evaluation
+from arc_halo.store import operations
+from arc_halo.store.operations import Finished
 
 CLASSES = ("no", "yes")
 COUNT = 400
@@ -189,3 +195,50 @@ def test_a_reactor_is_drawn(
     texts = {each.text for each in ElementTree.fromstring((directory / "r.svg").read_text()).iter()}
     assert {"a@1", "b@1", "c@1", "feeds_into 0.5", "answer"} <= texts
     assert run(["reactor", "graph", "r", "--svg", "r.svg", "--database-url", database]) == 5
+
+
+def test_a_true_label_that_was_ruled_out_is_an_infinite_loss(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sure = np.array([[1.0, 0.0]] * COUNT)
+    np.savez(directory / "c.npz", probabilities=sure, classes=np.array(CLASSES))
+    write(directory, members=[{"model": "c"}])
+    found = evaluated(database, capsys)
+    assert found["scores"]["c@1"]["log_loss"] == found["scores"]["fused"]["log_loss"] == "Infinity"
+    assert (
+        run(["reactor", "eval", "r", "--data", "labelled.jsonl", "--database-url", database]) == 0
+    )
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "inf"
+    assert ended(database) == [("completed", "Infinity")] * 2
+
+
+def test_an_evaluation_that_does_not_come_to_its_end_has_failed(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory)
+    evaluated(database, capsys)
+    with Project(directory, database_url=database) as project, project.open_reactor("r") as reactor:
+        with pytest.raises(KeyboardInterrupt), evaluation(reactor, None, 1):
+            raise KeyboardInterrupt
+        with pytest.raises(DatabaseError), evaluation(reactor, None, 1) as recorded:
+            recorded.output = math.inf
+        with evaluation(reactor, None, 1) as recorded:
+            recorded.output = {"scores": {"fused": {"log_loss": 1}}}
+        with reactor.connection() as conn:
+            assert recorded.operation_id is not None
+            late = Finished(
+                status="failed", output=None, error="late", cost=None, execution_ms=1,
+                members=(), metrics=(),
+            )  # fmt: skip
+            operations.finish(conn, recorded.operation_id, late)
+    assert [status for status, _ in ended(database)] == [
+        "completed", "failed", "failed", "completed",
+    ]  # fmt: skip
+
+
+def ended(database: str) -> list[tuple[str, Any]]:
+    with psycopg.connect(database) as conn:
+        return conn.execute(
+            "SELECT status, output -> 'scores' -> 'fused' -> 'log_loss' FROM fusion_operations "
+            "ORDER BY created_at"
+        ).fetchall()

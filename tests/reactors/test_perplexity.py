@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from chains import Chain, reactor_of
 
 from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, ReactorError
+from arc_halo.manifest.params import with_defaults
+from arc_halo.plugins import PluginManager
 from arc_halo.reactors.perplexity import perplexity
 from arc_halo.store import operations
 
@@ -76,6 +80,20 @@ def test_perplexity_needs_every_member_and_some_text():
     reactor.plan = replace(reactor.plan, type="parallel")
     with pytest.raises(ReactorError, match="choir is of type parallel"):
         perplexity(reactor, "abc")
+
+
+@pytest.mark.parametrize("name", ["voting", "contrastive"])
+def test_a_token_that_was_ruled_out_is_an_infinite_loss(name):
+    members = {"one": {"role": "primary"}}
+    reactor = reactor_of({"one": Chain(1), "two": Chain(2)}, members=members)
+    provided = PluginManager().strategy(name)
+    params = with_defaults({}, provided.item.params_schema)
+    reactor.fuser = replace(reactor.fuser, provided=provided, params=params)
+    found = perplexity(reactor, "abcabdacabbbddddaaabc")
+    assert found.fused.loss == found.fused.perplexity == math.inf
+    told = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert told["fused"] == {"model": "choir", "loss": "Infinity", "perplexity": "Infinity"}
+    assert told["members"][0]["loss"] == found.members[0].loss
 
 
 def test_without_a_text_there_is_nothing_to_measure_on(capsys):
