@@ -43,10 +43,10 @@ class Reactor:
     def run(self, inputs: Sequence[Any] | str | Mapping[str, Any]) -> Answer:
         """Answer a batch of inputs, or the one that is given; threads may do so at once.
 
-        Raises `ReactorError` where the reactor's policy has nothing to answer with.
+        Raises `ReactorError` where the reactor's policy has nothing to answer with, and
+        `InvalidInputError` for what is neither a text, a mapping nor a list of inputs.
         """
-        is_one = isinstance(inputs, str | Mapping)
-        return self._opened().run([inputs] if is_one else list(inputs))
+        return self._opened().run(_batch(inputs))
 
     def stream(self, given: str | Mapping[str, Any]) -> Iterator[str]:
         """Answer one input with a text, piece by piece, as it is written.
@@ -191,6 +191,19 @@ class Reactors:
         if not found:
             raise NotFoundError(f"there is no reactor {name!r}", hint="`halo.reactors.list()`")
         return found[0]
+
+
+def _batch(given: object) -> list[Any]:
+    """A text and a mapping are one input; of bytes nobody can say what they are."""
+    if isinstance(given, str | Mapping):
+        return [given]
+    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray | memoryview):
+        raise InvalidInputError(
+            f"{type(given).__name__} is neither a text, a mapping nor a list of inputs",
+            hint="give a list of inputs: `run([7])`",
+            code="AH004",
+        )
+    return list(given)
 
 
 def _reactor_spec(conn: Connection, name: str) -> JsonObject:

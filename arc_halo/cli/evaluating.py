@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arc_halo.cli.given_texts import read_given
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 from arc_halo.errors import InvalidInputError
 
@@ -45,22 +46,21 @@ def evaluate_labelled(invocation: Invocation, reactor: RunningReactor, data: Pat
 def read_labelled(path: Path) -> tuple[list[Any], list[Any]]:
     """The inputs and labels of JSON lines. Raises `InvalidInputError`, with the line."""
     inputs, labels = [], []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as exc:
-                raise InvalidInputError(f"{path}:{number}: no JSON: {exc}", code="AH006") from exc
-            if not isinstance(row, dict) or not {"input", "label"} <= row.keys():
-                raise InvalidInputError(
-                    f"{path}:{number}: an input and its label are needed",
-                    hint='write {"input": …, "label": …}',
-                    code="AH005",
-                )
-            inputs.append(row["input"])
-            labels.append(row["label"])
+    for number, line in enumerate(read_given(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as exc:
+            raise InvalidInputError(f"{path}:{number}: no JSON: {exc}", code="AH006") from exc
+        if not isinstance(row, dict) or not {"input", "label"} <= row.keys():
+            raise InvalidInputError(
+                f"{path}:{number}: an input and its label are needed",
+                hint='write {"input": …, "label": …}',
+                code="AH005",
+            )
+        inputs.append(row["input"])
+        labels.append(row["label"])
     if not inputs:
         raise InvalidInputError(f"{path}: there is no input", code="AH006")
     return inputs, labels

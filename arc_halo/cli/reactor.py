@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from arc_halo.cli.given_texts import read_given, read_inputs
 from arc_halo.cli.invocation import Invocation, render, table
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, UsageError
+from arc_halo.errors import NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.outputs import Outputs
@@ -43,7 +43,8 @@ def reactor() -> None:
 def run(invocation: Invocation, name: str, source: Any) -> None:
     """Ask a reactor.
 
-    A JSON list or JSON lines are a batch of inputs; a JSON value, or text, is one.
+    A JSON list is a batch of inputs, and so are several lines of which each is JSON; any other
+    JSON value, or text, is one input.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def run(invocation: Invocation, name: str, source: Any) -> None:
     """
     from arc_halo.reconcile.report import as_json
 
-    inputs = read_inputs(source.read())
+    inputs = read_inputs(read_given(source))
     with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
         answer = opened.run(inputs)
     facts = answer.as_json()
@@ -193,7 +194,7 @@ def fit(invocation: Invocation, name: str, source: Any) -> None:
     from arc_halo.reactors.fitting import fit_reactor, read_examples
     from arc_halo.reconcile.report import as_json
 
-    examples = read_examples(source.read())
+    examples = read_examples(read_given(source))
     with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
         fitted = fit_reactor(project.weights, opened, examples)
     facts = fitted.as_json()
@@ -246,33 +247,6 @@ def status(invocation: Invocation, name: str | None) -> None:
         json=lambda: as_json(facts),
         markdown=lambda: "\n\n".join(markdown_table(*each) for each in tables),
     )
-
-
-def read_inputs(text: str) -> list[Any]:
-    """The inputs that a text holds.
-
-    Raises `InvalidInputError` for a text without one, and for JSON lines one of which is none.
-    """
-    if not text.strip():
-        raise InvalidInputError("there is no input", hint="give JSON, JSON lines or text")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        if text.lstrip()[0] not in "[{":
-            return [text.rstrip("\n")]
-        return [_line(number, line) for number, line in enumerate(text.splitlines(), 1) if line]
-    return value if isinstance(value, list) else [value]
-
-
-def _line(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as exc:
-        raise InvalidInputError(
-            f"line {number} of the input is no JSON: {exc}",
-            hint="give one JSON value a line, or one JSON list",
-            code="AH006",
-        ) from exc
 
 
 def _print(invocation: Invocation, answer: Answer) -> None:

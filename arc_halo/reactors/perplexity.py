@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from arc_halo.outputs import Float64
 
 WINDOW = 256
+HALVES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,8 @@ def perplexity(reactor: RunningReactor, text: str, window: int = WINDOW) -> Perp
     fuses their logits; in a cascade those of the first one count that is sure enough of its
     likeliest token. Log-softmax is taken in float64. Raises `ReactorError` for a reactor of another
     type, and where a member has no tokens or fails, whatever the policy: figures of some members
-    would be those of another reactor.
+    would be those of another reactor. And
+    `InvalidInputError` for what is no text.
     """
     plan = reactor.plan
     if plan.type not in ("ensemble", "cascade"):
@@ -86,6 +89,7 @@ def perplexity(reactor: RunningReactor, text: str, window: int = WINDOW) -> Perp
         )
     models = token_models(plan, reactor.panel)
     name, first = next(iter(models.items()))
+    _check_text(text, first)
     with reactor.panel.naming_failures(name):
         tokens = first.encode(text)
     windows = _windows(tokens, window)
@@ -105,6 +109,22 @@ def perplexity(reactor: RunningReactor, text: str, window: int = WINDOW) -> Perp
         under_way.output, under_way.cost = found.as_json(), cost
         under_way.members = list(_rows(plan, members, count))
     return found
+
+
+def _check_text(text: object, model: TokenModel) -> None:
+    """Bytes that are no UTF-8 stand in a text as halves of characters, which `bytes` are again."""
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            f"a text is needed, and this is {type(text).__name__}",
+            hint="decode it first: `data.decode()`",
+            code="AH004",
+        )
+    if model.vocabulary.tokenizer != "bytes" and HALVES.search(text):
+        raise InvalidInputError(
+            "the text is not UTF-8, and its members read characters",
+            hint="save it as UTF-8 text; only models with `tokenizer: bytes` read any bytes",
+            code="AH006",
+        )
 
 
 class _Foreteller:

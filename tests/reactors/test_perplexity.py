@@ -96,6 +96,23 @@ def test_a_token_that_was_ruled_out_is_an_infinite_loss(name):
     assert told["members"][0]["loss"] == found.members[0].loss
 
 
+def test_only_models_of_bytes_read_what_is_no_text():
+    class Bytes(Chain):
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.vocabulary = replace(self.vocabulary, tokenizer="bytes")
+
+        def encode(self, text):
+            return [byte % 8 for byte in text.encode("utf-8", "surrogateescape")]
+
+    odd = b"abc\xff\xfe".decode("utf-8", "surrogateescape")
+    assert perplexity(reactor_of({"one": Bytes(1)}), odd).prediction_count == 4
+    with pytest.raises(InvalidInputError, match="the text is not UTF-8"):
+        perplexity(reactor_of({"one": Chain(1)}), odd)
+    with pytest.raises(InvalidInputError, match="a text is needed, and this is bytes"):
+        perplexity(reactor_of({"one": Bytes(1)}), b"abc")
+
+
 def test_without_a_text_there_is_nothing_to_measure_on(capsys):
     assert run(["reactor", "eval", "choir"]) == 64
     assert "give `--data FILE` or `--text FILE`" in capsys.readouterr().err

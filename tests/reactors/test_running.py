@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from arc_halo import connect
+from arc_halo.cli.given_texts import read_inputs
 from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, MemberError, NotFoundError, ReactorError
 from arc_halo.weights.collecting import collect
@@ -327,11 +328,51 @@ def test_what_cannot_be_run_says_why(directory: Path, database: str) -> None:
             halo.reactors["q"].run([1])
         with pytest.raises(InvalidInputError, match="there is no input"):
             halo.reactors["r"].run([])
+        for given in (7, None, True, b"7"):
+            with pytest.raises(InvalidInputError, match="neither a text, a mapping nor a list"):
+                halo.reactors["r"].run(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        ('"a"\n"b"', ["a", "b"]),
+        ("1\n \n[2]\r\n", [1, [2]]),
+        ("1\nand two\n", ["1\nand two"]),
+        ('{"a": "\u2028"}\n2', [{"a": "\u2028"}, 2]),
+        ("[b", None),
+        ("{}\nb", None),
+    ],
+)
+def test_lines_are_a_batch_where_each_is_json(text: str, inputs: list[Any] | None) -> None:
+    if inputs is not None:
+        assert read_inputs(text) == inputs
+    else:
+        with pytest.raises(InvalidInputError, match="is no JSON"):
+            read_inputs(text)
+
+
+@pytest.mark.parametrize("command", ["run --input", "fit --data", "eval --data"])
+def test_a_file_that_is_not_utf_8_is_refused(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    write(directory)
+    (directory / "odd").write_bytes(b'{"a": "\xff"}')
+    verb, option = command.split()
+    assert run(["apply", "--database-url", database]) == 0
+    assert run(["reactor", verb, "r", option, "odd", "--database-url", database]) == 4
+    assert "odd: the byte 0xFF at 7 is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("[3, 7]", 2), ('{"id": 3}\n{"id": 7}\n', 2), ("3", 1), ('{"id":\n 3}', 1)],
+    [
+        ("[3, 7]", 2),
+        ('{"id": 3}\n{"id": 7}\n', 2),
+        ("3", 1),
+        ('{"id":\n 3}', 1),
+        ("3\n\n7\n4\n", 3),
+    ],
 )
 def test_the_program_takes_json_and_lines_of_it(
     directory: Path, database: str, capsys: pytest.CaptureFixture[str], text: str, count: int
