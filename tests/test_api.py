@@ -427,8 +427,8 @@ def test_a_reactor_is_created_and_models_are_added(halo: Halo) -> None:
     for name in "abc":
         create(halo, name)
     made = halo.reactors.create(
-        name="mix", reactor_type="ensemble", strategy="linear", members=["a"],
-        params={"normalize": False}, description="two or three",
+        name="mix", reactor_type="ensemble", strategy="voting", members=["a"],
+        params={"kind": "soft"}, description="two or three",
     )  # fmt: skip
     assert isinstance(made, UUID)
     halo.reactors.add_model("mix", "b@1.0.0", role="validator", weight=0.25, priority=2)
@@ -464,7 +464,7 @@ def test_a_reactor_is_created_and_models_are_added(halo: Halo) -> None:
         },
     ]
     assert (document["type"], document["uses"], document["params"]) == (
-        "ensemble", "linear", {"normalize": False},
+        "ensemble", "voting", {"kind": "soft", "ties": "first_class"},
     )  # fmt: skip
     status = halo.reactors.status("mix")
     assert (status["reactor_id"], status["member_count"], status["status"]) == (
@@ -474,14 +474,14 @@ def test_a_reactor_is_created_and_models_are_added(halo: Halo) -> None:
 
 
 def test_a_reactor_may_begin_without_members(halo: Halo) -> None:
-    halo.reactors.create(name="mix", reactor_type="cascade", strategy="linear")
+    halo.reactors.create(name="mix", reactor_type="cascade", strategy="voting")
     assert halo.reactors.get("mix")["members"] == []
 
 
 def test_a_reactor_is_created_once(halo: Halo) -> None:
-    halo.reactors.create(name="mix", reactor_type="cascade", strategy="linear")
+    halo.reactors.create(name="mix", reactor_type="cascade", strategy="voting")
     with pytest.raises(RefusedError, match="reactor/mix exists already"):
-        halo.reactors.create(name="mix", reactor_type="ensemble", strategy="linear")
+        halo.reactors.create(name="mix", reactor_type="ensemble", strategy="voting")
     assert halo.reactors.get("mix")["type"] == "cascade"
 
 
@@ -491,11 +491,13 @@ def test_a_reactor_is_created_once(halo: Halo) -> None:
         ({"name": "Mix"}, InvalidInputError),
         ({"reactor_type": "salad"}, InvalidInputError),
         ({"strategy": "liner"}, UnknownPluginError),
+        ({"strategy": "linear"}, InvalidInputError),
+        ({"reactor_type": "merge"}, InvalidInputError),
         ({"members": ["ghost"]}, NotFoundError),
         ({"members": ["a", "a@1.0.0"]}, ArcHaloError),
         ({"params": {"normalise": True}}, InvalidInputError),
     ],
-    ids=["name", "type", "strategy", "member", "twice", "params"],
+    ids=["name", "type", "strategy", "of weights", "of outputs", "member", "twice", "params"],
 )
 def test_what_no_reactor_may_be_is_refused(
     halo: Halo, fields: dict[str, Any], error: type[ArcHaloError]
@@ -503,14 +505,14 @@ def test_what_no_reactor_may_be_is_refused(
     create(halo, "a")
     with pytest.raises(error):
         halo.reactors.create(
-            **{"name": "mix", "reactor_type": "ensemble", "strategy": "linear", **fields}
+            **{"name": "mix", "reactor_type": "ensemble", "strategy": "voting", **fields}
         )
     assert halo.reactors.list() == []
 
 
 def test_a_member_is_added_once_and_in_a_role_there_is(halo: Halo) -> None:
     create(halo, "a")
-    halo.reactors.create(name="mix", reactor_type="ensemble", strategy="linear", members=["a"])
+    halo.reactors.create(name="mix", reactor_type="ensemble", strategy="voting", members=["a"])
     with pytest.raises(RefusedError, match="is a member of mix already"):
         halo.reactors.add_model("mix", "a")
     create(halo, "b")

@@ -14,7 +14,7 @@ from arc_halo.api._finding import as_uuid, find_model
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.manifest.documents import REACTOR, REACTOR_TYPES, ROLES
 from arc_halo.manifest.params import params_problems, with_defaults
-from arc_halo.manifest.reactors import RUN_DEFAULTS
+from arc_halo.manifest.reactors import RUN_DEFAULTS, unfit
 from arc_halo.names import NAME, is_name
 from arc_halo.project import Project
 from arc_halo.reconcile import kinds
@@ -118,12 +118,14 @@ class Reactors:
     ) -> UUID:
         """Register a reactor; its id. `members` are models by reference, weighted alike.
 
-        Raises `InvalidInputError` for a name, type or params that may not be, `RefusedError` when
-        the name is taken.
+        Raises `InvalidInputError` for a name, type or params that may not be, and for a strategy
+        that fuses nothing of the kind; `RefusedError` when the name is taken.
         """
         check_name(name, is_name(name), "name", NAME)
         check_choice(reactor_type, REACTOR_TYPES, "reactor type")
         provided = self._project.plugins.strategy(strategy)
+        if (told := unfit(provided.item, reactor_type)) is not None:
+            raise InvalidInputError(told[0], hint=told[1], code="AH023")
         resolved = _checked_params(strategy, dict(params or {}), provided.item.params_schema)
         with self._project.connection() as conn, conn.transaction():
             refuse_existing(conn, REACTOR, name)

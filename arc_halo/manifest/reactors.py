@@ -291,14 +291,11 @@ class ReactorResolver:
 
     def _check_fit(self, found: Found, spec: ReactorSpec) -> None:
         strategy = self.plugins.strategies[spec.uses].item
-        needed = "weights" if spec.type == "merge" else "outputs"
         counts = member_counts(spec)
         count = next((c for c in counts if not takes_count(strategy, c)), counts[0])
         self._check_merge(found, spec)
-        if needed not in strategy.fuses:
-            hint = f"it fuses {' and '.join(strategy.fuses)}; `arc-halo plugins` lists the others"
-            message = f"the strategy {spec.uses!r} does not fuse {needed}"
-            self.problems.add(found, ("strategy",), "AH023", message, hint)
+        if (told := unfit(strategy, spec.type)) is not None:
+            self.problems.add(found, ("strategy",), "AH023", *told)
         if not takes_count(strategy, count):
             wanted = _range(strategy.min_members, strategy.max_members)
             message = f"the strategy {spec.uses!r} takes {wanted} members, not {count}"
@@ -306,6 +303,17 @@ class ReactorResolver:
         if strategy.needs_base and spec.base is None:
             message = f"the strategy {spec.uses!r} needs a base model"
             self.problems.add(found, (), "AH023", message, "add `base: MODEL`", key=True)
+
+
+def unfit(strategy: FusionStrategy, reactor_type: str) -> tuple[str, str] | None:
+    """Why a reactor of that type cannot have that strategy, and what to do; None where it can."""
+    needed = "weights" if reactor_type == "merge" else "outputs"
+    if needed in strategy.fuses:
+        return None
+    return (
+        f"the strategy {strategy.name!r} does not fuse {needed}",
+        f"it fuses {' and '.join(strategy.fuses)}; `arc-halo plugins` lists the others",
+    )
 
 
 def parts_of(data: JsonObject, places: Mapping[str, str]) -> JsonObject:

@@ -9,6 +9,7 @@ from typing import Any
 
 from arc_halo.errors import ArcHaloError, MemberError, NotFoundError, ReactorError
 from arc_halo.manifest.documents import InteractionSpec
+from arc_halo.manifest.reactors import unfit
 from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager
 from arc_halo.reactors.allowing import Allowance
@@ -40,9 +41,12 @@ def open_reactor(
     with store.pool.connection() as conn:
         operations.forget_expired(conn)
         plan = read_plan(conn, name)
+    provided = plugins.strategy(plan.strategy)
+    if (why := unfit(provided.item, plan.type)) is not None:
+        raise ReactorError(f"{name}: {why[0]}", hint=why[1], code="AH023")
     fuser = Fuser(
         reactor=name,
-        provided=plugins.strategy(plan.strategy),
+        provided=provided,
         params=plan.params,
         fitted=read_fit(store, plan),
         state=StoredState(store.pool.connection, name),

@@ -333,6 +333,17 @@ def test_what_cannot_be_run_says_why(directory: Path, database: str) -> None:
                 halo.reactors["r"].run(given)  # type: ignore[arg-type]
 
 
+def test_a_strategy_that_no_longer_fuses_outputs_is_told(directory: Path, database: str) -> None:
+    write(directory, strategy="odd")
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+    changed = PLUGIN.replace("combine_outputs=odd", "fuse_weights=odd")
+    (directory / "plugin.py").write_text(changed)
+    told = pytest.raises(ReactorError, match="the strategy 'odd' does not fuse outputs")
+    with connect(database, project=directory) as halo, told:
+        halo.reactors["r"].run([1])
+
+
 @pytest.mark.parametrize(
     ("text", "inputs"),
     [
