@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 from arc_halo.errors import MemberError, OutputError
 from arc_halo.hookspecs import hookimpl
@@ -56,16 +56,16 @@ def open_recorded(
 ) -> Iterator[Recorded]:
     """The answers of the file, in memory.
 
-    Rows have an `id`, or go by their number. Of scores the name says what they are: one of
+    Rows have an `id`, or go by their number from 0. Of scores the name says what they are: one of
     `probabilities`, `logits`, `scores` and `vectors`. Beside or in place of these there may be
-    `labels`, `texts`, `rankings`, `confidence` and `costs`; in .jsonl they are `label`, `text` and
-    so on, and `classes` may be a line of its own. Raises `MemberError` for a file that says
-    anything else.
+    `labels`, `texts`, `rankings`, `confidence` and `costs`; an .npz has an array of each, a .jsonl
+    one of each a line. Names may be in the singular, too. `classes` is an array, or a first line
+    of its own. Raises `MemberError` for a file that says anything else, or an id twice.
     """
     path = context.find_file(predictions)
     try:
-        columns = _read_npz(path) if path.suffix == ".npz" else _read_jsonl(path)
-        recorded = Recorded(path, columns, classes)
+        columns, places = _read(path)
+        recorded = Recorded(path, columns, classes, places)
     except OutputError as exc:
         raise MemberError(f"{predictions}: {exc.message}") from exc
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as exc:
@@ -74,21 +74,25 @@ def open_recorded(
 
 
 class Recorded:
-    """Rows of answers, found by an input's `id`, or by its number."""
+    """Rows of answers, found by an input's `id`, or by its number; `places` name them."""
 
-    def __init__(self, path: Path, columns: dict[str, Any], classes: Sequence[Any] | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: dict[str, Any],
+        classes: Sequence[Any] | None,
+        places: Sequence[str] | None,
+    ) -> None:
         self._path = path
         self._outputs = _outputs(columns, classes)
         ids = columns.get("ids")
-        self._rows: dict[Hashable, int] | None = (
-            None if ids is None else {_key(each): row for row, each in enumerate(ids)}
-        )
+        self._rows = None if ids is None else _rows_by_id(ids, len(self._outputs), places)
 
     def answer(self, inputs: Sequence[Any]) -> Outputs:
         return self._outputs.take([self._row(each) for each in inputs])
 
     def _row(self, given: Any) -> int:
-        name = given.get("id", given.get("input")) if isinstance(given, dict) else given
+        name = _name(given)
         if self._rows is not None:
             row = self._rows.get(_key(name))
         else:
@@ -98,6 +102,30 @@ class Recorded:
         if row is None:
             raise MemberError(f"{self._path.name} has no answer to the input {name!r}")
         return row
+
+
+def _name(given: Any) -> Any:
+    """The id of an input, or of the one that a question about another member's answer is about."""
+    while isinstance(given, dict):
+        if "id" in given:
+            return given["id"]
+        given = given.get("input")
+    return given
+
+
+def _rows_by_id(
+    ids: Sequence[Any], count: int, places: Sequence[str] | None
+) -> dict[Hashable, int]:
+    """Of each id its row. Raises `ValueError` for one that is there twice."""
+    if len(ids) != count:
+        raise ValueError(f"{len(ids)} ids for {count} answers")
+    found: dict[Hashable, int] = {}
+    for row, each in enumerate(ids):
+        before = found.setdefault(_key(each), row)
+        if before != row:
+            one, other = (places[r] if places else f"row {r}" for r in (before, row))
+            raise ValueError(f"{other}: the id {_key(each)} is that of {one}, too")
+    return found
 
 
 def _outputs(columns: dict[str, Any], classes: Sequence[Any] | None) -> Outputs:
@@ -141,11 +169,25 @@ def _key(value: Any) -> Hashable:
     return json.dumps(_plain(value))
 
 
+def _read(path: Path) -> tuple[dict[str, Any], list[str] | None]:
+    """The columns of the file, and what each row is called, where it is not by its number."""
+    if path.suffix == ".npz":
+        return _read_npz(path), None
+    if path.suffix == ".npy":
+        raise ValueError(
+            "an .npy holds an array, and not what it is; write it by name, as in "
+            "np.savez('answers.npz', probabilities=array, classes=['no', 'yes'])"
+        )
+    return _read_jsonl(path)
+
+
 def _read_npz(path: Path) -> dict[str, Any]:
     import numpy as np
 
+    if not is_zipfile(path):
+        raise ValueError("this is no .npz file; np.savez writes one")
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        return _in_plural({name: archive[name] for name in archive.files})
 
 
 PLURALS = {
@@ -153,21 +195,43 @@ PLURALS = {
 }  # fmt: skip
 
 
-def _read_jsonl(path: Path) -> dict[str, Any]:
+def _in_plural(named: dict[str, Any]) -> dict[str, Any]:
+    found = {PLURALS.get(name, name): value for name, value in named.items()}
+    if len(found) != len(named):
+        twice = next(name for name in named if PLURALS.get(name) in named)
+        raise ValueError(f"both {twice!r} and {PLURALS[twice]!r}")
+    return found
+
+
+def _read_jsonl(path: Path) -> tuple[dict[str, Any], list[str]]:
     columns: dict[str, list[Any]] = {}
     head: dict[str, Any] = {}
-    count = 0
+    places: list[str] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            row: dict[str, Any] = json.loads(line)
-            if set(row) == {"classes"} and not count:
+            row = _json_row(number, line)
+            if set(row) == {"classes"} and not places:
                 head = row
                 continue
             for name, value in row.items():
-                columns.setdefault(PLURALS.get(name, name), []).append(value)
-            count += 1
+                columns.setdefault(name, []).append(value)
+            places.append(f"line {number}")
+            count = len(places)
             if uneven := [name for name, values in columns.items() if len(values) != count]:
                 raise ValueError(f"line {number}: {uneven[0]!r} is in some rows, and not in others")
-    return {**head, **columns}
+    return {**head, **columns}, places
+
+
+def _json_row(number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as exc:
+        raise ValueError(f"line {number} is no JSON: {exc}") from exc
+    if not isinstance(row, dict):
+        raise TypeError(f'line {number} is no object, such as {{"id": 7, "label": "cat"}}')
+    try:
+        return _in_plural(row)
+    except ValueError as exc:
+        raise ValueError(f"line {number}: {exc}") from exc

@@ -99,6 +99,7 @@ BROKEN: dict[str, list[dict[str, Any]]] = {
     "no probabilities": [{"probabilities": [0.5, 0.6]}],
     "no confidence": [{"label": 1, "confidence": 2}],
     "no answer": [{"id": 1}],
+    "a name twice": [{"label": 1, "labels": 2}],
     "classes that do not fit": [{"classes": ["a"]}, {"probabilities": [0.5, 0.5]}],
 }
 
@@ -108,6 +109,49 @@ def test_a_file_that_holds_no_answers_is_refused(tmp_path: Path, what: str) -> N
     path = lines(tmp_path / "a.jsonl", *BROKEN[what])
     with pytest.raises(MemberError, match=r"a\.jsonl"):
         answers(path, [0])
+
+
+def test_a_question_about_an_answer_is_found_by_the_input_that_it_is_about(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"id": 1, "label": "no"}, {"id": "x", "label": "yes"})
+    about = {"member": "m@1", "answer": "no"}
+    given = [{"input": {"id": "x"}, **about}, {"input": 1, **about}]
+    given.append({"input": {"input": {"id": "x"}, **about}, **about})
+    assert answers(path, given).labels == ("yes", "no", "yes")
+    np.savez(tmp_path / "a.npz", labels=np.array(["a", "b"]))
+    assert answers(tmp_path / "a.npz", [{"input": {"id": 1}, **about}]).labels == ("b",)
+
+
+def test_names_may_be_in_the_singular_or_the_plural(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", label=np.array(["a", "b"]), id=np.array([5, 6]))
+    assert answers(tmp_path / "a.npz", [6, 5]).labels == ("b", "a")
+    path = lines(tmp_path / "a.jsonl", {"ids": 5, "labels": "a"}, {"ids": 6, "labels": "b"})
+    assert answers(path, [6, 5]).labels == ("b", "a")
+
+
+def test_an_id_that_is_there_twice_is_told_with_its_line(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"classes": ["a"]}, {"id": "x", "label": "a"},
+                 {"id": 7, "label": "a"}, {"id": "x", "label": "a"})  # fmt: skip
+    with pytest.raises(MemberError, match='line 4: the id "x" is that of line 2, too'):
+        answers(path, [7])
+    np.savez(tmp_path / "a.npz", labels=np.array(["a", "b"]), ids=np.array([5, 5]))
+    with pytest.raises(MemberError, match="row 1: the id 5 is that of row 0, too"):
+        answers(tmp_path / "a.npz", [5])
+    np.savez(tmp_path / "a.npz", labels=np.array(["a", "b"]), ids=np.array([5]))
+    with pytest.raises(MemberError, match="1 ids for 2 answers"):
+        answers(tmp_path / "a.npz", [5])
+
+
+def test_other_files_and_lines_are_told_what_is_wanted(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 2)))
+    with pytest.raises(MemberError, match=r"a\.npy: .*np\.savez\('answers\.npz', probabilities="):
+        answers(tmp_path / "a.npy", [0])
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npy").read_bytes())
+    with pytest.raises(MemberError, match=r"this is no \.npz file"):
+        answers(tmp_path / "a.npz", [0])
+    for text, message in (('{"label": 1}\n{', "line 2 is no JSON"), ("\n3", "line 2 is no object")):
+        (tmp_path / "a.jsonl").write_text(text)
+        with pytest.raises(MemberError, match=message):
+            answers(tmp_path / "a.jsonl", [0])
 
 
 def test_pickled_arrays_are_never_loaded(tmp_path: Path) -> None:
