@@ -267,6 +267,8 @@ class FusionStrategy:
     to the same inputs, and a `CombineContext`; it returns `Outputs` to these inputs.
     `fit_outputs(outputs, labels, context, *, ...)`, with the same keywords, learns from examples
     what it needs for that: it returns arrays and JSON by name, which are then `context.fitted`.
+    `answer_of(text, *, ...)`, with the same keywords, is what an answer in words comes to: texts of
+    which it is the same are the same answer, when they are counted or held against labels.
 
     `numerics` is `exact` where only + - * / and square roots are used, in an order that the shape
     decides: the same bits anywhere. `platform` allows for BLAS, SVD, exp and trigonometry. What
@@ -290,6 +292,7 @@ class FusionStrategy:
     is_symmetric: bool = False
     combine_outputs: Callable[..., Any] | None = None
     fit_outputs: Callable[..., Mapping[str, Any]] | None = None
+    answer_of: Callable[..., str] | None = None
     needs_base: bool = False
     takes_base: bool = False
     member_params: tuple[str, ...] = ()
@@ -303,6 +306,7 @@ class FusionStrategy:
             self.survey,
             self.combine_outputs,
             self.fit_outputs,
+            self.answer_of,
         ):
             if function is not None:
                 _check_params(self.name, function, self.params_schema)

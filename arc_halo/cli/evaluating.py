@@ -59,6 +59,12 @@ def read_labelled(path: Path) -> tuple[list[Any], list[Any]]:
                 hint='write {"input": …, "label": …}',
                 code="AH005",
             )
+        if not isinstance(row["label"], str | int | float):
+            raise InvalidInputError(
+                f"{path}:{number}: the label is neither text, number nor truth value",
+                hint='write {"input": …, "label": "cat"}',
+                code="AH004",
+            )
         inputs.append(row["input"])
         labels.append(row["label"])
     if not inputs:

@@ -10,6 +10,7 @@ from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 
 if TYPE_CHECKING:
     from arc_halo.reactors.perplexity import Perplexity
+    from arc_halo.reactors.plans import ReactorPlan
     from arc_halo.reactors.running import RunningReactor
 
 HEADER = ("text", "model", "loss", "perplexity")
@@ -29,11 +30,12 @@ def evaluate_texts(
     cells = [row for path, figures in found for row in _rows(path, figures)]
     facts = {
         "reactor": opened.plan.name,
+        "note": by_token(opened.plan),
         "texts": [{"text": str(path), **figures.as_json()} for path, figures in found],
     }
     render(
         invocation,
-        text=lambda: _print(invocation, cells, found),
+        text=lambda: _print(invocation, opened, cells, found),
         json=lambda: as_json(facts),
         markdown=lambda: markdown_table(HEADER, cells),
     )
@@ -48,6 +50,7 @@ def _rows(path: Path, figures: Perplexity) -> list[tuple[str, ...]]:
 
 def _print(
     invocation: Invocation,
+    opened: RunningReactor,
     cells: Sequence[tuple[str, ...]],
     found: Sequence[tuple[Path, Perplexity]],
 ) -> None:
@@ -58,3 +61,14 @@ def _print(
             f"{path.name}: {each.prediction_count} tokens foretold, in windows of "
             f"{each.window}, at a cost of {each.cost:g} a token{where}"
         )
+    if told := by_token(opened.plan):
+        invocation.console.note(told)
+
+
+def by_token(plan: ReactorPlan) -> str | None:
+    """What to know of figures of a reactor that fuses, or takes, whole answers when it runs."""
+    if plan.level == "tokens":
+        return None
+    does = "asks on" if plan.type == "cascade" else "fuses"
+    whole = "goes by whole answers" if plan.type == "cascade" else "fuses whole answers"
+    return f"{plan.name} was measured as one that {does} token by token; when it runs, it {whole}"

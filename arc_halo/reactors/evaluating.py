@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from arc_halo.errors import ReactorError
-from arc_halo.outputs import Outputs
+from arc_halo.errors import InvalidInputError, ReactorError
+from arc_halo.outputs import Label, Outputs
 from arc_halo.reactors.cascades import best_probability
-from arc_halo.reactors.measuring import decided
+from arc_halo.reactors.measuring import decided, decides_by_text
 from arc_halo.reactors.records import spelt
 from arc_halo.reactors.running import Answer, RunningReactor
 from arc_halo.types import JsonObject
@@ -22,6 +23,8 @@ BINS = 15
 """Of the calibration error, as in Guo et al. (2017)."""
 
 FUSED = "fused"
+LISTED = 10
+"""Classes that an error lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,39 +82,48 @@ class Evaluation:
 class _Tally:
     """What one has answered so far: decisions by input, and how probable it held the truth."""
 
+    answer_of: Callable[[str], str]
     decisions: dict[int, Any] = field(default_factory=dict)
+    right_count: int = 0
     sure: list[tuple[float, bool]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
-    def add(self, indexes: Sequence[int], outputs: Outputs, labels: Sequence[Any]) -> None:
-        found = decided(outputs)
+    def add(self, indexes: Sequence[int], outputs: Outputs, labels: Sequence[Label]) -> None:
+        """Answers to some inputs, and their labels."""
+        found = decided(outputs, self.answer_of)
         if found is None:
             return
         self.decisions.update(zip(indexes, found, strict=True))
+        truths = [self._said(each) for each in labels] if decides_by_text(outputs) else labels
+        right = [answer == truth for answer, truth in zip(found, truths, strict=True)]
+        self.right_count += sum(right)
         if outputs.scores is None or outputs.meaning not in ("probabilities", "logits"):
             return
-        best = best_probability(outputs).tolist()
-        right = [answer == labels[index] for index, answer in zip(indexes, found, strict=True)]
-        self.sure += zip(best, right, strict=True)
-        self.losses += _losses(outputs, [labels[index] for index in indexes])
+        self.sure += zip(best_probability(outputs).tolist(), right, strict=True)
+        self.losses += _losses(outputs, labels)
 
-    def score(self, labels: Sequence[Any]) -> Score:
-        right = sum(answer == labels[index] for index, answer in self.decisions.items())
+    def score(self) -> Score:
         return Score(
             asked=len(self.decisions),
-            right=right,
+            right=self.right_count,
             calibration_error=calibration_error(self.sure) if self.sure else None,
             log_loss=float(np.mean(self.losses)) if self.losses else None,
         )
 
+    def _said(self, label: Label) -> str:
+        """The label as an answer in words: a number as JSON writes it."""
+        return self.answer_of(label if isinstance(label, str) else json.dumps(label))
+
 
 def evaluate(
-    reactor: RunningReactor, inputs: Sequence[Any], labels: Sequence[Any], *, batch: int = BATCH
+    reactor: RunningReactor, inputs: Sequence[Any], labels: Sequence[Label], *, batch: int = BATCH
 ) -> Evaluation:
     """Ask a reactor labelled inputs, some at a time; nothing of it is recorded but the figures.
 
-    Raises what a run raises, and `ReactorError` for answers that decide nothing.
+    Raises what a run raises, `ReactorError` for answers that decide nothing, and
+    `InvalidInputError` for a label that no answer can be.
     """
+    plan, answer_of = reactor.plan, reactor.fuser.answer_of
     tallies: dict[str, _Tally] = {}
     failed: dict[str, int] = {}
     cost = 0.0
@@ -119,38 +131,86 @@ def evaluate(
         indexes = range(start, min(start + batch, len(inputs)))
         answer = reactor.ask([inputs[index] for index in indexes])
         cost += answer.cost
-        _tally(tallies, failed, answer, indexes, labels)
-    voters = [member.model for member in reactor.plan.voters]
+        _check_labels(plan.name, answer, indexes, labels)
+        for name, places, outputs in _answers(answer, indexes):
+            tally = tallies.setdefault(name, _Tally(answer_of))
+            tally.add(places, outputs, [labels[index] for index in places])
+        for asked in answer.members:
+            if asked.outputs is None:
+                failed[asked.member.model] = failed.get(asked.member.model, 0) + 1
+    voters = [member.model for member in plan.voters]
     listed = [name for name in [*voters, FUSED] if name in tallies]
     if not any(tallies[name].decisions for name in listed):
         raise ReactorError(
-            f"{reactor.plan.name}: its answers decide nothing, and cannot be held against labels"
+            f"{plan.name}: its answers decide nothing, and cannot be held against labels"
         )
     return Evaluation(
         inputs=len(inputs),
-        scores={name: tallies[name].score(labels) for name in listed},
+        scores={name: tallies[name].score() for name in listed},
         agreement=_agreement({name: tallies[name].decisions for name in listed if name != FUSED}),
         cost=cost,
         failed=failed,
     )
 
 
-def _tally(
-    tallies: dict[str, _Tally],
-    failed: dict[str, int],
-    answer: Answer,
-    indexes: Sequence[int],
-    labels: Sequence[Any],
-) -> None:
+def _answers(
+    answer: Answer, indexes: Sequence[int]
+) -> Iterator[tuple[str, Sequence[int], Outputs]]:
+    """Who answered which inputs, and what: the members but validators, and the reactor."""
     for asked in answer.members:
-        name = asked.member.model
-        if asked.outputs is None:
-            failed[name] = failed.get(name, 0) + 1
-        elif asked.member.role != "validator":
-            places = [indexes[place] for place in asked.indexes]
-            tallies.setdefault(name, _Tally()).add(places, asked.outputs, labels)
+        if asked.outputs is not None and asked.member.role != "validator":
+            yield asked.member.model, [indexes[place] for place in asked.indexes], asked.outputs
     if answer.outputs is not None:
-        tallies.setdefault(FUSED, _Tally()).add(list(indexes), answer.outputs, labels)
+        yield FUSED, indexes, answer.outputs
+
+
+def _check_labels(
+    reactor: str, answer: Answer, indexes: Sequence[int], labels: Sequence[Label]
+) -> None:
+    """Refuse a label that is nobody's class, and one of another type than all that was decided."""
+    classes: set[Label] = set()
+    are_texts: set[bool] = set()
+    for _, _, outputs in _answers(answer, indexes):
+        if decides_by_text(outputs):
+            return
+        if outputs.scores is not None and outputs.meaning != "vectors":
+            classes |= {*_columns(outputs)}
+        else:
+            are_texts |= {isinstance(each, str) for each in decided(outputs) or ()}
+    if not classes and not are_texts:
+        return
+    for index in indexes:
+        label = labels[index]
+        if label not in classes and isinstance(label, str) not in are_texts:
+            raise _no_class(reactor, index, label, classes)
+
+
+def _no_class(
+    reactor: str, index: int, label: Label, classes: Collection[Label]
+) -> InvalidInputError:
+    said = f"{reactor}: the label {json.dumps(label)} of input {index} is"
+    if not classes:
+        wanted = "a number" if isinstance(label, str) else "a text"
+        return InvalidInputError(
+            f"{said} not {wanted}, as all decisions are",
+            hint="write labels as the members do; `arc-halo reactor run` shows how",
+            code="AH006",
+        )
+    listed = [json.dumps(each) for each in _in_order(classes)]
+    alike = next((each for each in classes if str(each) == str(label)), None)
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return InvalidInputError(
+        f"{said} none of the classes: {', '.join(listed[:LISTED])}{more}",
+        hint="leave out inputs that no member can get right"
+        if alike is None
+        else f"write it as the class is: {json.dumps(alike)}",
+        code="AH006",
+    )
+
+
+def _in_order(labels: Collection[Label]) -> list[Label]:
+    """Numbers as they count, then texts."""
+    return sorted(labels, key=lambda each: (isinstance(each, str), each))
 
 
 def calibration_error(sure: Sequence[tuple[float, bool]], bins: int = BINS) -> float:
@@ -174,8 +234,7 @@ def _losses(outputs: Outputs, labels: Sequence[Any]) -> list[float]:
     """Minus the logarithm of what each true label was held for; infinite where it was ruled out."""
     scores = outputs.scores
     assert scores is not None
-    columns = outputs.classes or tuple(range(scores.shape[1]))
-    places = {label: place for place, label in enumerate(columns)}
+    places = {label: place for place, label in enumerate(_columns(outputs))}
     if any(label not in places for label in labels):
         return []
     picked = scores[np.arange(len(labels)), [places[label] for label in labels]]
@@ -184,6 +243,12 @@ def _losses(outputs: Outputs, labels: Sequence[Any]) -> list[float]:
         losses = top + np.log(np.exp(scores - top[:, None]).sum(axis=1)) - picked
         return [float(each) for each in losses]
     return [-math.log(each) if each > 0 else math.inf for each in picked.tolist()]
+
+
+def _columns(outputs: Outputs) -> Sequence[Label]:
+    """What the columns of scores stand for."""
+    assert outputs.scores is not None
+    return outputs.classes or range(outputs.scores.shape[1])
 
 
 def _agreement(decisions: Mapping[str, Mapping[int, Any]]) -> dict[tuple[str, str], float]:

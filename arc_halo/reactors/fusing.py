@@ -76,6 +76,14 @@ class Fuser:
         with self._naming_failures():
             return fit(outputs, labels, self._context(voices, inputs), **self.params)
 
+    def answer_of(self, text: str) -> str:
+        """What an answer in words comes to, as the strategy has it: by this texts are compared."""
+        comes_to = self.provided.item.answer_of
+        if comes_to is None:
+            return text.strip()
+        with self._naming_failures():
+            return comes_to(text, **self.params)
+
     def _context(self, voices: Sequence[Voice], inputs: Sequence[Any]) -> CombineContext:
         return CombineContext(
             members=tuple(voice.member.model for voice in voices),

@@ -5,7 +5,7 @@ Definitions are in the reference of reactors, with their sources.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +32,20 @@ def metrics_of(run: Run, execution_ms: float) -> list[JsonObject]:
         and each.member.role != "validator"
     ]
     if len(whole) > 1 and count:
-        decisions = [decided(each) for each in whole]
+        decisions = [decided(each, run.fuser.answer_of) for each in whole]
         if all(each is not None for each in decisions):
             found["diversity"] = disagreement([each for each in decisions if each is not None])
             found["coherence"] = 1 - found["diversity"]
     return [{"metric": name, "value": value} for name, value in found.items()]
 
 
-def decided(outputs: Outputs) -> tuple[Any, ...] | None:
+def decided(
+    outputs: Outputs, answer_of: Callable[[str], str] = str.strip
+) -> tuple[Any, ...] | None:
     """What is decided for each input: its label, the class of the best score, or its text.
 
-    None for answers that decide nothing, such as vectors.
+    Of a text it is what `answer_of` says it comes to. None for answers that decide nothing, such
+    as vectors.
     """
     if outputs.labels is not None:
         return outputs.labels
@@ -51,10 +54,16 @@ def decided(outputs: Outputs) -> tuple[Any, ...] | None:
         classes = outputs.classes
         return tuple(best if classes is None else (classes[place] for place in best))
     if outputs.texts is not None:
-        return tuple(text.strip() for text in outputs.texts)
+        return tuple(answer_of(text) for text in outputs.texts)
     if outputs.rankings is not None:
         return tuple(ranking[0] if ranking else None for ranking in outputs.rankings)
     return None
+
+
+def decides_by_text(outputs: Outputs) -> bool:
+    """Whether it is by texts, which may be any, that inputs are decided."""
+    has_scores = outputs.scores is not None and outputs.meaning != "vectors"
+    return outputs.labels is None and not has_scores and outputs.texts is not None
 
 
 def disagreement(decisions: Sequence[Sequence[Any]]) -> float:

@@ -42,6 +42,7 @@ def arc_halo_fusion_strategies() -> Iterator[FusionStrategy]:
         version=1,
         summary="the text whose answer most members give",
         combine_outputs=self_consistency,
+        answer_of=answer_of,
         params_schema=schema(normalize=NORMALIZE),
         numerics="exact",
     )
@@ -73,12 +74,17 @@ def self_consistency(
     )
 
 
+def answer_of(text: str, *, normalize: str) -> str:
+    """What a text says, whatever else it does."""
+    return NORMALIZERS[normalize](text)
+
+
 def _winner(texts: Sequence[str], weights: Sequence[float], normalize: str) -> tuple[str, float]:
     """The winning text, and the weight behind its answer."""
     votes: dict[str, float] = {}
     words: dict[str, str] = {}
     for text, weight in zip(texts, weights, strict=True):
-        answer = NORMALIZERS[normalize](text)
+        answer = answer_of(text, normalize=normalize)
         words.setdefault(answer, text)
         votes[answer] = votes.get(answer, 0.0) + weight
     best = max(votes, key=votes.__getitem__)  # the first of equals, as they came

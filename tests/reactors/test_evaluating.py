@@ -236,6 +236,61 @@ def test_an_evaluation_that_does_not_come_to_its_end_has_failed(
     ]  # fmt: skip
 
 
+def complaint(
+    database: str, capsys: pytest.CaptureFixture[str], data: Path, *rows: dict[str, Any]
+) -> str:
+    data.write_text("\n".join(map(json.dumps, rows)))
+    capsys.readouterr()
+    assert run(["reactor", "eval", "r", "--data", str(data), "--database-url", database]) == 4
+    return capsys.readouterr().err
+
+
+def test_a_label_that_no_answer_can_be_is_refused(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "odd.jsonl"
+    np.savez(directory / "c.npz", probabilities=np.eye(2), classes=["0", "1"])
+    write(directory, strategy="voting", members=[{"model": "c"}])
+    assert run(["apply", "--database-url", database]) == 0
+    right = {"input": 0, "label": "0"}
+    told = complaint(database, capsys, data, right, {"input": 1, "label": 1})
+    assert 'r: the label 1 of input 1 is none of the classes: "0", "1"' in told
+    assert 'hint: write it as the class is: "1"' in told
+    told = complaint(database, capsys, data, right, {"input": 1, "label": "zebra"})
+    assert 'the label "zebra" of input 1 is none of the classes' in told
+    assert "hint: leave out inputs that no member can get right" in told
+    told = complaint(database, capsys, data, right, {"input": 1, "label": ["1"]})
+    assert "odd.jsonl:2: the label is neither text, number nor truth value" in told
+    assert ended(database) == [("failed", None)] * 2
+    np.savez(directory / "c.npz", labels=["0", "1"])
+    told = complaint(database, capsys, data, right, {"input": 1, "label": 1})
+    assert "the label 1 of input 1 is not a text, as all decisions are" in told
+    np.savez(directory / "c.npz", probabilities=np.eye(2))
+    assert "none of the classes: 0, 1" in complaint(database, capsys, data, right)
+
+
+def test_texts_are_right_by_what_the_strategy_takes_for_the_answer(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"a": ["It is 12.", "so 7"], "b": ["= 12.0", "8"], "c": ["twelve", "I say 8"]}
+    for name, texts in said.items():
+        np.savez(directory / f"{name}.npz", texts=texts)
+    rows = [{"input": 0, "label": "12"}, {"input": 1, "label": 8}]
+    (directory / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write(directory, strategy="self_consistency", params={"normalize": "number"})
+    found = evaluated(database, capsys)
+    scores = {name: each["accuracy"] for name, each in found["scores"].items()}
+    assert scores == {"a@1": 0.5, "b@1": 1, "c@1": 0.5, "fused": 1}
+    shares = {tuple(each["members"]): each["share"] for each in found["agreement"]}
+    assert shares == {("a@1", "b@1"): 0.5, ("a@1", "c@1"): 0, ("b@1", "c@1"): 0.5}
+    (directory / "asked").write_text("[0, 1]")
+    assert run(["reactor", "run", "r", "--input", "asked", "--database-url", database]) == 0
+    assert capsys.readouterr().out.splitlines() == ["It is 12.", "8"]
+    with psycopg.connect(database) as conn:
+        measured = conn.execute("SELECT value FROM reactor_metrics WHERE metric = 'coherence'")
+        assert measured.fetchone() == (pytest.approx(1 / 3),)
+
+
 def ended(database: str) -> list[tuple[str, Any]]:
     with psycopg.connect(database) as conn:
         return conn.execute(

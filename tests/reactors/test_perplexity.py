@@ -12,6 +12,7 @@ import pytest
 from chains import Chain, reactor_of
 
 from arc_halo.cli.main import run
+from arc_halo.cli.perplexity import by_token
 from arc_halo.errors import InvalidInputError, ReactorError
 from arc_halo.manifest.params import with_defaults
 from arc_halo.plugins import PluginManager
@@ -111,6 +112,15 @@ def test_only_models_of_bytes_read_what_is_no_text():
         perplexity(reactor_of({"one": Chain(1)}), odd)
     with pytest.raises(InvalidInputError, match="a text is needed, and this is bytes"):
         perplexity(reactor_of({"one": Bytes(1)}), b"abc")
+
+
+def test_who_answers_as_a_whole_is_told_to_be_measured_by_tokens():
+    models = {"one": Chain(1)}
+    assert by_token(reactor_of(models).plan) is None
+    for kind, does in (("cascade", "goes by whole answers"), ("ensemble", "fuses whole answers")):
+        told = by_token(reactor_of(models, kind=kind, level="answers").plan)
+        assert told is not None
+        assert told.endswith(f"token by token; when it runs, it {does}")
 
 
 def test_without_a_text_there_is_nothing_to_measure_on(capsys):
