@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from arc_halo.errors import ArcHaloError, MemberError, NotFoundError, ReactorErr
 from arc_halo.manifest.documents import InteractionSpec
 from arc_halo.manifest.reactors import unfit
 from arc_halo.names import did_you_mean
+from arc_halo.outputs import Outputs
 from arc_halo.plugins import PluginManager
 from arc_halo.reactors.allowing import Allowance
 from arc_halo.reactors.arrays import store_arrays
@@ -24,7 +26,7 @@ from arc_halo.reactors.states import StoredState
 from arc_halo.reactors.tokens import token_models
 from arc_halo.store import builds, models, operations, reactors, tokenizers
 from arc_halo.store.rows import Connection
-from arc_halo.types import JsonObject, RunnerContext, RunningModel, TensorInfo
+from arc_halo.types import JsonObject, RunnerContext, RunningModel, TensorInfo, TokenModel
 from arc_halo.weights.reading import read_array
 from arc_halo.weights.store import WeightStore
 
@@ -37,6 +39,7 @@ def open_reactor(
 
     Raises `NotFoundError`, `ReactorError` for one that does not run, `UnknownPluginError` for a
     strategy or a runner that is not loaded here, and `MemberError` for a model that cannot answer.
+    Where the policy is not `fail`, one whose runner cannot be opened is a member that fails.
     """
     with store.pool.connection() as conn:
         operations.forget_expired(conn)
@@ -142,7 +145,26 @@ def _open(
         # What keeps a database from being read is no fault of the member's.
         if isinstance(exc, ArcHaloError) and not isinstance(exc, MemberError):
             raise
-        raise told(member.model, exc, allowance.cover) from exc
+        error = told(member.model, exc, allowance.cover)
+        if plan.on_failure == "fail":
+            raise error from exc
+        return _Closed(error=error, cause=exc)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Closed:
+    """A member that could not be opened, and fails whenever it is asked."""
+
+    error: MemberError
+    cause: Exception
+
+    def answer(self, inputs: Sequence[Any]) -> Outputs:
+        # Without that its traceback would grow with every run.
+        raise self.cause.with_traceback(None)
+
+    @property
+    def tokens(self) -> TokenModel:
+        raise self.error
 
 
 def _tensors(store: WeightStore, member: Member) -> Iterator[tuple[TensorInfo, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from arc_halo.errors import ReactorError
@@ -78,7 +78,7 @@ def check_quorum(
 ) -> None:
     """Raise `ReactorError` unless enough members answered to each of `count` inputs.
 
-    It says why one of those that were asked did not.
+    It says why one of those that were asked did not, or else who was not asked at all.
     """
     answered: list[set[str]] = [set() for _ in range(count)]
     for voice in voices:
@@ -89,13 +89,22 @@ def check_quorum(
             place = f" to input {index}" if count > 1 else ""
             raise ReactorError(
                 f"{plan.name}: {len(members)} of {len(plan.voters)} members answered{place}, and "
-                f"its quorum is {plan.quorum}{_why(asked)}"
+                f"its quorum is {plan.quorum}{_why(asked) or _unasked(plan, members, index, asked)}"
             )
 
 
 def _why(asked: Sequence[Asked]) -> str:
     told = next((each.error.message for each in asked if each.error is not None), None)
     return f": {told}" if told else ""
+
+
+def _unasked(
+    plan: ReactorPlan, answered: Collection[str], index: int, asked: Sequence[Asked]
+) -> str:
+    known = {*answered, *(each.member.model for each in asked if index in each.indexes)}
+    names = [member.model for member in plan.voters if member.model not in known]
+    are = "was" if len(names) == 1 else "were"
+    return f": {', '.join(names)} {are} not asked, for the domain of the input" if names else ""
 
 
 def _fallback(plan: ReactorPlan, failed: Asked, asked: Sequence[Asked], ask_one: AskOne) -> Asked:

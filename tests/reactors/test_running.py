@@ -344,6 +344,44 @@ def test_a_strategy_that_no_longer_fuses_outputs_is_told(directory: Path, databa
         halo.reactors["r"].run([1])
 
 
+def test_a_member_that_cannot_be_opened_is_one_that_fails(
+    directory: Path, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(directory, run={"on_failure": "skip"})
+    shared = ["--database-url", database]
+    assert run(["apply", *shared]) == 0
+    (directory / "c.npz").unlink()
+    (directory / "questions").write_text("[3]")
+    capsys.readouterr()
+    assert run(["reactor", "run", "r", "--input", "questions", *shared]) == 0
+    assert "left out c@1: c.npz: there is no such file" in capsys.readouterr().err
+    write(directory, run={"on_failure": "fallback", "fallback": "a"})
+    assert run(["apply", *shared]) == 0
+    assert run(["reactor", "run", "r", "--input", "questions", *shared]) == 0
+    write(directory, run={"on_failure": "skip", "level": "tokens"})
+    assert run(["apply", *shared]) == 0
+    capsys.readouterr()
+    assert run(["reactor", "run", "r", "--input", "questions", *shared]) == 1
+    write(directory, run={"on_failure": "skip", "quorum": 3})
+    assert run(["apply", *shared]) == 0
+    assert run(["reactor", "run", "r", "--input", "questions", *shared]) == 1
+    assert "its quorum is 3: c@1: c.npz: there is no such file" in capsys.readouterr().err
+    write(directory)
+    assert run(["apply", *shared]) == 0
+    assert run(["reactor", "run", "r", "--input", "questions", *shared]) == 1
+    assert "error[AH011]: c@1: c.npz: there is no such file" in capsys.readouterr().err
+
+
+def test_a_quorum_that_specialists_leave_open_says_so(directory: Path, database: str) -> None:
+    members = [{"model": "a"}, {"model": "b", "role": "specialist", "domains": ["maths"]}]
+    write(directory, members=members, run={"quorum": 2})
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        halo.reactors["r"].run([{"id": 3, "domain": "maths"}])
+        with pytest.raises(ReactorError, match="b@1 was not asked, for the domain of the input"):
+            halo.reactors["r"].run([{"id": 3, "domain": "maths"}, {"id": 4}])
+
+
 @pytest.mark.parametrize(
     ("text", "inputs"),
     [
