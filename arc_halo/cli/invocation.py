@@ -17,6 +17,9 @@ from arc_halo.errors import UsageError
 if TYPE_CHECKING:
     from arc_halo.project import Project
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 DATABASE_VARIABLES = ("ARC_HALO_DATABASE_URL", "NEON_DATABASE_URL")
 
 Output = Literal["text", "json", "markdown"]

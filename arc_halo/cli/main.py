@@ -18,7 +18,7 @@ from arc_halo.cli.export import export
 from arc_halo.cli.fuse import fuse
 from arc_halo.cli.import_ import import_
 from arc_halo.cli.init import init
-from arc_halo.cli.invocation import Invocation, add_shared_options
+from arc_halo.cli.invocation import INTERRUPTED, Invocation, add_shared_options
 from arc_halo.cli.keys import keys
 from arc_halo.cli.lineage import lineage
 from arc_halo.cli.migrate import migrate
@@ -32,7 +32,7 @@ from arc_halo.cli.tensors import tensors
 from arc_halo.cli.validate import schema, validate
 from arc_halo.errors import ArcHaloError
 
-INTERRUPTED, TERMINATED = 130, 143
+TERMINATED = 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
     import_, export, fuse, reactor, serve, keys, diff,

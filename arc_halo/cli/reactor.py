@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arc_halo.cli.given_texts import read_given, read_inputs
-from arc_halo.cli.invocation import Invocation, render, table
+from arc_halo.cli.invocation import INTERRUPTED, Invocation, render, table
 from arc_halo.errors import NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.outputs import Outputs
     from arc_halo.reactors.fitting import Fitted
-    from arc_halo.reactors.running import Answer
+    from arc_halo.reactors.running import Answer, RunningReactor
     from arc_halo.types import JsonObject
 
 TREND_SPAN = timedelta(days=1)
@@ -56,7 +57,9 @@ def run(invocation: Invocation, name: str, source: Any) -> None:
 
     inputs = read_inputs(read_given(source))
     with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
-        answer = opened.run(inputs)
+        kept = "the run is on record as failed, with what members had answered"
+        with _telling_what_is_kept(invocation, opened, kept):
+            answer = opened.run(inputs)
     facts = answer.as_json()
     render(
         invocation,
@@ -114,10 +117,14 @@ def evaluate(
             hint="give `--data FILE` or `--text FILE`",
         )
     with invocation.open(needs_database=True) as project, project.open_reactor(name) as opened:
-        if data is not None:
-            evaluate_labelled(invocation, opened, data)
-        else:
-            evaluate_texts(invocation, opened, texts, window)
+        kept = "the evaluation is on record as failed, without figures"
+        if len(texts) > 1:
+            kept += "; those of the texts before are on record with theirs"
+        with _telling_what_is_kept(invocation, opened, kept):
+            if data is not None:
+                evaluate_labelled(invocation, opened, data)
+            else:
+                evaluate_texts(invocation, opened, texts, window)
 
 
 @reactor.command("graph")
@@ -249,6 +256,19 @@ def status(invocation: Invocation, name: str | None) -> None:
     )
 
 
+@contextmanager
+def _telling_what_is_kept(
+    invocation: Invocation, opened: RunningReactor, kept: str
+) -> Iterator[None]:
+    """On Ctrl-C say what there is on record, and exit as on any Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        told = "nothing is on record" if opened.plan.record == "none" else kept
+        invocation.console.note(f"interrupted: {told}", "warn")
+        raise click.exceptions.Exit(INTERRUPTED) from exc
+
+
 def _print(invocation: Invocation, answer: Answer) -> None:
     from arc_halo.reactors.measuring import decided
     from arc_halo.sizes import format_count
@@ -264,7 +284,8 @@ def _print(invocation: Invocation, answer: Answer) -> None:
         if len(values) > SHOWN:
             console.print(f"… and {format_count(len(values) - SHOWN, 'more answer')}")
     for member, why in answer.left_out.items():
-        console.note(f"left out {member}: {why}")
+        told = why.removeprefix(f"{member}: ")
+        console.note(f"left out {member}: {told}")
     where = f", recorded as {answer.operation_id}" if answer.operation_id else ""
     console.note(f"{answer.execution_ms:.1f} ms, cost {answer.cost:g}{where}")
 
@@ -298,13 +319,13 @@ def _facts(row: JsonObject) -> JsonObject:
 
 
 def _status_cells(row: JsonObject) -> tuple[str, ...]:
-    mean = row["mean_seconds"]
+    mean = row["mean_run_seconds"]
     return (
         row["reactor_name"],
         row["reactor_type"],
         row["strategy_uses"],
         ", ".join(row["members"]),
-        str(row["operation_count"]),
-        str(row["failed_count"]),
+        str(row["run_count"]),
+        str(row["failed_run_count"]),
         "" if mean is None else f"{1000 * mean:.1f}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 
 from arc_halo.manifest.collect import Names
 from arc_halo.manifest.documents import (
@@ -190,8 +191,10 @@ class ReactorResolver:
         try:
             tuple(TopologicalSorter(waits).static_order())
         except CycleError as exc:
-            path = " -> ".join(exc.args[1])
-            message = f"the interactions go round in a circle: {path}"
+            circle = list(pairwise(exc.args[1]))
+            links = [edge for link in circle for edge in edges if (edge.first, edge.second) == link]
+            said = ", ".join(f"{each.source} {each.kind} {each.target}" for each in links)
+            message = f"the interactions go round in a circle: {said}"
             hint = "break one of these links"
             self.problems.add(found, ("interactions",), "AH021", message, hint, key=True)
 

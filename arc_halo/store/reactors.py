@@ -205,7 +205,17 @@ ORDER BY reactor_name
 """
 
 STATUS = """
-SELECT * FROM v_reactor_status
+SELECT status.*, run.*
+FROM v_reactor_status AS status
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) AS run_count,
+        count(*) FILTER (WHERE x.status = 'failed') AS failed_run_count,
+        (avg(extract(epoch FROM x.finished_at - x.started_at))
+            FILTER (WHERE x.status = 'completed'))::double precision AS mean_run_seconds
+    FROM fusion_operations AS x
+    WHERE x.reactor_id = status.reactor_id AND x.operation_type <> 'evaluation'
+) AS run
 WHERE %(name)s::text IS NULL OR reactor_name = %(name)s
 ORDER BY reactor_name
 """
@@ -333,7 +343,8 @@ def record_merge(
 
 
 def status(conn: Connection, name: str | None = None) -> list[JsonObject]:
-    """The rows of `v_reactor_status`, of one reactor or of all."""
+    """The rows of `v_reactor_status`, of one reactor or of all; and what evaluations have no part
+    in: `run_count`, `failed_run_count` and `mean_run_seconds`."""
     with conn.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(STATUS, {"name": name}).fetchall()
 

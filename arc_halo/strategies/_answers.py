@@ -142,7 +142,7 @@ def fitted(context: CombineContext, *names: str) -> list[Any]:
     """What `reactor fit` has stored by these names. Raises `OutputError` where it has not."""
     if missing := [name for name in names if name not in context.fitted]:
         raise OutputError(
-            f"it has not been fitted: there is no {missing[0]}",
+            f"it has not been fitted: nothing is stored as {missing[0]!r}",
             hint="`arc-halo reactor fit NAME --data FILE` first",
         )
     return [context.fitted[name] for name in names]

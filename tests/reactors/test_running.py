@@ -18,6 +18,7 @@ from arc_halo import connect
 from arc_halo.cli.given_texts import read_inputs
 from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, MemberError, NotFoundError, ReactorError
+from arc_halo.reactors.evaluations import evaluation
 from arc_halo.weights.collecting import collect
 
 CLASSES = ("x", "y", "z")
@@ -380,6 +381,73 @@ def test_a_quorum_that_specialists_leave_open_says_so(directory: Path, database:
         halo.reactors["r"].run([{"id": 3, "domain": "maths"}])
         with pytest.raises(ReactorError, match="b@1 was not asked, for the domain of the input"):
             halo.reactors["r"].run([{"id": 3, "domain": "maths"}, {"id": 4}])
+
+
+def test_status_tells_runs_from_evaluations(directory: Path, database: str) -> None:
+    write(directory)
+    with connect(database, project=directory) as halo:
+        halo.project.apply(halo.project.plan())
+        halo.reactors["r"].run([3])
+        with halo.project.open_reactor("r") as reactor:
+            with evaluation(reactor, None, 1):
+                pass
+            with pytest.raises(KeyError), evaluation(reactor, None, 1):
+                raise KeyError
+        status = halo.reactors.status("r")
+        with halo.project.connection() as conn:
+            row = conn.execute(
+                "SELECT extract(epoch FROM finished_at - started_at)::float8 "
+                "FROM fusion_operations WHERE operation_type = 'ensemble'"
+            ).fetchone()
+    assert (status["run_count"], status["operation_count"]) == (1, 3)
+    assert (status["failed_run_count"], status["failed_count"]) == (0, 1)
+    assert row == (status["mean_run_seconds"],)
+
+
+@pytest.mark.parametrize("record", ["full", "none"])
+def test_ctrl_c_is_told_what_is_on_record(
+    directory: Path,
+    database: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    record: str,
+) -> None:
+    write(directory, strategy="interrupted", run={"record": record})
+    stops = "def stop(outputs, context):\n    raise KeyboardInterrupt\n"
+    provides = '    yield FusionStrategy(name="interrupted", summary="", combine_outputs=stop)\n'
+    changed = PLUGIN.replace(
+        "\n\n@hookimpl\ndef arc_halo_fusion", f"\n\n{stops}\n@hookimpl\ndef arc_halo_fusion"
+    )
+    changed = changed.replace("_strategies():\n", f"_strategies():\n{provides}")
+    (directory / "plugin.py").write_text(changed)
+    shared = ["--database-url", database]
+    assert run(["apply", *shared]) == 0
+    (directory / "questions").write_text("[3]")
+    (directory / "labelled").write_text('{"input": 3, "label": "x"}')
+    capsys.readouterr()
+    assert run(["reactor", "run", "r", "--input", "questions", *shared]) == 130
+    assert run(["reactor", "eval", "r", "--data", "labelled", *shared]) == 130
+    told = capsys.readouterr().err.splitlines()
+    if record == "none":
+        assert told == ["interrupted: nothing is on record"] * 2
+    else:
+        assert told == [
+            "interrupted: the run is on record as failed, with what members had answered",
+            "interrupted: the evaluation is on record as failed, without figures",
+        ]
+
+
+def test_a_circle_is_told_as_it_is_written(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edges = [("a", "b", "feeds_into"), ("c", "b", "validates"), ("c", "a", "augments")]
+    interactions = [{"from": one, "to": two, "kind": kind} for one, two, kind in edges]
+    write(directory, type="hierarchical", interactions=interactions)
+    assert run(["validate"]) == 4
+    said = capsys.readouterr().err
+    assert said.count("go round in a circle") == 1
+    for one, two, kind in edges:
+        assert f"{one}@1 {kind} {two}@1" in said
 
 
 @pytest.mark.parametrize(
