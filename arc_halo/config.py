@@ -82,9 +82,13 @@ def find_project(start: Path) -> Path | None:
 
 
 def redact(text: str) -> str:
-    """`text` with `***` for every password in a URL, a conninfo string or a variable."""
+    """`text` with `***` for every password in a URL, a conninfo string or a variable, for keys in
+    addresses, and for what has the form of a service's key."""
     text = _URL_PASSWORD.sub(r"\1***@", text)
-    return _KEY_PASSWORD.sub(r"\1***", text)
+    text = _KEY_PASSWORD.sub(r"\1***", text)
+    for pattern in SECRET_FORMS:
+        text = pattern.sub(r"\g<before>***", text)
+    return text
 
 
 def parse_size(text: str) -> int:
@@ -108,6 +112,19 @@ _KEY_PASSWORD = re.compile(
     r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)""",
     re.IGNORECASE,
 )
+SECRET_FORMS = (
+    # A user of a web address: where there is no password, the user is often a token.
+    re.compile(r"(?P<before>\bhttps?://)(?P<secret>[^\s:/@?#*]+)(?=@)", re.IGNORECASE),
+    re.compile(
+        r"(?P<before>[?&](?:[\w-]*[_-])?(?:(?:api)?key|token|secret|sig|signature|credential)=)"
+        r"(?P<secret>[^\s&#'\"]+)",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(?P<before>\bBearer )(?P<secret>[\w.~+/=-]{8,})", re.IGNORECASE),
+    re.compile(r"(?P<before>)(?P<secret>\b(?:sk|ah)-(?=[\w-]*\d)[\w-]{8,})", re.ASCII),
+    re.compile(r"(?P<before>)(?P<secret>\b(?:hf|gh[opsu]|xox[abp])[_-]\w[\w-]{15,})", re.ASCII),
+)
+"""What is a secret by its form, wherever it stands; `before` is what tells it."""
 _URL = re.compile(r"postgres(?:ql)?://", re.IGNORECASE)
 _CONNINFO = re.compile(r"\s*[a-z_]+\s*=", re.IGNORECASE)
 _SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,15})?)\s*(?P<unit>[A-Za-z]*)", re.ASCII)

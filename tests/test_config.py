@@ -148,6 +148,10 @@ def test_the_nearest_project_upwards_is_found(tmp_path):
         f"PGPASSWORD={SECRET}",
         f"{{'host': 'db', 'password': '{SECRET}'}}",
         f"sslpassword = {SECRET}",
+        f"https://{SECRET}@example.org/v1",
+        f"https://example.org/v1?model=x&api_key={SECRET}",
+        f"Authorization: Bearer {SECRET}-0123456789",
+        f"the key sk-{SECRET}-0123456789 is wrong",
     ],
 )
 def test_redact_hides_the_password(text):

@@ -21,6 +21,7 @@ from arc_halo.manifest.load import Source
 from arc_halo.manifest.phrases import NOTES, Phrase, Refusal, dotted, phrase_of
 from arc_halo.manifest.positions import Pointer, problem, written
 from arc_halo.manifest.report import MAX_PROBLEMS, with_notice
+from arc_halo.manifest.secrecy import is_hidden
 from arc_halo.types import JsonObject
 
 _AT_THE_KEY = ("additionalProperties", "required")
@@ -93,7 +94,8 @@ def _find(source: Source, error: ValidationError, schema: JsonObject) -> _Findin
         pointer = (*pointer, str(error.instance))
     is_secret = _is_secret(pointer, schema)
     raw = None if is_name else written(source, pointer)
-    refusal = refusal_of(error, pointer, raw, is_name=is_name, is_secret=is_secret)
+    is_covered = is_secret or (not is_name and is_hidden(pointer, error.instance))
+    refusal = refusal_of(error, pointer, raw, is_name=is_name, is_secret=is_covered)
     is_key = is_name or is_secret or refusal.keyword in _AT_THE_KEY
     return _Finding(pointer=pointer, phrase=phrase_of(refusal), is_key=is_key, is_secret=is_secret)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from arc_halo.manifest.phrases import Phrase, phrase_of
 from arc_halo.manifest.positions import Pointer
+from arc_halo.manifest.secrecy import is_hidden
 from arc_halo.types import JsonObject
 
 
@@ -86,4 +87,6 @@ def params_problems(
 
     for error in Validator(schema).iter_errors(params):
         pointer = tuple(error.absolute_path)
-        yield pointer, phrase_of(refusal_of(error, (*place, *pointer)))
+        whole = (*place, *pointer)
+        is_secret = is_hidden(whole, error.instance)
+        yield pointer, phrase_of(refusal_of(error, whole, is_secret=is_secret))

@@ -6,7 +6,7 @@ import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,7 +22,9 @@ from yaml import (
     SequenceStartEvent,
 )
 
+from arc_halo.config import SECRET_FORMS
 from arc_halo.errors import Problem
+from arc_halo.manifest.secrecy import SECRET_NAME, is_hidden, may_hold_secrets
 
 if TYPE_CHECKING:
     from arc_halo.manifest.load import Source
@@ -33,10 +35,14 @@ MAX_SNIPPET: Final = 400
 """Characters of a line that a snippet keeps; a place beyond them has no snippet."""
 
 _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_COVERED = re.compile(r"[^\s\"']")
+_NO_TEXT = re.compile(r"[-+]?\.?\d[\d.eE+-]*|true|false|null|~|")
 _NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _SECRETS = (
     re.compile(r"://[^/?#@\s]*:(?P<secret>\S*)@"),
     re.compile(r"password[\"']?\s*[:=]\s*(?P<secret>[^{\s].*)", re.IGNORECASE),
+    re.compile(rf"(?<![A-Za-z]){SECRET_NAME}[\"']?\s*:\s*(?P<secret>[^{{\s].*)", re.IGNORECASE),
+    *SECRET_FORMS,
 )
 
 
@@ -114,16 +120,17 @@ def locate(source: Source, pointer: Pointer, *, key: bool = False) -> Position:
 
     The nearest ancestor stands in for a value that the file does not have.
     """
-    lines, root = _map(source)
+    lines, root, hidden = _map(source)
     node, name = root.find(pointer)
     if key and name is not None:
         node = name
-    return lines.position(node.start, node.end)
+    place = lines.position(node.start, node.end)
+    return replace(place, snippet=hidden.cover(place.line, place.snippet))
 
 
 def written(source: Source, pointer: Pointer) -> str | None:
     """Return the value at `pointer` as the file has it, quotes included; None if on many lines."""
-    lines, root = _map(source)
+    lines, root, _ = _map(source)
     node, _ = root.find(pointer)
     return lines.text(node.start, node.end)
 
@@ -215,10 +222,57 @@ class _Node:
 
 
 @lru_cache(maxsize=8)
-def _map(source: Source) -> tuple[Lines, _Node]:
+def _map(source: Source) -> tuple[Lines, _Node, _Hidden]:
     """Read a file a second time; the last few are kept, for problems come in crowds."""
     with no_garbage_collection():
-        return Lines(source.text), _read(source.text)
+        lines, root = Lines(source.text), _read(source.text)
+        return lines, root, _Hidden(lines, root)
+
+
+class _Hidden:
+    """The stretches of a file where secrets may stand, by line."""
+
+    def __init__(self, lines: Lines, root: _Node) -> None:
+        self._lines = lines
+        self._stretches: dict[int, list[tuple[int, int]]] = {}
+        self._seen: set[tuple[int, bool]] = set()
+        self._find(root, ())
+
+    def cover(self, number: int, snippet: str | None) -> str | None:
+        """The snippet of a line, with all that may be secret covered."""
+        if snippet is None:
+            return None
+        for start, end in self._stretches.get(number, ()):
+            snippet = snippet[:start] + _COVERED.sub("*", snippet[start:end]) + snippet[end:]
+        return snippet
+
+    def _find(self, node: _Node, pointer: Pointer) -> None:
+        for part, (_, child) in node.children.items():
+            place = (*pointer, part)
+            may_hide = may_hold_secrets(place)
+            if not child.children:
+                text = self._lines.text(child.start, child.end)
+                if may_hide and (text is None or is_hidden(place, _bare(text))):
+                    self._add(child)
+                continue
+            # What an alias repeats has its places once; a bomb of them is walked once.
+            if (known := (id(child.children), may_hide)) not in self._seen:
+                self._seen.add(known)
+                self._find(child, place)
+
+    def _add(self, node: _Node) -> None:
+        for number in range(node.start.line, node.end.line + 1):
+            line = self._lines.line(number + 1)
+            start = node.start.column if number == node.start.line else 0
+            end = node.end.column if number == node.end.line else len(line)
+            self._stretches.setdefault(number + 1, []).append((start, end))
+
+
+def _bare(text: str) -> object:
+    """A scalar as it is written, without its quotes; None for a plain one that is no text."""
+    if text[:1] in ("'", '"'):
+        return text[1:-1]
+    return None if _NO_TEXT.fullmatch(text) else text
 
 
 def span(event: Event) -> tuple[Mark, Mark]:

@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 from yaml import Event, MarkedYAMLError
 
+from arc_halo.config import redact
 from arc_halo.errors import Problem
 from arc_halo.manifest.positions import Lines, Position, problem_at, span
 
@@ -117,7 +118,9 @@ def with_notice(problems: list[Problem], count: int) -> list[Problem]:
 
 
 def shown(text: str, longest: int = 60) -> str:
-    """Return a text quoted for a message: on one line, controls escaped, not too long."""
+    """Return a text quoted for a message: on one line, controls escaped, not too long, and with
+    `***` for what looks like a secret."""
+    text = redact(text)
     return repr(text if len(text) <= longest else text[: longest - 1] + "…")
 
 

@@ -39,6 +39,7 @@ from arc_halo.manifest.reactors import (
     vocabulary_of,
 )
 from arc_halo.manifest.references import References, Registered
+from arc_halo.manifest.secrecy import literal_secrets
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
 from arc_halo.types import JsonObject, Key
@@ -149,6 +150,15 @@ def runner_of(data: JsonObject, plugins: PluginManager) -> JsonObject | None:
     return {"uses": runner["uses"], "params": params}
 
 
+def runner_problems(found: Found, problems: Problems) -> None:
+    """Tell of secrets in the params of a model's runner: what is there is stored, and shown."""
+    params = (found.data.get("runner") or {}).get("params", {})
+    for pointer in literal_secrets(params):
+        message = "a secret may not stand in a manifest"
+        hint = "put it into an environment variable, and name that here, in capitals"
+        problems.add(found, ("runner", "params", *pointer), "AH006", message, hint)
+
+
 def _model_texts(data: JsonObject) -> Iterator[str]:
     """Every reference to a model that a file holds."""
     for model in data.get("models", {}).values():
@@ -217,6 +227,7 @@ class _Resolver:
         return self._declaration(STRATEGY, found, spec)
 
     def _model(self, found: Found) -> Declaration | None:
+        runner_problems(found, self.problems)
         architecture = self.files.architecture(found)
         weights = self._weights(found)
         spec = ModelSpec(
@@ -247,6 +258,7 @@ class _Resolver:
         reactor = self.names.producers[found.name]
         spec = self.specs.get(reactor.name)
         model = self._like(found.name, set())
+        runner_problems(found, self.problems)
         if spec is None or model is None:
             return None
         kind, architecture = model

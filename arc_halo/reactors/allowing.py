@@ -61,7 +61,7 @@ class Allowance:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORTS.get(parts.scheme)
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-            raise MemberError(f"{url}: this is no http address", code="AH006")
+            raise MemberError(f"{redact(url)}: this is no http address", code="AH006")
         allowed = {each.lower() for each in self.hosts}
         if parts.hostname not in allowed and f"{parts.hostname}:{port}" not in allowed:
             raise MemberError(

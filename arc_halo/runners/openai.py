@@ -18,6 +18,10 @@ from arc_halo.runners._requests import Endpoint, covered_logs
 from arc_halo.types import JsonObject, ModelRunner, RunnerContext
 
 VARIABLE = "^[A-Za-z_][A-Za-z0-9_]*$"
+KEY_NOTES: JsonObject = {
+    "noun": "the name of an environment variable",
+    "hint": "put the key into an environment variable, and write key: {env: NAME}",
+}
 
 PARAMS: JsonObject = {
     "type": "object",
@@ -28,6 +32,10 @@ PARAMS: JsonObject = {
             "type": "string",
             "pattern": r"^https?://[^@?#\s]+$",
             "description": "The API's base address, such as https://api.openai.com/v1.",
+            "x-arc-halo": {
+                "noun": "an http address without user, password, query and fragment",
+                "hint": "write https://HOST/PATH; a key is named beside it: key: {env: NAME}",
+            },
         },
         "model": {
             "type": "string",
@@ -38,15 +46,17 @@ PARAMS: JsonObject = {
             "type": ["object", "null"],
             "additionalProperties": False,
             "required": ["env"],
-            "properties": {"env": {"type": "string", "pattern": VARIABLE}},
+            "properties": {"env": {"type": "string", "pattern": VARIABLE, "x-arc-halo": KEY_NOTES}},
             "default": None,
             "description": "The environment variable that holds the key: `{env: NAME}`.",
+            "x-arc-halo": KEY_NOTES,
         },
         "key_env": {
             "type": ["string", "null"],
             "pattern": VARIABLE,
             "default": None,
             "description": "The same, in one word: `NAME`.",
+            "x-arc-halo": KEY_NOTES,
         },
         "api": {
             "type": "string",

@@ -485,6 +485,16 @@ def test_a_password_is_refused_and_never_repeated(text):
     assert "hunter" not in repr(problems)
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://id:hunter2@bucket", "s3://id:hun/ter2@bucket", "s3://b/p?secret=hunter2"]
+)
+def test_the_place_of_bodies_holds_no_secret(url):
+    (problem,) = problems_of(project(f"storage: {{bodies: {{store: postgres, url: '{url}'}}}}\n"))
+    assert problem.code == "AH006"
+    assert "it holds more than a place" in problem.message
+    assert "ter2" not in repr(problem)
+
+
 def test_a_password_in_an_address_is_told_from_other_mistakes():
     _, code, message, hint = told(project("database: 'postgresql://ada:hunter2@db/halo'\n"))
     assert (code, message) == ("AH006", "database: a password may not stand in a manifest")
