@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.store.keys import ApiKey
@@ -169,4 +169,10 @@ def _check_text(text: str, what: str) -> None:
 def _period(text: str) -> timedelta:
     from arc_halo.cli.tensors.gc import parse_grace
 
-    return parse_grace(text)
+    period = parse_grace(text)
+    if not period:
+        raise UsageError(
+            f"a key that expires after {text.strip()} is never good",
+            hint="write 24h or 30d, or leave `--expires` out for a key that is good for ever",
+        )
+    return period

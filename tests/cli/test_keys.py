@@ -121,3 +121,12 @@ def test_the_program_does_without_what_serves() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("time", ["0", "0h", "00d"])
+def test_a_key_that_is_never_good_is_not_made(call, database, time):
+    code, out, err = call("keys", "create", "brief", "--expires", time)
+    assert (code, out) == (64, "")
+    assert f"a key that expires after {time} is never good" in err
+    with psycopg.connect(database) as conn:
+        assert conn.execute("SELECT count(*) FROM api_keys").fetchone() == (0,)
