@@ -69,7 +69,7 @@ def serve(
     Examples:
       arc-halo keys create laptop
       arc-halo serve
-      arc-halo serve --host 0.0.0.0 --port 80 --reactor digits --reactor story
+      arc-halo serve --host 0.0.0.0 --port 80 --reactor digits --reactor chorus
     """
     try:
         from arc_halo.serving import running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
@@ -138,15 +138,17 @@ class RunningReactor:
         ]
         return self.fuser.learn(voices, inputs, labels)
 
-    def stream(self, given: Any, *, tenant: str = "") -> Iterator[str]:
-        """Answer one input with a text, piece by piece, as it is written.
+    def stream(self, given: Any, *, tenant: str = "") -> Generator[str, None, Answer]:
+        """Answer one input with a text, piece by piece, as it is written; what the generator
+        returns is the answer as `run` gives it.
 
         One whose members answer as a whole gives its text in one piece. Raises what `run` does, and
         `OutputError` where the answer is no text; whoever stops listening ends the run.
         """
         if self.plan.level != "tokens":
-            yield _text(self.plan.name, self.run([given], tenant=tenant))
-            return
+            answer = self.run([given], tenant=tenant)
+            yield _text(self.plan.name, answer)
+            return answer
         run = self.new_run([given])
         operation_id = self._begin([given], tenant)
         started = time.perf_counter()
@@ -155,7 +157,9 @@ class RunningReactor:
         except BaseException as exc:
             self._finish(operation_id, run, None, 1000 * (time.perf_counter() - started), exc)
             raise
-        self._finish(operation_id, run, answered, 1000 * (time.perf_counter() - started), None)
+        execution_ms = 1000 * (time.perf_counter() - started)
+        self._finish(operation_id, run, answered, execution_ms, None)
+        return _answer(run, answered, execution_ms, operation_id)
 
     def new_run(self, inputs: Sequence[Any]) -> Run:
         """A batch of inputs that nobody was asked yet. `InvalidInputError` for one without any."""

@@ -92,7 +92,8 @@ def _messages(given: Any) -> list[JsonObject]:
         for each in messages
     )
     if not is_chat or not messages:
-        raise MemberError("its `messages` are no list of {role, content}", hint=EXPECTED)
+        message = "its `messages` are no list of {role, content}"
+        raise MemberError(message, hint=EXPECTED, code="AH006")
     return messages
 
 
@@ -106,7 +107,8 @@ def _question(given: Any) -> str:
         if found is not None:
             question = _question(found) if isinstance(found, dict) else _plain(found)
             return question + judged_text(given)
-    raise MemberError(f"{type(given).__name__} is no question to a language model", hint=EXPECTED)
+    message = f"{type(given).__name__} is no question to a language model"
+    raise MemberError(message, hint=EXPECTED, code="AH006")
 
 
 def _text(content: Any) -> str:

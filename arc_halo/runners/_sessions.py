@@ -61,7 +61,7 @@ class ModuleTokens:
         """Read texts: those of one length together, so that none is padded."""
         for prompt in prompts:
             if not prompt:
-                raise MemberError("an empty prompt has nothing to go on with")
+                raise MemberError("an empty prompt has nothing to go on with", code="AH007")
         return ModuleSession(self, prompts)
 
     def check_length(self, count: int) -> None:

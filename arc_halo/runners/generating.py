@@ -56,9 +56,14 @@ class Text:
         self._limit = decoding.max_tokens
         if context_length is not None:
             self._limit = min(self._limit, context_length - prompt_count)
+        if prompt_count < 1:
+            raise MemberError("an empty prompt has nothing to go on with", code="AH007")
         if self._limit < 1:
             raise MemberError(
-                f"the prompt has {prompt_count} tokens, and the model takes {context_length} in all"
+                f"the prompt has {prompt_count} tokens, and the model takes {context_length} "
+                "in all",
+                hint="ask less",
+                code="AH007",
             )
 
     @property
@@ -213,7 +218,9 @@ def prompt_of(given: Any) -> str:
                 parts = [prompt_of(found) + judged_text(given), answers_text(given)]
                 return "\n\n".join(part for part in parts if part)
     raise MemberError(
-        "an input is no text", hint="give a text, or a mapping with `prompt`, `input` or `messages`"
+        "an input is no text",
+        hint="give a text, or a mapping with `prompt`, `input` or `messages`",
+        code="AH006",
     )
 
 

@@ -174,11 +174,13 @@ def open_openai(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """One answer of the service: its text, its mean token's probability, and what it counted."""
+    """One answer of the service: its text, its mean token's probability, what it counted, and why
+    the text ended."""
 
     text: str
     confidence: float | None
     usage: JsonObject
+    finish_reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +214,10 @@ class Asking:
         return Outputs(
             texts=tuple(each.text for each in said),
             confidence=np.asarray(sure) if sure and len(sure) == len(said) else None,
-            details={"usage": _added([each.usage for each in said])},
+            details={
+                "usage": _added([each.usage for each in said]),
+                "finish_reason": [each.finish_reason for each in said],
+            },
         )
 
     def _ask(self, given: Any, deadline: float | None) -> Said:
@@ -231,11 +236,12 @@ class Asking:
             text, choice = None, {}
         if not isinstance(text, str):
             raise MemberError("its answer has no text", hint="see `api`: chat or completions")
-        usage = found.get("usage")
+        usage, reason = found.get("usage"), choice.get("finish_reason")
         return Said(
             text=self.endpoint.cover(text),
             confidence=_confidence(choice.get("logprobs")),
             usage=usage if isinstance(usage, dict) else {},
+            finish_reason=self.endpoint.cover(reason) if isinstance(reason, str) else None,
         )
 
 

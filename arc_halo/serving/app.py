@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -16,29 +16,30 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from arc_halo.errors import ReactorError
+from arc_halo.errors import InvalidInputError, ReactorError
 from arc_halo.names import did_you_mean
 from arc_halo.reactors.running import Answer, RunningReactor
 from arc_halo.serving.metrics import CONTENT_TYPE, Metrics
 from arc_halo.serving.protocol import (
     DONE,
-    Api,
     Events,
-    Question,
-    Refusal,
     answer_events,
     answer_json,
+    ending,
     failed_event,
     model_json,
     models_json,
-    parse_question,
+    texts_of,
 )
+from arc_halo.serving.questions import Api, Question, Refusal, parse_question
 from arc_halo.store.keys import ApiKey
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEY_CHECKS = 4
 """Keys that are looked up at once: each takes a connection of the database."""
 CLIENT_GONE = 499
+NO_QUESTION = ("AH006", "AH007")
+"""Codes of errors that are about what was asked, and not about who answers."""
 NOT_STORED = {"Cache-Control": "no-store"}
 
 
@@ -178,8 +179,19 @@ async def _run(
 
     try:
         answer = await to_thread.run_sync(run, limiter=service.turns)
-    except ReactorError as exc:
-        raise Refusal(502, service.cover(exc.message), code=exc.error_code) from exc
+    except (ReactorError, InvalidInputError) as exc:
+        raise _failed(service, exc) from exc
+    return _told(service, question, answer)
+
+
+def _failed(service: Service, exc: ReactorError | InvalidInputError) -> Refusal:
+    """A reactor that does not answer; it may be for the question."""
+    status = 400 if exc.error_code in NO_QUESTION else 502
+    return Refusal(status, service.cover(exc.message), code=exc.error_code)
+
+
+def _told(service: Service, question: Question, answer: Answer) -> Answer:
+    """An answer as it is told to who asked; members that failed are counted."""
     service.metrics.count_failed(question.model, answer.left_out)
     # Why members failed they say themselves, in words that nobody has looked at.
     told = {member: service.cover(why) for member, why in answer.left_out.items()}
@@ -203,17 +215,23 @@ async def _live(
 
 
 async def _live_events(
-    service: Service, question: Question, pieces: Iterator[str], piece: str | None, turn: object
+    service: Service,
+    question: Question,
+    pieces: Generator[str, None, Answer],
+    piece: str | Answer,
+    turn: object,
 ) -> AsyncIterator[str]:
     """Events of one text. Who stops listening ends the run, and that is written down."""
     events = Events(question)
     try:
         for event in events.begin(0):
             yield event
-        while piece is not None:
+        while isinstance(piece, str):
             yield events.piece(0, piece)
             piece = await _next(service, pieces)
-        yield events.end(0)
+        answer = _told(service, question, piece)
+        for event in ending(question, events, answer, texts_of(answer, 1), 0):
+            yield event
         yield DONE
     except Refusal as exc:
         yield failed_event(exc)
@@ -223,23 +241,26 @@ async def _live_events(
         service.turns.release_on_behalf_of(turn)
 
 
-async def _next(service: Service, pieces: Iterator[str]) -> str | None:
-    """The next piece; None at the end."""
+async def _next(service: Service, pieces: Generator[str, None, Answer]) -> str | Answer:
+    """The next piece; at the end what it all comes to."""
 
-    def take() -> str | None:
+    def take() -> str | Answer:
         with service.underway:
-            return next(pieces, None)
+            try:
+                return next(pieces)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
 
     try:
         return await to_thread.run_sync(take)
     except ReactorError as exc:
-        raise Refusal(502, service.cover(exc.message), code=exc.error_code) from exc
+        raise _failed(service, exc) from exc
 
 
-def _close(service: Service, pieces: Iterator[str]) -> None:
+def _close(service: Service, pieces: Generator[str, None, Answer]) -> None:
     with service.underway:
-        if isinstance(pieces, Generator):
-            pieces.close()
+        pieces.close()
 
 
 def _response(question: Question, answer: Answer) -> Response:

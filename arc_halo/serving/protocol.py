@@ -1,114 +1,33 @@
-"""OpenAI's forms: what is asked in a request, and how answers and errors are written."""
+"""OpenAI's forms: how answers are written, as one document and as events."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
-from arc_halo.names import is_storable
 from arc_halo.outputs import Outputs
 from arc_halo.reactors.measuring import decided
 from arc_halo.reactors.running import Answer
+from arc_halo.serving.counting import Reason, reasons_of, usage_of
+from arc_halo.serving.questions import Question, Refusal
 from arc_halo.types import JsonObject
 
-Api = Literal["chat", "completions"]
-
-NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (),
-    "function_call": ("none", "auto"),
-    "functions": (),
-    "logprobs": (),
-    "modalities": (["text"],),
-    "n": (1,),
-    "response_format": ({"type": "text"},),
-    "suffix": (),
-    "tool_choice": ("none", "auto"),
-    "tools": (),
-    "top_logprobs": (),
-}
-"""Fields that ask for another form of answer, with the values that do not; others are refused.
-`temperature` and its like are the business of members, and are passed over."""
 PIECE = re.compile(r".{1,64}(?:\s+|\Z)|.{1,64}", re.DOTALL)
-COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
-
-
-class Refusal(Exception):
-    """A request that is answered with an error, in OpenAI's form."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
-        self.retry_after = retry_after
-
-    def as_json(self) -> JsonObject:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What a request asks of which reactor; `inputs` are the reactor's."""
-
-    api: Api
-    model: str
-    inputs: Sequence[Any]
-    is_streamed: bool
-    wants_usage: bool
-
-
-def parse_question(api: Api, body: bytes) -> Question:
-    """The question of a request's body. Raises `Refusal` for one that cannot be answered."""
-    document = _document(body)
-    model = document.get("model")
-    if not isinstance(model, str):
-        raise Refusal(400, "`model` is missing: the name of a reactor", param="model")
-    for name, harmless in NOT_OFFERED.items():
-        if (value := document.get(name)) and value not in harmless:
-            raise Refusal(400, f"`{name}` is not offered here", param=name, code="unsupported")
-    options = document.get("stream_options")
-    return Question(
-        api=api,
-        model=model,
-        inputs=[_chat(document)] if api == "chat" else _prompts(document),
-        is_streamed=document.get("stream") is True,
-        wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
-    )
 
 
 def answer_json(question: Question, answer: Answer) -> JsonObject:
     """An answer as one document."""
     choices = []
-    for index, text in enumerate(texts_of(answer, len(question.inputs))):
+    texts = texts_of(answer, len(question.inputs))
+    for index, (text, reason) in enumerate(zip(texts, reasons_of(answer, texts), strict=True)):
         said: JsonObject = {"text": text}
         if question.api == "chat":
             said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choices.append({"index": index, **said, "logprobs": None, "finish_reason": "stop"})
+        choices.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
     name = "chat.completion" if question.api == "chat" else "text_completion"
     return {
         **_head(question, answer.operation_id, name),
@@ -122,6 +41,8 @@ class Events:
     """An answer as server-sent events, in OpenAI's form; `operation` is its number on record."""
 
     def __init__(self, question: Question, operation: UUID | None = None) -> None:
+        # As OpenAI has it: where usage is wanted, all events but the last have none yet.
+        self._unknown: JsonObject = {"usage": None} if question.wants_usage else {}
         self._is_chat = question.api == "chat"
         name = "chat.completion.chunk" if self._is_chat else "text_completion"
         self._head = _head(question, operation, name)
@@ -134,8 +55,8 @@ class Events:
     def piece(self, index: int, text: str) -> str:
         return self._event(index, {"content": text})
 
-    def end(self, index: int, **more: Any) -> str:
-        return self._event(index, {}, "stop", **more)
+    def end(self, index: int, reason: Reason, **more: Any) -> str:
+        return self._event(index, {}, reason, **more)
 
     def usage(self, usage: Mapping[str, int]) -> str:
         return _event({**self._head, "choices": [], "usage": usage})
@@ -143,7 +64,7 @@ class Events:
     def _event(self, index: int, delta: JsonObject, finish: str | None = None, **more: Any) -> str:
         said = {"delta": delta} if self._is_chat else {"text": delta.get("content", "")}
         choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
-        return _event({**self._head, "choices": [choice], **more})
+        return _event({**self._head, "choices": [choice], **self._unknown, **more})
 
 
 DONE = "data: [DONE]\n\n"
@@ -157,11 +78,19 @@ def answer_events(question: Question, answer: Answer) -> Iterator[str]:
         yield from events.begin(index)
         for piece in pieces(text):
             yield events.piece(index, piece)
-        is_last = index == len(texts) - 1
-        yield events.end(index, **({"arc_halo": _facts(answer)} if is_last else {}))
-    if question.wants_usage:
-        yield events.usage(usage_of(answer))
+        yield from ending(question, events, answer, texts, index)
     yield DONE
+
+
+def ending(
+    question: Question, events: Events, answer: Answer, texts: Sequence[str], index: int
+) -> Iterator[str]:
+    """How one of the texts ends; with the last one, what is said of them all."""
+    reason = reasons_of(answer, texts)[index]
+    is_last = index == len(texts) - 1
+    yield events.end(index, reason, **({"arc_halo": _facts(answer)} if is_last else {}))
+    if is_last and question.wants_usage:
+        yield events.usage(usage_of(answer))
 
 
 def failed_event(refusal: Refusal) -> str:
@@ -200,19 +129,6 @@ def texts_of(answer: Answer, count: int) -> list[str]:
     return [_plain(row) for row in rows]
 
 
-def usage_of(answer: Answer) -> dict[str, int]:
-    """The tokens that members' services counted; 0 where none does."""
-    found = [each.outputs.details.get("usage") for each in answer.members if each.outputs]
-    return {
-        name: sum(
-            each[name]
-            for each in found
-            if isinstance(each, dict) and isinstance(each.get(name), int)
-        )
-        for name in COUNTS
-    }
-
-
 def _values(outputs: Outputs) -> Sequence[Any]:
     if outputs.texts is not None:
         return outputs.texts
@@ -248,62 +164,3 @@ def _facts(answer: Answer) -> JsonObject:
 
 def _event(document: JsonObject) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _document(body: bytes) -> JsonObject:
-    """The JSON object of a body, of values that the database can keep."""
-    try:
-        found = json.loads(body, parse_constant=_no_number, parse_float=_finite)
-        is_kept = isinstance(found, dict) and _is_storable(found)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "the body is no JSON") from None
-    if not is_kept:
-        raise Refusal(400, "the body is no JSON object, or has NUL characters in it")
-    document: JsonObject = found
-    return document
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(name)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
-
-
-def _is_storable(value: Any) -> bool:
-    if isinstance(value, str):
-        return is_storable(value)
-    if isinstance(value, dict):
-        return all(is_storable(key) and _is_storable(each) for key, each in value.items())
-    return all(map(_is_storable, value)) if isinstance(value, list) else True
-
-
-def _chat(document: JsonObject) -> JsonObject:
-    """The input of a chat: its messages, and what the user said last."""
-    messages = document.get("messages")
-    is_chat = isinstance(messages, list) and all(
-        isinstance(each, dict) and isinstance(each.get("role"), str) and "content" in each
-        for each in messages
-    )
-    if not messages or not is_chat:
-        raise Refusal(400, "`messages` is no list of {role, content}", param="messages")
-    said = [each["content"] for each in messages if each["role"] == "user"]
-    return {"messages": messages, "input": _text(said[-1]) if said else ""}
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        parts = [each.get("text") for each in content if isinstance(each, dict)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
-
-
-def _prompts(document: JsonObject) -> list[str]:
-    prompt = document.get("prompt")
-    found = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(found, list) or not found or not all(isinstance(p, str) for p in found):
-        raise Refusal(400, "`prompt` is neither a text nor a list of texts", param="prompt")
-    return found

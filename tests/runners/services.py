@@ -60,7 +60,7 @@ class Service:
             choice = {"text": f"re: {body['prompt']}"}
             if self.logprobs and body.get("logprobs"):
                 choice["logprobs"] = {"token_logprobs": self.logprobs}
-        return {"choices": [{"index": 0, **choice}], "usage": usage}
+        return {"choices": [{"index": 0, "finish_reason": "length", **choice}], "usage": usage}
 
 
 @contextmanager

@@ -128,8 +128,9 @@ def test_without_logprobs_there_is_no_confidence(open_service):
 
 def test_tokens_are_counted_over_the_batch(open_service):
     with open_service() as running:
-        usage = running.answer(["a", "b", "c"]).details["usage"]
-    assert usage == {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
+        details = running.answer(["a", "b", "c"]).details
+    usage = {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
+    assert details == {"usage": usage, "finish_reason": ["length"] * 3}
 
 
 def test_an_empty_batch_asks_nobody(service, open_service):

@@ -47,7 +47,7 @@ def open_letters(context):
 class Letters:
     vocabulary = Vocabulary(size=27, tokenizer="letters")
     end_tokens = frozenset({26})
-    context_length = None
+    context_length = 40
 
     @property
     def tokens(self):

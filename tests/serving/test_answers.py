@@ -107,6 +107,45 @@ def test_a_text_that_is_written_token_by_token_is_streamed_as_it_is_written(site
     assert rows == [("completed", "acme", '["defghijklmno"]')] * 2
 
 
+LETTERS = [
+    ({"prompt": "c"}, "defghijklmno", "length", 1, 12),
+    ({"prompt": "v"}, "wxyz", "stop", 1, 4),
+]
+
+
+@pytest.mark.parametrize(("asked", "text", "reason", "prompt", "completion"), LETTERS)
+def test_why_a_text_ended_and_its_tokens_are_told(site, asked, text, reason, prompt, completion):
+    client = site.client()
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    whole = client.completions.create(model="letters", **asked)
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == (text, reason)
+    assert whole.usage.model_dump(include=set(usage)) == usage
+    events = list(
+        client.completions.create(
+            model="letters", stream=True, stream_options={"include_usage": True}, **asked
+        )
+    )
+    *before, last = events
+    assert [each.choices[0].finish_reason for each in before] == [None] * (len(before) - 1) + [
+        reason
+    ]
+    assert all(each.usage is None for each in before)
+    assert (last.choices, last.usage.model_dump(include=set(usage))) == ([], usage)
+    assert before[-1].arc_halo["operation"]
+
+
+def test_usage_is_streamed_only_where_it_is_wanted(site):
+    for model in ("letters", "echo"):
+        body = {"model": model, "prompt": "c", "stream": True}
+        assert '"usage"' not in site.post("/v1/completions", json=body).text
+        asked = site.post("/v1/completions", json={**body, "stream_options": {}})
+        assert '"usage"' not in asked.text
+
+
 def test_who_stops_listening_ends_the_run_and_the_next_one_is_answered(site):
     stream = site.client().completions.create(model="letters", prompt="a", stream=True)
     next(iter(stream))
@@ -215,13 +254,29 @@ def test_a_reactor_that_fails_is_a_bad_gateway_and_names_no_secret(site):
         ("chat/completions", b"{}", "`model` is missing"),
         ("chat/completions", b'{"model": "echo"}', "`messages`"),
         ("chat/completions", b'{"model": "echo", "messages": []}', "`messages`"),
-        ("chat/completions", b'{"model": "echo", "messages": ["x"]}', "`messages`"),
+        ("chat/completions", b'{"model": "echo", "messages": ["x"]}', "`messages[0]`"),
         ("completions", b'{"model": "echo", "prompt": [1, 2]}', "`prompt`"),
         ("completions", b'{"model": "echo", "prompt": "x", "n": 2}', "`n` is not offered"),
         ("completions", b'{"model": "echo", "prompt": "x", "logprobs": true}', "`logprobs`"),
         ("chat/completions", b'{"model": "echo", "tools": [{}]}', "`tools`"),
+        ("completions", b'{"model": "echo", "prompt": "x", "stream": "yes"}', "`stream`"),
+        (
+            "completions",
+            b'{"model": "echo", "prompt": "x", "stream_options": {"include_usage": true}}',
+            "only for `stream: true`",
+        ),
+        (
+            "completions",
+            b'{"model": "echo", "prompt": "x", "stream": true, "stream_options": [1]}',
+            "`stream_options` is no object",
+        ),
+        (
+            "completions",
+            b'{"model": "echo", "prompt": "x", "x": %s}' % (b"[" * 99 + b"]" * 99),
+            "64 deep",
+        ),
     ],
-    ids=range(14),
+    ids=range(18),
 )
 def test_what_makes_no_sense_is_refused_and_not_asked(site, path, body, message):
     headers = {"Content-Type": "application/json"}
@@ -230,6 +285,49 @@ def test_what_makes_no_sense_is_refused_and_not_asked(site, path, body, message)
     assert message in response.json()["error"]["message"]
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert site.rows("SELECT count(*) FROM fusion_operations") == [(0,)]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(("prompt", "told"), [("", "an empty prompt"), ("a" * 41, "has 41 tokens")])
+def test_a_question_that_no_member_can_take_is_a_bad_request(site, prompt, told, is_streamed):
+    body = {"model": "letters", "prompt": prompt, "stream": is_streamed}
+    response = site.post("/v1/completions", json=body)
+    assert response.status_code == 400
+    assert told in response.json()["error"]["message"]
+    assert response.json()["error"]["code"] == "AH007"
+
+
+TEXT, IMAGE = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "told"),
+    [
+        ({"role": 1, "content": "x"}, "messages[1]", "no {role, content}"),
+        ({"role": "wizard", "content": "x"}, "messages[1].role", "known are system"),
+        ({"role": "user"}, "messages[1].content", "neither a text"),
+        ({"role": "user", "content": 3}, "messages[1].content", "neither a text"),
+        ({"role": "user", "content": []}, "messages[1].content", "neither a text"),
+        ({"role": "user", "content": [TEXT, IMAGE]}, "messages[1].content[1]", "'image_url'"),
+        ({"role": "user", "content": [{**TEXT, "text": 3}]}, "messages[1].content[0]", "no {type"),
+        ({"role": "user", "content": ["x"]}, "messages[1].content[0]", "no {type"),
+    ],
+    ids=range(8),
+)
+def test_messages_that_are_no_texts_are_refused_by_their_place(site, message, param, told):
+    response = site.post(json={"model": "echo", "messages": [*HELLO, message]})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert told in error["message"]
+
+
+def test_parts_of_a_message_that_are_texts_are_one_text(site):
+    messages = [
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": [TEXT, {**TEXT, "text": "b"}]},
+    ]
+    answer = site.client().chat.completions.create(model="echo", messages=messages)
+    assert answer.choices[0].message.content == "you said ab"
 
 
 def test_what_changes_nothing_may_be_said(site):

@@ -13,16 +13,10 @@ from arc_halo.outputs import Outputs
 from arc_halo.reactors.asking import Asked
 from arc_halo.reactors.plans import Member
 from arc_halo.reactors.running import Answer
+from arc_halo.serving.counting import reasons_of, usage_of
 from arc_halo.serving.metrics import BOUNDS, Metrics
-from arc_halo.serving.protocol import (
-    Question,
-    Refusal,
-    answer_events,
-    answer_json,
-    parse_question,
-    texts_of,
-    usage_of,
-)
+from arc_halo.serving.protocol import answer_events, answer_json, texts_of
+from arc_halo.serving.questions import Question, Refusal, parse_question
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -126,6 +120,45 @@ def test_usage_is_what_members_count_and_nothing_else():
         "completion_tokens": 0,
         "total_tokens": 7,
     }
+
+
+def test_tokens_are_counted_input_by_input_too():
+    counted = {"prompt_tokens": [3, 4], "completion_tokens": [5, None]}
+    outputs = Outputs(texts=("a", "b"), details=counted)
+    members = (Asked(member=member("m@1"), indexes=(0, 1), outputs=outputs),)
+    expected = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    assert usage_of(answer(outputs, members=members)) == expected
+    # Fused token by token: the answer counts, its members do not.
+    silent = (Asked(member=member("m@1"), indexes=(0, 1), outputs=Outputs(texts=("a", "b"))),)
+    assert usage_of(answer(outputs, members=silent)) == expected
+
+
+def cut(indexes, texts, *reasons):
+    outputs = Outputs(texts=texts, details={"finish_reason": list(reasons)})
+    return Asked(member=member(f"m{indexes}@1"), indexes=indexes, outputs=outputs)
+
+
+def test_a_text_was_cut_if_it_was_for_a_member_that_wrote_it():
+    members = (
+        cut((0, 1, 2), ("a", "b", "c"), "stop", "length", "length"),
+        cut((2, 3), ("x", "d"), "length", "content_filter"),
+        cut((0,), ("a",), "whatever"),
+    )
+    texts = ["a", "b", "z", "d"]
+    found = reasons_of(answer(Outputs(texts=tuple(texts)), members=members), texts)
+    assert found == ["stop", "length", "stop", "content_filter"]
+
+
+def test_members_side_by_side_are_cut_where_one_of_them_is():
+    members = (cut((0, 1), ("a", "b"), "stop", "length"), cut((0,), ("x",), None))
+    assert reasons_of(answer(None, members=members), ["{}", "{}"]) == ["stop", "length"]
+
+
+def test_the_answers_own_reasons_come_first():
+    fused = Outputs(texts=("a", "b"), details={"finish_reason": ["length", "stop"]})
+    assert reasons_of(answer(fused), ["a", "b"]) == ["length", "stop"]
+    odd = Outputs(texts=("a", "b"), details={"finish_reason": ["length"]})
+    assert reasons_of(answer(odd), ["a", "b"]) == ["stop", "stop"]
 
 
 @given(st.lists(st.text(), min_size=1, max_size=3), st.sampled_from(["chat", "completions"]))
