@@ -22,9 +22,11 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`."""
+    """`0.4 s`, `12 s`, `3 min 05 s`, `26 h 08 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
+    if seconds < 7200:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"

@@ -7,6 +7,7 @@ from uuid import UUID
 from weakref import WeakSet
 
 from arc_halo.api._finding import as_uuid, find_model
+from arc_halo.api.training_records import RecordedSession
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.names import parse_reference
 from arc_halo.project import Project
@@ -17,6 +18,7 @@ from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
+    from arc_halo.store.training_reading import SessionRow
     from arc_halo.training.logging import LogSettings
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
@@ -99,6 +101,36 @@ class Training:
         from arc_halo.training.sessions import sync
 
         return sync(self._place)
+
+    def list(
+        self,
+        *,
+        model: str | None = None,
+        group: str | None = None,
+        tag: str | None = None,
+        status: str | None = None,
+        name: str | None = None,
+        limit: int | None = None,
+    ) -> list[SessionRow]:
+        """Sessions as they stand, the newest first. `model` is a name or name@version, `tag` a key
+        or key=value, `name` a pattern with * and ?."""
+        from arc_halo.training import reading
+
+        with self._project.connection() as conn:
+            return reading.sessions(
+                conn, model=model, group=group, tag=tag, status=status, name=name, limit=limit
+            )
+
+    def get(self, session: str | UUID) -> RecordedSession:
+        """What a session recorded, to be read.
+
+        It is named by its id, by the beginning of that (6 digits or more), or by its name, of
+        several the newest. Raises `NotFoundError`.
+        """
+        from arc_halo.training import reading
+
+        with self._project.connection() as conn:
+            return RecordedSession(self._project, reading.session(conn, session))
 
     def _opened(self, session: TrainingSession) -> TrainingSession:
         self._sessions.add(session)

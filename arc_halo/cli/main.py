@@ -29,13 +29,14 @@ from arc_halo.cli.reactor import reactor
 from arc_halo.cli.serve import serve
 from arc_halo.cli.show import get, show
 from arc_halo.cli.tensors import tensors
+from arc_halo.cli.training import training
 from arc_halo.cli.validate import schema, validate
 from arc_halo.errors import ArcHaloError
 
 TERMINATED = 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, reactor, serve, keys, diff,
+    import_, export, fuse, reactor, serve, keys, training, diff,
     tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 

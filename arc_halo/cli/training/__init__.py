@@ -1,0 +1,26 @@
+"""`arc-halo training`: what training recorded, looked at, compared, drawn and taken elsewhere."""
+
+from __future__ import annotations
+
+import click
+
+from arc_halo.cli.training.ls import ls
+from arc_halo.cli.training.show import show
+
+
+@click.group("training")
+def training() -> None:
+    """Look at training sessions and their metrics.
+
+    In all of these SESSION is a session's name (of several the newest), its id, or the beginning
+    of its id, 6 digits or more.
+
+    \b
+    Examples:
+      arc-halo training ls
+      arc-halo training show night-3
+    """
+
+
+for _command in (ls, show):
+    training.add_command(_command)

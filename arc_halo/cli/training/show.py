@@ -1,0 +1,144 @@
+"""`arc-halo training show`: one session, its config, and what became of its metrics."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from arc_halo.cli.console import printable
+from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+
+if TYPE_CHECKING:
+    from arc_halo.store.training_reading import SessionRow
+    from arc_halo.training.reading import Summary
+
+SERIES = ("series", "points", "last step", "last", "least", "at", "greatest", "at", "mean")
+
+
+@click.command("show")
+@click.argument("session")
+@click.option(
+    "--metric",
+    metavar="GLOB",
+    default="*",
+    help="Only series of these metrics: * and ? are wild.",
+)
+@click.option("--scope", metavar="SCOPE", help="Only series of this scope: train, eval, system.")
+@click.pass_obj
+def show(invocation: Invocation, session: str, metric: str, scope: str | None) -> None:
+    """Show one SESSION: where it stands, its config, and its metrics in a few numbers.
+
+    A forked session has its parent's metrics up to the step it was forked at. Extremes and means
+    are of the values that are finite; how many are not is told.
+
+    \b
+    Examples:
+      arc-halo training show night-3
+      arc-halo training show 0f6e2a --metric 'loss*' --scope eval
+      arc-halo training show night-3 --output json
+    """
+    from arc_halo.cli.training import telling
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.training import reading
+
+    with invocation.open(needs_database=True) as project:
+        project.check_schema()
+        with project.connection() as conn:
+            found = reading.session(conn, session)
+            summaries = reading.summaries(conn, found.id, metric=metric, scope=scope)
+            parent = None if found.parent_id is None else reading.session(conn, found.parent_id)
+            forks = reading.forks(conn, found.id)
+    facts = {
+        **telling.session_facts(found),
+        "model": found.model,
+        "forks": [telling.session_facts(each) for each in forks],
+        "series": [telling.summary_facts(each) for each in summaries],
+    }
+    fields = _fields(found, parent, forks)
+    rows = [_cells(each) for each in summaries]
+
+    def text() -> None:
+        width = max(len(name) for name, _ in fields)
+        lines = [f"{name:<{width}}  {printable(value, one_line=True)}" for name, value in fields]
+        invocation.console.print("\n".join(lines))
+        if rows:
+            invocation.console.print("\n" + table(SERIES, rows))
+        if unfinite := sum(each.not_finite for each in summaries):
+            invocation.console.note(f"values that are NaN or infinite: {unfinite}", "warn")
+
+    render(
+        invocation,
+        text=text,
+        json=lambda: as_json(facts),
+        markdown=lambda: "\n\n".join(
+            [markdown_table(("field", "value"), fields)]
+            + ([markdown_table(SERIES, rows)] if rows else [])
+        ),
+    )
+
+
+def _fields(
+    session: SessionRow, parent: SessionRow | None, forks: list[SessionRow]
+) -> list[tuple[str, str]]:
+    from arc_halo.cli.training import telling
+    from arc_halo.sizes import format_seconds
+    from arc_halo.training.configs import flattened
+
+    commit = session.git_commit and session.git_commit + (" and changes" * bool(session.git_dirty))
+    forked = None
+    if parent is not None:
+        at = "" if session.forked_at_step is None else f" at step {session.forked_at_step}"
+        forked = telling.label(parent) + at
+    found: dict[str, str | None] = {
+        "id": str(session.id),
+        "name": session.name,
+        "model": session.model,
+        "status": session.status,
+        "error": session.error,
+        "step": telling.of(session.current_step, session.total_steps),
+        "epoch": telling.of(session.current_epoch, session.total_epochs),
+        "done": telling.progress(session),
+        "began": telling.moment(session.started_at),
+        "last sign": telling.moment(session.heartbeat_at),
+        "ended": telling.moment(session.finished_at),
+        "took": format_seconds(session.elapsed_seconds),
+        "host": session.host,
+        "commit": commit,
+        "training": session.training_name,
+        "group": session.group_name,
+        "forked from": forked,
+        "forks": ", ".join(map(telling.label, forks)),
+        "checkpoints": str(session.checkpoint_count),
+        "best by": session.best_metric,
+        "notes": session.notes,
+    }
+    told = [(name, value) for name, value in found.items() if value and value != "-"]
+    for title, values in (
+        ("tags", session.tags),
+        ("dataset", session.dataset),
+        ("config", session.config),
+    ):
+        told += [(f"{title}.{key}", _value(value)) for key, value in flattened(values).items()]
+    return told
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cells(summary: Summary) -> tuple[str, ...]:
+    from arc_halo.cli.training.telling import number
+
+    return (
+        f"{summary.scope}/{summary.key}",
+        str(summary.count),
+        str(summary.last_step),
+        number(summary.last),
+        number(summary.low),
+        "-" if summary.low_step is None else str(summary.low_step),
+        number(summary.high),
+        "-" if summary.high_step is None else str(summary.high_step),
+        number(summary.mean),
+    )
