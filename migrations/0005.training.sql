@@ -57,6 +57,7 @@ COMMENT ON COLUMN training_sessions.heartbeat_at IS
 CREATE INDEX training_sessions_project_idx
     ON training_sessions (project) WHERE project IS NOT NULL;
 CREATE INDEX training_sessions_model_id_idx ON training_sessions (model_id, started_at);
+CREATE INDEX training_sessions_started_at_idx ON training_sessions (started_at);
 CREATE INDEX training_sessions_session_name_idx
     ON training_sessions (session_name) WHERE session_name IS NOT NULL;
 CREATE INDEX training_sessions_parent_id_idx
@@ -233,10 +234,12 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT count(*) AS checkpoint_count FROM model_checkpoints AS x WHERE x.session_id = s.id
 ) AS c
+LEFT JOIN training_series AS t
+    ON t.session_id = s.id AND t.metric_key = 'loss' AND t.scope = 'train'
 LEFT JOIN LATERAL (
-    SELECT y.step, y.value
-    FROM training_series AS x JOIN training_metrics AS y ON y.series_id = x.id
-    WHERE x.session_id = s.id AND x.metric_key = 'loss' AND x.scope = 'train'
+    -- Of one series, so that the primary key has its end: joined in here, all would be sorted.
+    SELECT y.step, y.value FROM training_metrics AS y
+    WHERE y.series_id = t.id
     ORDER BY y.step DESC
     LIMIT 1
 ) AS l ON true;

@@ -312,3 +312,25 @@ def test_the_forks_of_a_session_are_told(conn):
         add_session(conn, parent_id=parent, started_at=BEGAN + timedelta(hours=i)) for i in range(2)
     ]
     assert [each.id for each in reading.forks(conn, parent)] == forked
+
+
+def test_the_last_loss_of_a_session_is_found_without_reading_its_points(conn):
+    session = add_session(conn)
+    add_points(conn, session, {i: float(i) for i in range(5000)})
+    explained = conn.execute(
+        "EXPLAIN (ANALYZE, FORMAT JSON) SELECT last_loss FROM v_training_progress"
+        " WHERE session_id = %s",
+        [session],
+    ).fetchone()
+    read = [
+        node["Actual Rows"] * node["Actual Loops"]
+        for node in nodes(explained[0][0]["Plan"])
+        if node.get("Relation Name") == "training_metrics"
+    ]
+    assert read == [1]
+
+
+def nodes(plan):
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)
