@@ -19,6 +19,7 @@ from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
     from arc_halo.store.training_reading import SessionRow
+    from arc_halo.training.comparing import Comparison
     from arc_halo.training.logging import LogSettings
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
@@ -131,6 +132,18 @@ class Training:
 
         with self._project.connection() as conn:
             return RecordedSession(self._project, reading.session(conn, session))
+
+    def compare(
+        self, *sessions: str | UUID, metric: str = "*", scope: str | None = None
+    ) -> Comparison:
+        """Sessions beside one another: their configs, and each metric in a few numbers.
+
+        `metric` is a pattern with * and ?. Raises `NotFoundError`.
+        """
+        from arc_halo.training import comparing
+
+        with self._project.connection() as conn:
+            return comparing.compare(conn, sessions, metric=metric, scope=scope)
 
     def _opened(self, session: TrainingSession) -> TrainingSession:
         self._sessions.add(session)

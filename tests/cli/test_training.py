@@ -133,3 +133,31 @@ def test_a_session_that_is_not_there_says_what_is_close(training):
     code, text = training("show", "nihgt-3")
     assert code == 1
     assert "did you mean 'night-3'?" in text
+
+
+def test_sessions_are_compared_by_what_differs(training):
+    code, text = training("compare", "night-2", "night-3", "--value", "least")
+    assert code == 0
+    _, config, metrics = text.split("\n\n")
+    assert [line.split() for line in config.splitlines()] == [
+        ["config", "night-2", "night-3"],
+        ["lr", "0.1", "0.2"],
+        ["warmup", "-", "10"],
+    ]
+    assert [line.split() for line in metrics.splitlines()] == [
+        ["least", "night-2", "night-3"],
+        ["eval/accuracy", "0", "0"],
+        ["train/loss", "3", "0.5"],
+    ]
+    assert "optimizer.name" in training("compare", "night-2", "night-3", "--all")[1]
+
+
+def test_a_comparison_in_json_has_all_of_it(training, sessions):
+    facts = found_json(training, "compare", *sessions, "--metric", "loss")
+    first, second = map(str, sessions)
+    assert [each["key"] for each in facts["config"] if each["is_same"]] == ["optimizer.name"]
+    assert facts["config"][0]["values"] == {first: 0.1, second: 0.2}
+    assert facts["metrics"][0]["sessions"][second]["low_step"] == 6
+    code, text = training("compare", *sessions, "--output", "markdown")
+    assert code == 0
+    assert "| lr | 0.1 | 0.2 |" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from arc_halo.cli.training.compare import compare
 from arc_halo.cli.training.ls import ls
 from arc_halo.cli.training.show import show
 
@@ -19,8 +20,9 @@ def training() -> None:
     Examples:
       arc-halo training ls
       arc-halo training show night-3
+      arc-halo training compare night-2 night-3
     """
 
 
-for _command in (ls, show):
+for _command in (ls, show, compare):
     training.add_command(_command)
