@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from rows import Row
+from server_cpu import SETTLED_SECONDS as SETTLED_SECONDS
+from server_cpu import charged as charged
+from server_cpu import children as children
+from server_cpu import server_seconds as server_seconds
 
 from arc_halo import embedded
 from arc_halo.store import migrate
 from arc_halo.store.connection import connect
-
-SETTLED_SECONDS = 0.3
-"""The WAL writer has written what was committed asynchronously this soon after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,19 +169,6 @@ def seconds(costs: Sequence[Cost]) -> str:
     return f"{median(c.client for c in costs):.2f}+{median(c.server for c in costs):.2f}"
 
 
-def server_seconds(postmaster: int) -> float:
-    """The CPU seconds of the server so far."""
-    own = _fields(postmaster)[11:15]
-    ticks = sum(map(int, own)) / os.sysconf("SC_CLK_TCK")
-    return ticks + sum(map(_run_seconds, children(postmaster)))
-
-
-def children(pid: int) -> list[int]:
-    """The processes that `pid` has started."""
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in tasks.read_text().split()]
-
-
 def anonymous_mib(pid: int) -> float:
     """The resident anonymous memory of a process; none once it has ended."""
     return _status_mib(pid, "RssAnon")
@@ -193,28 +180,6 @@ def resident_mib(pid: int | str = "self") -> float:
 
 def peak_resident_mib(pid: int | str = "self") -> float:
     return _status_mib(pid, "VmHWM")
-
-
-@contextmanager
-def charged(postmaster: int, *, writes: bool = True) -> Iterator[dict[str, Any]]:
-    """Add up what runs inside: `client` of this process and `server`, in CPU seconds."""
-    found: dict[str, Any] = {}
-    server, client = server_seconds(postmaster), time.process_time()
-    yield found
-    found["client"] = time.process_time() - client
-    if writes:
-        time.sleep(SETTLED_SECONDS)
-    found["server"] = server_seconds(postmaster) - server
-
-
-def _fields(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _run_seconds(pid: int) -> float:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-    return 0.0
 
 
 def _status_mib(pid: int | str, name: str) -> float:
