@@ -42,6 +42,9 @@ logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 Connection = psycopg.Connection[TupleRow]
 Waiting = Callable[[str], None]
 
+_jitter = random.Random()
+"""Not the program's generator: a training that is resumed has to draw what it would have drawn."""
+
 
 def connect(
     url: str,
@@ -87,6 +90,11 @@ class Pool(ConnectionPool[Connection]):
     def connection(self, timeout: float | None = None) -> Iterator[Connection]:
         with translate(), super().connection(timeout) as conn:
             yield conn
+
+    @classmethod
+    def _jitter(cls, value: float, min_pc: float, max_pc: float) -> float:
+        # psycopg's own would draw from the program's generator, at moments that nobody knows.
+        return value * (1 + _jitter.uniform(min_pc, max_pc))
 
 
 def pool(url: str, size: int, *, direct: bool = False, application_name: str = "arc-halo") -> Pool:
@@ -197,7 +205,7 @@ def _attempt(settings: Mapping[str, str]) -> tuple[Connection | None, str]:
 
 def _pause_seconds(attempt: int) -> float:
     # Jitter, so that the jobs that lost one server together do not come back together.
-    return min(0.25 * 2.0**attempt, 5.0) * random.uniform(0.5, 1.0)
+    return min(0.25 * 2.0**attempt, 5.0) * _jitter.uniform(0.5, 1.0)
 
 
 def _tls(given: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import random
 import re
 import socket
 import threading
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -60,6 +62,18 @@ def test_a_pool_gives_connections_of_the_same_kind(database):
         assert conn.prepare_threshold is None
         with connections.connection() as other:
             assert other.info.backend_pid != conn.info.backend_pid
+
+
+def test_connections_draw_none_of_the_programs_random_numbers(database):
+    random.seed(1)
+    before = random.getstate()
+    with pool(database, 4) as opened, ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(opened.connection()).execute("SELECT 1")
+        assert random.getstate() == before
+    with pytest.raises(ConnectionFailedError):
+        connect(f"postgresql://127.0.0.1:{free_port()}/x", timeout_seconds=0.4)
+    assert random.getstate() == before
 
 
 def test_a_pool_that_finds_no_server_ends_in_our_error():
