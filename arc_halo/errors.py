@@ -28,6 +28,7 @@ ArcHaloError                 exit  1
 │   ├── OutputError                1
 │   └── MemberError                1
 └── TrainingError                  1   a session that cannot be written, or not by this program
+    └── CheckpointError            1   a state that cannot be kept, or is not there, or does not fit
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH074": "answers that make no sense, or that cannot be fused",
         "AH075": "a member of a reactor does not answer",
         "AH076": "a training session cannot be written or taken up",
+        "AH077": "a checkpoint cannot be saved or restored",
         "AH080": "the command line makes no sense",
         "AH090": "a setting has a value that makes no sense",
         "AH099": "another error",
@@ -260,3 +262,9 @@ class TrainingError(ArcHaloError):
     """A training session that cannot be written, or not by this program."""
 
     code = "AH076"
+
+
+class CheckpointError(TrainingError):
+    """A state that cannot be kept, or one that is asked for and is not there, or does not fit."""
+
+    code = "AH077"

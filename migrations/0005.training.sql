@@ -101,6 +101,7 @@ CREATE TABLE model_checkpoints (
         ('full', 'weights_only', 'optimizer_only')),
     weight_set_id bigint REFERENCES weight_sets,
     root bytea CHECK (octet_length(root) = 32),
+    state_set_id bigint REFERENCES weight_sets,
     training_state jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(training_state) = 'object'),
     metrics jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metrics) = 'object'),
     is_best boolean NOT NULL DEFAULT false,
@@ -122,12 +123,16 @@ COMMENT ON TABLE model_checkpoints IS
     'Points that training can resume from. A row is inserted when all it names is stored, never before.';
 COMMENT ON COLUMN model_checkpoints.weight_set_id IS
     'The weights, kept from collection while the checkpoint is there.';
+COMMENT ON COLUMN model_checkpoints.state_set_id IS
+    'The tensors of optimizer_state, by component and path, kept as the weights are.';
 COMMENT ON COLUMN model_checkpoints.training_state IS
-    'Scheduler, scaler, data position and best-metric state, as far as they are no tensors.';
+    'How the state is written (format), and the versions of the libraries that it came from.';
 COMMENT ON COLUMN model_checkpoints.metrics IS
-    'The metrics at this step.';
+    'The metrics at this step; NaN and the infinities as text.';
+COMMENT ON COLUMN model_checkpoints.best_metric IS
+    'The metric, and in best_mode the direction, by which the session''s best is told.';
 COMMENT ON COLUMN model_checkpoints.kept_because IS
-    'The retention rule that keeps it (keep_last, keep_best, keep_every, pinned).';
+    'The rules that keep it: latest, best, pinned, forked, keep_last, keep_best, keep_every.';
 COMMENT ON COLUMN model_checkpoints.size_bytes IS
     'Raw bytes of weights and state, before encoding and sharing.';
 
@@ -139,17 +144,19 @@ CREATE TRIGGER model_checkpoints_weights_are_complete
 
 CREATE INDEX model_checkpoints_weight_set_id_idx
     ON model_checkpoints (weight_set_id) WHERE weight_set_id IS NOT NULL;
+CREATE INDEX model_checkpoints_state_set_id_idx
+    ON model_checkpoints (state_set_id) WHERE state_set_id IS NOT NULL;
 
 CREATE TABLE optimizer_state (
     checkpoint_id uuid NOT NULL REFERENCES model_checkpoints ON DELETE CASCADE,
     component text NOT NULL DEFAULT 'optimizer' CHECK (component IN
-        ('optimizer', 'scheduler', 'scaler', 'rng', 'extra')),
+        ('model', 'optimizer', 'scheduler', 'scaler', 'rng', 'data', 'extra')),
     ordinal integer NOT NULL CHECK (ordinal >= 0),
     path text NOT NULL,
     tensor_id bigint REFERENCES tensor_metadata,
     value jsonb,
     PRIMARY KEY (checkpoint_id, component, ordinal),
-    CONSTRAINT optimizer_state_tensor_or_value CHECK (num_nonnulls(tensor_id, value) = 1)
+    CONSTRAINT optimizer_state_tensor_or_value CHECK (num_nonnulls(tensor_id, value) > 0)
 );
 COMMENT ON TABLE optimizer_state IS
     'A checkpoint''s state beside the weights, leaf by leaf: moments, steps, random generators.';
@@ -158,7 +165,7 @@ COMMENT ON COLUMN optimizer_state.ordinal IS
 COMMENT ON COLUMN optimizer_state.path IS
     'The keys that lead to the leaf, as JSON: integers stay integers.';
 COMMENT ON COLUMN optimizer_state.value IS
-    'A leaf that is no tensor, or an empty container.';
+    'A leaf that is no tensor, or a container and how many entries follow; of a tensor, what it is read as.';
 
 CREATE INDEX optimizer_state_tensor_id_idx
     ON optimizer_state (tensor_id) WHERE tensor_id IS NOT NULL;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakSet
@@ -20,7 +21,9 @@ from arc_halo.types import JsonObject
 if TYPE_CHECKING:
     from arc_halo.store.training_reading import SessionRow
     from arc_halo.training.comparing import Comparison
+    from arc_halo.training.checkpoints import Keeping
     from arc_halo.training.logging import LogSettings
+    from arc_halo.training.retention import Mode
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
 
@@ -52,6 +55,9 @@ class Training:
         group: str | None = None,
         tags: JsonObject | None = None,
         notes: str | None = None,
+        retention: Mapping[str, int] | None = None,
+        best_metric: str | None = None,
+        best_mode: Mode = "min",
         flush_seconds: float = 1.0,
         spool_bytes: int = 1024**3,
         system_seconds: float | None = None,
@@ -61,22 +67,31 @@ class Training:
         `model` is `name@version`, registered or not yet, or a reference to one that is. With
         `resume` "allow" the newest session of that model (and `name`, or with that `id`) is gone
         on with, unless it is completed; "must" raises `NotFoundError` where there is none.
-        `fork_from` begins one that has the steps of another up to `at_step`. With `system_seconds`
-        the machine is measured as well, in the scope `system`. Raises `RefusedError` where a
-        program is at work on the session.
+        `fork_from` begins one that has the steps of another up to `at_step`. `retention`
+        (`keep_last`, `keep_best`, `keep_every`) says which checkpoints stay, `best_metric` and
+        `best_mode` which is the best. With `system_seconds` the machine is measured as well, in
+        the scope `system`. Raises `RefusedError` where a program is at work on the session.
         """
         from arc_halo.training.sessions import begin, check_resume
         from arc_halo.training.sessions import resume as take_up
 
         check_resume(resume)
         settings = _log_settings(flush_seconds, spool_bytes, system_seconds)
+        keeping = _keeping(retention, best_metric, best_mode)
         with self._project.connection() as conn:
             full_name = _full_name(conn, model)
             known = _resumable(conn, resume, full_name, name, id)
             parent = None if fork_from is None else _find(conn, fork_from)
         if known is not None:
             return self._opened(
-                take_up(self._place, known, config or {}, settings=settings, program=self._program)
+                take_up(
+                    self._place,
+                    known,
+                    config or {},
+                    settings=settings,
+                    program=self._program,
+                    keeping=keeping,
+                )
             )
         model_name, _, version = full_name.partition("@")
         new = NewSession(
@@ -94,7 +109,9 @@ class Training:
             tags=tags or {},
             notes=notes,
         )
-        return self._opened(begin(self._place, new, settings=settings, program=self._program))
+        return self._opened(
+            begin(self._place, new, settings=settings, program=self._program, keeping=keeping)
+        )
 
     def sync(self) -> dict[UUID, int]:
         """Write what sessions of this project left on the local disk while the database was away;
@@ -158,6 +175,7 @@ class Training:
         return Place(
             connect=lambda: connect(url, application_name="arc-halo training", timeout_seconds=0),
             spool_directory=self._project.directory / ".arc-halo" / "training",
+            weights=lambda: self._project.weights,
         )
 
     @property
@@ -186,6 +204,23 @@ def _log_settings(
     return LogSettings(
         flush_seconds=flush_seconds, spool_bytes=spool_bytes, system_seconds=system_seconds
     )
+
+
+def _keeping(
+    retention: Mapping[str, int] | None, best_metric: str | None, best_mode: Mode
+) -> Keeping:
+    from arc_halo.training.checkpoints import Keeping
+    from arc_halo.training.retention import Retention
+
+    given = dict(retention or {})
+    known = {name: given.pop(name, None) for name in ("keep_last", "keep_best", "keep_every")}
+    if given:
+        raise InvalidInputError(
+            f"retention has no {', '.join(map(repr, given))}",
+            hint=f"there are {', '.join(known)}",
+            code="AH006",
+        )
+    return Keeping(policy=Retention(**known), best_metric=best_metric, best_mode=best_mode)
 
 
 def _full_name(conn: Connection, model: str | UUID) -> str:

@@ -91,6 +91,7 @@ WHERE sets.id > %(after)s AND sets.id <= %(last)s
   AND NOT EXISTS (SELECT FROM models AS r WHERE r.weight_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM model_weight_history AS r WHERE r.weight_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM model_checkpoints AS r WHERE r.weight_set_id = sets.id OFFSET 0)
+  AND NOT EXISTS (SELECT FROM model_checkpoints AS r WHERE r.state_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM cognitive_fusion_reactors AS r
                   WHERE r.fitted_set_id = sets.id OFFSET 0)
   AND NOT EXISTS (SELECT FROM fusion_operations AS r

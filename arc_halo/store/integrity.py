@@ -151,6 +151,11 @@ SELECT point.weight_set_id, '', 'checkpoint',
 FROM model_checkpoints AS point JOIN training_sessions AS session ON session.id = point.session_id
 WHERE point.weight_set_id = ANY(%(ids)s)
 UNION
+SELECT point.state_set_id, '', 'checkpoint',
+       coalesce(session.session_name, session.id::text) || ' step ' || point.step
+FROM model_checkpoints AS point JOIN training_sessions AS session ON session.id = point.session_id
+WHERE point.state_set_id = ANY(%(ids)s)
+UNION
 SELECT reactor.fitted_set_id, '', 'reactor', reactor.reactor_name
 FROM cognitive_fusion_reactors AS reactor WHERE reactor.fitted_set_id = ANY(%(ids)s)
 ORDER BY 1, 3, 4

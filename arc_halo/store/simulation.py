@@ -38,6 +38,7 @@ WITH gone_builds AS MATERIALIZED (
     UNION ALL SELECT weight_set_id FROM model_weight_history AS r
               WHERE NOT EXISTS (SELECT FROM gone_history WHERE gone_history.id = r.id)
     UNION ALL SELECT weight_set_id FROM model_checkpoints
+    UNION ALL SELECT state_set_id FROM model_checkpoints
     UNION ALL SELECT fitted_set_id FROM cognitive_fusion_reactors
     UNION ALL SELECT output_set_id FROM fusion_operations
     UNION ALL SELECT weight_set_id FROM weight_builds, cutoff WHERE heartbeat_at >= cutoff.at

@@ -16,10 +16,18 @@ from typing import Any, Literal
 from uuid import UUID
 
 from arc_halo.config import redact
-from arc_halo.errors import ArcHaloError, InvalidInputError, NotFoundError, RefusedError
+from arc_halo.errors import (
+    ArcHaloError,
+    CheckpointError,
+    InvalidInputError,
+    NotFoundError,
+    RefusedError,
+)
 from arc_halo.store import training_sessions
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
+from arc_halo.training.checkpointing import Checkpointing
+from arc_halo.training.checkpoints import Checkpoints, Keeping
 from arc_halo.training.configs import changed
 from arc_halo.training.delivering import Delivery, LeaseLostError
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
@@ -27,6 +35,7 @@ from arc_halo.training.points import SYSTEM
 from arc_halo.training.spool import Spool
 from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
+from arc_halo.weights.store import WeightStore
 
 logger = logging.getLogger("arc_halo.training")
 
@@ -43,9 +52,10 @@ class Place:
 
     connect: Callable[[], Connection]
     spool_directory: Path
+    weights: Callable[[], WeightStore]
 
 
-class TrainingSession:
+class TrainingSession(Checkpointing):
     """A run of training, for use in a `with`: `run.log({"loss": 2.1}, step=7)`.
 
     Leaving the `with` ends it as completed; with an exception as failed, with Ctrl-C as paused.
@@ -59,6 +69,7 @@ class TrainingSession:
         settings: LogSettings,
         *,
         is_resumed: bool,
+        keeping: Keeping | None = None,
     ) -> None:
         self.id = record.id
         self.name = record.name
@@ -78,6 +89,10 @@ class TrainingSession:
         self._delivery = Delivery(place.connect, record.id, lease)
         self._log = PointLog(self._delivery, self._spool, settings)
         self._system = _measured(self._log, record, settings)
+        # A checkpoint is seen after what was logged before it, or a resume would leave a gap.
+        self.checkpoints = Checkpoints(
+            place.weights, record.id, lease=lease, keeping=keeping, settle=self._log.flush
+        )
         atexit.register(self.end_with_program)
 
     def log(
@@ -123,11 +138,53 @@ class TrainingSession:
         """Write what waits, and end the session; `paused` leaves it to be resumed.
 
         With the database away its points and its end wait in the spool: `halo.training.sync()`.
+        Raises what went wrong with a checkpoint that was being saved, when all else is done.
         """
+        if (trouble := self._end(status, error)) is not None:
+            raise trouble
+
+    def pause(self) -> None:
+        """End it for now: `resume` goes on with it."""
+        self.finish("paused")
+
+    def end_with_program(self) -> None:
+        """End a session that its program does not: as failed where an exception ends that."""
+        failed = getattr(sys, "last_value", None)
+        if failed is None:
+            self._end_without_raising("completed", None)
+        elif isinstance(failed, KeyboardInterrupt):
+            self._end_without_raising("paused", None)
+        else:
+            self._end_without_raising("failed", _told(failed))
+
+    def __enter__(self) -> TrainingSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if value is None or (isinstance(value, SystemExit) and not value.code):
+            self.finish()
+        elif isinstance(value, KeyboardInterrupt):
+            self._end_without_raising("paused", None)
+        else:
+            self._end_without_raising("failed", _told(value))
+
+    def _check_at_work(self) -> None:
         if self._is_over or self._log.is_forked:
-            return
+            where = "over" if self._is_over else "another process's"
+            raise CheckpointError(f"the training session is {where}: nothing is saved in it here")
+
+    def _end(self, status: str, error: str | None) -> Exception | None:
+        """End it, and what went wrong with a checkpoint that was being saved."""
+        if self._is_over or self._log.is_forked:
+            return None
         self._is_over = True
         atexit.unregister(self.end_with_program)
+        trouble = self._close_checkpoints()
         if self._system is not None:
             self._system.close()
         is_written = self._log.close()
@@ -148,46 +205,27 @@ class TrainingSession:
                     "`arc-halo training sync` writes it",
                     self._spool.directory,
                 )
+        return trouble
 
-    def pause(self) -> None:
-        """End it for now: `resume` goes on with it."""
-        self.finish("paused")
-
-    def end_with_program(self) -> None:
-        """End a session that its program does not: as failed where an exception ends that."""
-        failed = getattr(sys, "last_value", None)
-        if failed is None:
-            self.finish()
-        elif isinstance(failed, KeyboardInterrupt):
-            self.pause()
-        else:
-            self.finish("failed", _told(failed))
-
-    def __enter__(self) -> TrainingSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if value is None or (isinstance(value, SystemExit) and not value.code):
-            self.finish()
-        elif isinstance(value, KeyboardInterrupt):
-            self.pause()
-        else:
-            self.finish("failed", _told(value))
+    def _end_without_raising(self, status: str, error: str | None) -> None:
+        """End it where an exception is under way already, or nobody is there to catch one."""
+        if (trouble := self._end(status, error)) is not None:
+            logger.error("the last checkpoint was not saved: %s", _told(trouble))
 
 
 def begin(
-    place: Place, new: NewSession, *, settings: LogSettings, program: Program
+    place: Place,
+    new: NewSession,
+    *,
+    settings: LogSettings,
+    program: Program,
+    keeping: Keeping | None = None,
 ) -> TrainingSession:
     """A new session."""
     with place.connect() as conn:
         session_id, lease = training_sessions.begin(conn, new, program)
         record = _found(conn, session_id)
-    return TrainingSession(place, record, lease, settings, is_resumed=False)
+    return TrainingSession(place, record, lease, settings, is_resumed=False, keeping=keeping)
 
 
 def resume(
@@ -197,6 +235,7 @@ def resume(
     *,
     settings: LogSettings,
     program: Program,
+    keeping: Keeping | None = None,
 ) -> TrainingSession:
     """Go on with a session that was paused, failed, or lost its program.
 
@@ -215,7 +254,7 @@ def resume(
                 code="AH076",
             )
         record = _found(conn, record.id)
-    return TrainingSession(place, record, lease, settings, is_resumed=True)
+    return TrainingSession(place, record, lease, settings, is_resumed=True, keeping=keeping)
 
 
 def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> SystemMetrics | None:

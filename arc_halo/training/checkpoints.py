@@ -1,0 +1,348 @@
+"""The checkpoints of one training session: saved, restored, listed, pinned, pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import index
+from threading import Lock
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+from arc_halo.errors import CheckpointError, InvalidInputError, NotFoundError
+from arc_halo.store import checkpoints as store_of
+from arc_halo.store.checkpoints import Checkpoint
+from arc_halo.training import generators, holders, loading, saving, snapshots
+from arc_halo.training.background import Pending
+from arc_halo.training.generators import Generators
+from arc_halo.training.pruning import Pruned, prune
+from arc_halo.training.retention import CheckpointType, Mode, Retention
+from arc_halo.training.saving import Saved
+from arc_halo.training.snapshots import Snapshot
+from arc_halo.weights.store import WeightStore
+
+Which = UUID | str | int
+"""A checkpoint by its id, by its step, or as 'latest' or 'best'."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """Which of a session's checkpoints stay; the best has the least `best_metric`, or the most."""
+
+    policy: Retention = field(default_factory=Retention)
+    best_metric: str | None = None
+    best_mode: Mode = "min"
+
+    def __post_init__(self) -> None:
+        _check_mode(self.best_mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What was restored from which checkpoint, and which parts of it were `left` where they are.
+
+    `state` has the session's own `data` and `extra`, whether or not there was a place for them.
+    """
+
+    checkpoint: Checkpoint
+    restored: tuple[str, ...]
+    left: tuple[str, ...]
+    state: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def extra(self) -> Any:
+        """What was saved as `extra`. Raises `CheckpointError` where nothing was."""
+        return self._own("extra")
+
+    @property
+    def data(self) -> Any:
+        """What was saved as `data`. Raises `CheckpointError` where nothing was."""
+        return self._own("data")
+
+    def _own(self, part: str) -> Any:
+        if part not in self.state:
+            raise _missing(self.checkpoint, [part])
+        return self.state[part]
+
+
+class Checkpoints:
+    """The checkpoints of the session `session_id`.
+
+    With a `lease`, saving is refused once another program has taken the session up. `settle` is
+    called before one can be seen, to have written what belongs before it.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore | Callable[[], WeightStore],
+        session_id: UUID,
+        *,
+        lease: UUID | None = None,
+        keeping: Keeping | None = None,
+        settle: Callable[[], object] | None = None,
+    ) -> None:
+        self._open = store
+        self._session_id = session_id
+        self._lease = lease
+        self._keeping = keeping or Keeping()
+        self._settle = settle
+        self._lock = Lock()
+        self._pending: Pending[Saved] | None = None
+
+    def save(
+        self,
+        *,
+        step: int,
+        epoch: float | None = None,
+        model: Any = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        scaler: Any = None,
+        data: Any = None,
+        extra: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+        best_metric: str | None = None,
+        best_mode: Mode | None = None,
+        type: CheckpointType = "full",
+        rng: bool = True,
+        named_generators: Generators | None = None,
+        pinned: bool = False,
+        async_: bool = False,
+    ) -> Saved | Pending[Saved]:
+        """Save a checkpoint at `step`; it can be seen when all of it is stored, and never before.
+
+        `model` is a module, several by name, or a mapping of arrays; the other parts are whatever
+        has a `state_dict()`, or plain states. The random generators of Python, numpy and torch
+        are kept unless `rng` is False. One of the same step and type, from before a resume, is
+        replaced.
+
+        With `async_` all of it is copied before this returns a `Pending`: memory for one more
+        model and state is held until it is stored. The next save waits for that, and raises what
+        went wrong with it.
+        """
+        step = _checked_step(step)
+        mode = best_mode or self._keeping.best_mode
+        _check_mode(mode)
+        measured = snapshots.as_metrics(metrics)
+        metric = best_metric or self._keeping.best_metric
+        if best_metric is not None and best_metric not in measured:
+            raise InvalidInputError(
+                f"the best is told by {best_metric!r}, which is not among the metrics",
+                hint=f"there are {', '.join(map(repr, measured)) or 'none'}",
+            )
+        facts = saving.Facts(
+            session_id=self._session_id,
+            lease=self._lease,
+            step=step,
+            epoch=None if epoch is None else float(epoch),
+            state=snapshots.facts(),
+            metrics=measured,
+            best_metric=metric if metric in measured else None,
+            best_mode=mode,
+            is_pinned=pinned,
+        )
+        with self._lock:
+            self._finish()
+            snapshot = snapshots.take(
+                type,
+                model=model,
+                parts={
+                    "optimizer": optimizer,
+                    "scheduler": scheduler,
+                    "scaler": scaler,
+                    "data": data,
+                    "extra": extra,
+                },
+                rng=rng,
+                named=named_generators,
+                copy=async_,
+            )
+            store = self._store
+            if not async_:
+                return self._store_in(store, snapshot, facts)
+            self._pending = Pending(lambda: self._store_in(store, snapshot, facts))
+            return self._pending
+
+    def restore(
+        self,
+        which: Which = "latest",
+        *,
+        model: Any = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        scaler: Any = None,
+        data: Any = None,
+        rng: bool | None = None,
+        named_generators: Generators | None = None,
+    ) -> Restored:
+        """Put what is given back to where it was at a checkpoint, bit for bit.
+
+        'latest', 'best' and a step mean one that can hold all that is given; a fork's own come
+        before those of what it was forked from. Random generators are restored from full
+        checkpoints, unless `rng` is False. Raises `CheckpointError` for a part that is not there,
+        or does not fit, and `NotFoundError`; where a part is not there nothing is restored.
+        """
+        given = {
+            "optimizer": optimizer,
+            "scheduler": scheduler,
+            "scaler": scaler,
+            "data": data,
+        }
+        asked = {name: holder for name, holder in given.items() if holder is not None}
+        wanted = {*asked, *(["model"] if model is not None else [])}
+        point = self.find(which, parts=wanted | ({"rng"} if rng or named_generators else set()))
+        has_rng = rng if rng is not None else point.type == "full" or bool(named_generators)
+        wanted |= {"rng"} if has_rng else set()
+        listed = loading.look(self._store, point)
+        there = listed.parts
+        if absent := wanted - there:
+            raise _missing(point, sorted(absent))
+        own = {"data", "extra"} & there
+        contents = loading.read(self._store, listed, wanted | own)
+        states = {part: contents.state(part) for part in contents.leaves}
+        rest = states.get("model", {})
+        if model is not None:
+            holders.check_model(model, contents.weights, rest)
+        for part, holder in asked.items():
+            holders.check_fits(part, holder, states[part])
+        if has_rng:
+            generators.check(states["rng"], named_generators)
+        if model is not None:
+            holders.load_model(model, contents.weights, rest)
+        for part, holder in asked.items():
+            holders.load_into(part, holder, states[part])
+        if has_rng:
+            # Last of all: loading the others may draw numbers.
+            generators.restore(states["rng"], named_generators)
+        return Restored(
+            checkpoint=point,
+            restored=tuple(part for part in PARTS if part in wanted),
+            left=tuple(part for part in PARTS if part in there - wanted - own),
+            state={part: states[part] for part in own},
+        )
+
+    def list(self) -> Sequence[Checkpoint]:
+        """The session's own checkpoints, by step."""
+        with self._store.pool.connection() as conn:
+            return store_of.checkpoints(conn, [self._session_id])
+
+    def is_any(self) -> bool:
+        """Whether there is one to restore from, in the session or in what it was forked from."""
+        with self._store.pool.connection() as conn:
+            return bool(saving.history(conn, self._session_id))
+
+    def find(self, which: Which = "latest", *, parts: set[str] | None = None) -> Checkpoint:
+        """The checkpoint that is meant, one that can hold all of `parts`.
+
+        By its id it may be any session's. Raises `NotFoundError`.
+        """
+        with self._store.pool.connection() as conn:
+            if is_id(which):
+                found = store_of.by_id(conn, UUID(str(which)))
+            else:
+                found = choose(saving.history(conn, self._session_id), which, parts or set())
+        if found is None:
+            raise NotFoundError(
+                f"session {self._session_id} has no checkpoint {which!r}"
+                + (f" that can hold {', '.join(sorted(parts))}" if parts else ""),
+                hint="see `arc-halo training checkpoints ls`",
+            )
+        return found
+
+    def pin(self, which: Which = "latest", *, pinned: bool = True) -> Checkpoint:
+        """Have a checkpoint stay whatever the policy says, or no longer."""
+        found = self.find(which)
+        with self._store.pool.connection() as conn:
+            store_of.set_pinned(conn, found.id, is_pinned=pinned)
+        return found
+
+    def prune(self, policy: Retention, *, dry_run: bool = False) -> Pruned:
+        """Let go what a policy does not keep; what goes, what stays and why."""
+        return prune(self._store, self._session_id, policy, lease=self._lease, dry_run=dry_run)
+
+    def close(self) -> None:
+        """Wait for a save that is under way, and raise what went wrong with it."""
+        with self._lock:
+            self._finish()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def _store(self) -> WeightStore:
+        return self._open() if callable(self._open) else self._open
+
+    def _store_in(self, store: WeightStore, snapshot: Snapshot, facts: saving.Facts) -> Saved:
+        if self._settle is not None:
+            self._settle()
+        return saving.save(store, snapshot, facts, self._keeping.policy)
+
+    def _finish(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.raise_untold()
+
+
+PARTS = ("model", "optimizer", "scheduler", "scaler", "data", "rng", "extra")
+
+
+def choose(points: Sequence[Checkpoint], which: Which, parts: set[str]) -> Checkpoint | None:
+    """Of a history, the checkpoint that is meant by 'latest', 'best' or a step, for these parts."""
+    types = {"full"}
+    if parts <= {"model"}:
+        types.add("weights_only")
+    if "model" not in parts:
+        types.add("optimizer_only")
+    fit = [point for point in points if point.type in types]
+    if which == "best":
+        fit = [point for point in fit if point.is_best]
+    elif which != "latest":
+        fit = [point for point in fit if point.step == which]
+        # Of several at one step the one that has most.
+        fit.sort(key=lambda point: point.type == "full")
+    return fit[-1] if fit else None
+
+
+def is_id(which: Which) -> bool:
+    """Whether it names a checkpoint by its id. Raises `InvalidInputError` for what is nothing."""
+    if isinstance(which, UUID):
+        return True
+    if which in ("latest", "best") or (isinstance(which, int) and not isinstance(which, bool)):
+        return False
+    try:
+        UUID(str(which))
+    except ValueError as exc:
+        raise InvalidInputError(
+            f"{which!r} is no checkpoint", hint="give its id, a step, 'latest' or 'best'"
+        ) from exc
+    return True
+
+
+def _missing(point: Checkpoint, parts: Sequence[str]) -> CheckpointError:
+    said = ", ".join(parts)
+    return CheckpointError(
+        f"the checkpoint of step {point.step} ({point.type}) has no {said}: nothing was restored",
+        hint="restore from another one, or leave it out"
+        + (", as rng=False" if "rng" in parts else ""),
+    )
+
+
+def _checked_step(step: Any) -> int:
+    if isinstance(step, bool) or not hasattr(step, "__index__") or index(step) < 0:
+        raise InvalidInputError(f"the step is {step!r}: it is a whole number from 0 on")
+    return index(step)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("min", "max"):
+        raise InvalidInputError(f"the best mode is {mode!r}: it is 'min' or 'max'")
