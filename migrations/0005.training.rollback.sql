@@ -6,3 +6,4 @@ DROP TABLE model_checkpoints;
 DROP TABLE training_metrics;
 DROP TABLE training_series;
 DROP TABLE training_sessions;
+DROP TABLE training_definitions;

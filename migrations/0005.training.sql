@@ -1,6 +1,55 @@
 -- Training: sessions, metrics by series and step, checkpoints and all the state they resume from.
 -- depends: 0003.models
 
+CREATE TABLE training_definitions (
+    name text PRIMARY KEY CHECK (name ~ '^[a-z0-9][a-z0-9._-]{0,127}$'),
+    id uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    model_id uuid NOT NULL REFERENCES models DEFERRABLE INITIALLY DEFERRED,
+    total_epochs integer CHECK (total_epochs > 0),
+    total_steps bigint CHECK (total_steps > 0),
+    config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
+    dataset jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(dataset) = 'object'),
+    group_name text CHECK (group_name <> ''),
+    notes text,
+    best_metric text CHECK (best_metric ~ '^[^/]+/.+$'),
+    best_mode text CHECK (best_mode IN ('min', 'max')),
+    keep_last integer CHECK (keep_last > 0),
+    keep_best integer CHECK (keep_best > 0),
+    keep_every bigint CHECK (keep_every > 0),
+    logging jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(logging) = 'object'),
+    gradient_checkpointing jsonb CHECK (jsonb_typeof(gradient_checkpointing) = 'object'),
+    description text,
+    tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT training_definitions_metric_has_mode
+        CHECK ((best_metric IS NULL) = (best_mode IS NULL)),
+    CONSTRAINT training_definitions_best_needs_metric
+        CHECK (keep_best IS NULL OR best_metric IS NOT NULL)
+);
+COMMENT ON TABLE training_definitions IS
+    'Trainings that a manifest declares: what their sessions begin with, and what is kept of them.';
+COMMENT ON COLUMN training_definitions.model_id IS
+    'The model that is trained; it cannot be deleted while a training names it.';
+COMMENT ON COLUMN training_definitions.config IS
+    'What a session''s config has where the program gives nothing else.';
+COMMENT ON COLUMN training_definitions.best_metric IS
+    'Which metric says what checkpoint is the best, as scope/key.';
+COMMENT ON COLUMN training_definitions.keep_last IS
+    'How many of the latest checkpoints are kept. Where no keep_ column says anything, all are.';
+COMMENT ON COLUMN training_definitions.keep_every IS
+    'Checkpoints whose step is a multiple of this are kept.';
+COMMENT ON COLUMN training_definitions.logging IS
+    'How sessions send what they log; its defaults filled in.';
+COMMENT ON COLUMN training_definitions.gradient_checkpointing IS
+    'Which layers are computed again in the backward pass, and for what batch that is estimated.';
+
+CREATE INDEX training_definitions_model_id_idx ON training_definitions (model_id);
+
+CREATE TRIGGER training_definitions_touch BEFORE UPDATE ON training_definitions
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();
+
 CREATE TABLE training_sessions (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     session_name text,

@@ -114,15 +114,16 @@ class Models:
     def delete(self, model: str | UUID) -> None:
         """Delete a model that no project manages; its weights stay until they are collected.
 
-        Raises `RefusedError` for a managed one, and for one that a reactor uses.
+        Raises `RefusedError` for a managed one, and for one that a reactor or a training uses.
         """
         with self._project.connection() as conn, conn.transaction():
             record = find_model(conn, model)
             refuse_managed(conn, MODEL, record.full_name)
             if users := models.dependants(conn, [record.full_name]):
+                address = users[0][0]
                 raise RefusedError(
-                    f"{record.full_name} is used by reactor/{users[0][0]}",
-                    hint="delete or change that reactor first",
+                    f"{record.full_name} is used by {address}",
+                    hint=f"delete or change that {address.partition('/')[0]} first",
                     code="AH053",
                 )
             kinds.BY_NAME[MODEL].delete(conn, [record.full_name])

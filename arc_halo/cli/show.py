@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 from arc_halo.errors import NotFoundError, UsageError
 from arc_halo.types import JsonObject
 
-KINDS = ("models", "strategies", "reactors", "all")
+KINDS: Mapping[str, str] = {
+    "models": "model",
+    "strategies": "strategy",
+    "reactors": "reactor",
+    "training": "training",
+}
+"""What `get` lists, by the words of a manifest."""
 
 
 @click.command("get")
-@click.argument("kind", type=click.Choice(KINDS), default="all")
+@click.argument("kind", type=click.Choice((*KINDS, "all")), default="all")
 @click.option(
     "--all-projects",
     is_flag=True,
@@ -31,7 +39,7 @@ def get(invocation: Invocation, kind: str, all_projects: bool) -> None:
     from arc_halo.reconcile.report import as_json
     from arc_halo.store import projects
 
-    singular = {"models": "model", "strategies": "strategy", "reactors": "reactor"}.get(kind)
+    singular = KINDS.get(kind)
     with invocation.open(needs_manifest=not all_projects, needs_database=all_projects) as project:
         project.check_schema()
         owner = None if all_projects else project.manifest.project
@@ -80,15 +88,16 @@ def show(invocation: Invocation, address: str) -> None:
       arc-halo show model/story
       arc-halo show model/story:production
       arc-halo show reactor/story --output json
+      arc-halo show training/story-tuning
     """
     from arc_halo.reconcile.report import as_json
     from arc_halo.reconcile.showing import describe
 
     kind, _, name = address.partition("/")
-    if kind not in ("model", "strategy", "reactor") or not name:
+    if kind not in KINDS.values() or not name:
         raise UsageError(
             f"{address!r} is not an address",
-            hint=f"write model/{name or kind}, strategy/NAME or reactor/NAME",
+            hint=f"write model/{name or kind}, strategy/NAME, reactor/NAME or training/NAME",
         )
     with invocation.open(needs_database=True) as project:
         project.check_schema()

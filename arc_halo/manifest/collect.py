@@ -22,6 +22,7 @@ class Names:
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
     strategies: dict[str, Found] = field(default_factory=dict)
     reactors: dict[str, Found] = field(default_factory=dict)
+    trainings: dict[str, Found] = field(default_factory=dict)
     producers: dict[str, Found] = field(default_factory=dict)
 
     def collect(self, sources: Sequence[load.Source]) -> None:
@@ -30,6 +31,8 @@ class Names:
                 self._collect_named(self.strategies, "strategies", name, data, source)
             for name, data in source.data.get("reactors", {}).items():
                 self._collect_named(self.reactors, "reactors", name, data, source)
+            for name, data in source.data.get("training", {}).items():
+                self._collect_named(self.trainings, "training", name, data, source)
             for name, data in source.data.get("models", {}).items():
                 self._collect_model(name, data, source)
         for found in self.reactors.values():

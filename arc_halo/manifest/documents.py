@@ -15,8 +15,8 @@ from arc_halo.manifest import load
 from arc_halo.manifest.load import Source
 from arc_halo.types import JsonObject, Key
 
-MODEL, STRATEGY, REACTOR = "model", "strategy", "reactor"
-KINDS = (STRATEGY, MODEL, REACTOR)
+MODEL, STRATEGY, REACTOR, TRAINING = "model", "strategy", "reactor", "training"
+KINDS = (STRATEGY, MODEL, REACTOR, TRAINING)
 """The kinds in the order in which they can be created; deletion goes the other way."""
 
 Deletion = Literal["delete", "orphan"]
@@ -286,7 +286,45 @@ class ReactorSpec:
         }
 
 
-Spec = ModelSpec | StrategySpec | ReactorSpec
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """What sessions of a training begin with. Parts have their defaults filled in; `metrics`,
+    `retention` and `gradient_checkpointing` are None where nothing is said of them.
+    """
+
+    model: str
+    total_epochs: int | None = None
+    total_steps: int | None = None
+    config: JsonObject = field(default_factory=dict)
+    dataset: JsonObject = field(default_factory=dict)
+    group: str | None = None
+    notes: str | None = None
+    metrics: JsonObject | None = None
+    retention: JsonObject | None = None
+    logging: JsonObject = field(default_factory=dict)
+    gradient_checkpointing: JsonObject | None = None
+    description: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "model": self.model,
+            "total_epochs": self.total_epochs,
+            "total_steps": self.total_steps,
+            "config": self.config,
+            "dataset": self.dataset,
+            "group": self.group,
+            "notes": self.notes,
+            "metrics": self.metrics,
+            "retention": self.retention,
+            "logging": self.logging,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "description": self.description,
+            "tags": dict(self.tags),
+        }
+
+
+Spec = ModelSpec | StrategySpec | ReactorSpec | TrainingSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

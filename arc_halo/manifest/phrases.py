@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,8 @@ def _type(refusal: Refusal) -> Phrase:
         message = f"{refusal.text} is {_kind(value)}, {needed} is needed"
     if refusal.is_secret:
         return refusal.phrase("AH004", message, refusal.notes.get("hint", f"write {needed}"))
-    hint = _type_hint(set(types), value, refusal.raw or "")
+    pattern = refusal.schema.get("pattern", "")
+    hint = _type_hint(set(types), value, refusal.raw or "", pattern)
     if refusal.is_param and isinstance(value, list):
         hint = _GRADIENT % refusal.name
     return refusal.phrase("AH004", message, hint or refusal.notes.get("hint", f"write {needed}"))
@@ -213,12 +215,12 @@ def _kind(value: object) -> str:
     return "a string" if isinstance(value, str) else "a number"
 
 
-def _type_hint(types: set[str], value: object, raw: str) -> str | None:
+def _type_hint(types: set[str], value: object, raw: str, pattern: str) -> str | None:
     if value is None:
         return "write a value, or remove the line"
     if isinstance(value, str):
         return _hint_for_text(types, value, raw)
-    if "string" in types and isinstance(value, int | float) and raw:
+    if "string" in types and isinstance(value, int | float) and raw and re.search(pattern, raw):
         return f'put quotes around it: "{raw}"'
     if "integer" in types and isinstance(value, float) and value.is_integer():
         return f"write {value:.0f}"

@@ -16,6 +16,7 @@ from arc_halo.manifest.documents import (
     MODEL,
     REACTOR,
     STRATEGY,
+    TRAINING,
     BodiesSetting,
     Declaration,
     Desired,
@@ -40,6 +41,7 @@ from arc_halo.manifest.reactors import (
 )
 from arc_halo.manifest.references import References, Registered
 from arc_halo.manifest.secrecy import literal_secrets
+from arc_halo.manifest.trainings import TrainingResolver
 from arc_halo.names import did_you_mean, parse_reference
 from arc_halo.plugins import PluginManager
 from arc_halo.types import JsonObject, Key
@@ -76,6 +78,7 @@ def resolve(
         references=references,
         files=files,
         reactors=reactors,
+        trainings=TrainingResolver(problems=problems, references=references),
     ).declarations()
     if problems.listed:
         raise ManifestError(problems.listed)
@@ -177,6 +180,8 @@ def _model_texts(data: JsonObject) -> Iterator[str]:
         for edge in reactor.get("interactions", ()):
             yield edge["from"]
             yield edge["to"]
+    for training in data.get("training", {}).values():
+        yield training["model"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,6 +194,7 @@ class _Resolver:
     references: References
     files: ModelFiles
     reactors: ReactorResolver
+    trainings: TrainingResolver
     specs: dict[str, ReactorSpec] = field(default_factory=dict)
 
     def declarations(self) -> dict[Key, Declaration]:
@@ -211,6 +217,8 @@ class _Resolver:
             else:
                 yield self._model(found)
         yield from reactors
+        for found in self.names.trainings.values():
+            yield self._training(found)
 
     def _strategy(self, found: Found) -> Declaration | None:
         uses = found.data["uses"]
@@ -300,6 +308,15 @@ class _Resolver:
             return None
         self.specs[found.name] = spec
         return self._declaration(REACTOR, found, spec, self._needs(spec))
+
+    def _training(self, found: Found) -> Declaration | None:
+        spec = self.trainings.spec(found)
+        if spec is None:
+            return None
+        if (model := self._like(spec.model, set())) is not None:
+            self.trainings.check_layers(found, spec, model[1])
+        needs = (Key(kind=MODEL, name=spec.model),) if spec.model in self.names.models else ()
+        return self._declaration(TRAINING, found, spec, needs)
 
     def _needs(self, spec: ReactorSpec) -> tuple[Key, ...]:
         models = [*spec.models, *([spec.produces] if spec.produces else [])]

@@ -15,14 +15,14 @@ from arc_halo.manifest.accept import PARAMS, Accepts, acceptor
 from arc_halo.manifest.load import Source, problem
 from arc_halo.types import JsonObject
 
-INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors")
+INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors", "training")
 """The fields of a file that the project file includes; all others are the project file's."""
 
 REQUIRED_FIELDS: Final = ("version", "project")
 AUTO: Final = "auto"
 """What stands for no codec in particular: the smallest of a dtype's usual ones."""
 
-SECTIONS: Final = ("models", "strategies", "reactors")
+SECTIONS: Final = ("models", "strategies", "reactors", "training")
 
 
 def compose_schema(
@@ -140,16 +140,26 @@ def _role_schema(source: Source, schema: JsonObject) -> JsonObject:
 
 def _size_problems(source: Source, schema: JsonObject) -> Iterator[Problem]:
     """Check sizes, whose range JSON Schema cannot tell where they have a unit."""
-    for section in ("storage", "settings"):
-        values = source.data.get(section)
-        for name, field in schema["$defs"][section]["properties"].items():
+    definitions = schema["$defs"]
+    for pointer, values, kind in _parts_with_sizes(source.data):
+        for name, field in definitions[kind]["properties"].items():
             bounds = field.get("x-arc-halo", {}).get("bytes")
             if bounds and isinstance(values, dict) and name in values:
-                yield from _size_problem(source, (section, name), values[name], *bounds)
+                yield from _size_problem(source, (*pointer, name), values[name], *bounds)
+
+
+def _parts_with_sizes(data: JsonObject) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """The parts of a file that may hold sizes: where each stands, what it is, its definition."""
+    for section in ("storage", "settings"):
+        yield (section,), data.get(section), section
+    trainings = data.get("training")
+    for name, training in trainings.items() if isinstance(trainings, dict) else ():
+        if isinstance(training, dict):
+            yield ("training", name, "logging"), training.get("logging"), "logging"
 
 
 def _size_problem(
-    source: Source, pointer: tuple[str, str], value: object, low: int, high: int
+    source: Source, pointer: tuple[str, ...], value: object, low: int, high: int
 ) -> Iterator[Problem]:
     if not isinstance(value, int | str) or isinstance(value, bool):
         return

@@ -62,7 +62,10 @@ Build = ImportBuild | FuseBuild
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredResource:
-    """A declared resource as it should be; `build` is what has to be made for it first."""
+    """A declared resource as it should be; `build` is what has to be made for it first.
+
+    `remark` is a line for people on what it comes to.
+    """
 
     key: Key
     spec: JsonObject
@@ -70,6 +73,7 @@ class DesiredResource:
     lifecycle: Lifecycle
     source_file: str
     build: Build | None = None
+    remark: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,7 @@ class Change:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     source_file: str | None = None
     build: Build | None = None
+    remark: str | None = None
     is_drift: bool = False
     old_key: Key | None = None
     reason: str | None = None
@@ -135,6 +140,7 @@ class Change:
             "after": self.after,
             "fields": [{"path": f.path, "before": f.before, "after": f.after} for f in self.fields],
             "build": _build_json(self.build),
+            "remark": self.remark,
         }
 
 

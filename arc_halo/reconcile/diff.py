@@ -133,6 +133,7 @@ def _change(
             lifecycle=resource.lifecycle,
             source_file=resource.source_file,
             build=resource.build,
+            remark=resource.remark,
             is_drift=found is not None,
             reason="it was deleted outside of apply" if found is not None else None,
         )
@@ -157,6 +158,7 @@ def _change(
         lifecycle=resource.lifecycle,
         source_file=resource.source_file,
         build=build,
+        remark=resource.remark,
         is_drift=found.is_drifted,
         old_key=old,
         reason="it was changed outside of apply" if found.is_drifted else None,

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from uuid import UUID
 
 from arc_halo.architectures import read_architecture, tensor_part
-from arc_halo.manifest.documents import KINDS, MODEL, REACTOR, STRATEGY
-from arc_halo.store import aliases, models, reactors, strategies
+from arc_halo.manifest.documents import KINDS, MODEL, REACTOR, STRATEGY, TRAINING
+from arc_halo.store import aliases, models, reactors, strategies, trainings
 from arc_halo.store.rows import Connection, LiveRow
 from arc_halo.types import JsonObject
 
@@ -101,6 +101,12 @@ def write_reactors(
     return ids
 
 
+def write_trainings(
+    conn: Connection, items: Sequence[Written], revision: Revision | None
+) -> dict[str, UUID]:
+    return trainings.upsert(conn, [{"name": item.name, **item.spec} for item in items])
+
+
 BY_NAME: Mapping[str, Kind] = MappingProxyType(
     {
         STRATEGY: Kind(
@@ -126,6 +132,14 @@ BY_NAME: Mapping[str, Kind] = MappingProxyType(
             write=write_reactors,
             rename=reactors.rename,
             delete=reactors.delete,
+        ),
+        TRAINING: Kind(
+            name=TRAINING,
+            live=trainings.live,
+            live_specs=trainings.live_specs,
+            write=write_trainings,
+            rename=trainings.rename,
+            delete=trainings.delete,
         ),
     }
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from arc_halo.manifest.documents import (
     MODEL,
     REACTOR,
+    TRAINING,
     Desired,
     ModelSpec,
 )
@@ -117,29 +118,31 @@ def _plan_of_live(
 
 
 def _still_used(conn: Connection, changes: Sequence[Change]) -> list[Conflict]:
-    """Reactors that stay, and use a model that would go."""
+    """Reactors and trainings that stay, and use a model that would go."""
     names = [c.key.name for c in changes if c.action == "delete" and c.key.kind == MODEL]
     if not names:
         return []
-    by_key = {change.old_key or change.key: change for change in changes}
+    by_address = {str(change.old_key or change.key): change for change in changes}
     return [
         Conflict(
             key=Key(kind=MODEL, name=model),
             code="AH053",
-            message=f"model/{model} is used by reactor/{reactor}",
-            hint="delete or change that reactor first",
+            message=f"model/{model} is used by {address}",
+            hint=f"delete or change that {address.partition('/')[0]} first",
         )
-        for reactor, model in models.dependants(conn, names)
-        if _uses(by_key.get(Key(kind=REACTOR, name=reactor)), model)
+        for address, model in models.dependants(conn, names)
+        if _uses(by_address.get(address), model)
     ]
 
 
 def _uses(change: Change | None, model: str) -> bool:
-    """Whether a reactor that uses `model` now still does after its change, if it has one."""
+    """Whether what uses `model` now still does after its change, if it has one."""
     if change is None or change.action == "forget":
         return True
     if change.after is None:
         return False
+    if change.key.kind == TRAINING:
+        return bool(change.after["model"] == model)
     members = [member["model"] for member in change.after["members"]]
     return model in (*members, change.after["base"])
 

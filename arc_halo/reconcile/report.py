@@ -234,7 +234,9 @@ def _build_text(change: Change) -> str | None:
 
 
 def _cost_text(change: Change) -> str | None:
-    """What a merge that has to be made will cost."""
+    """What a merge that has to be made will cost, what a training saves."""
+    if change.remark is not None:
+        return change.remark if _moves_remark(change) else None
     found = change.build.estimate if isinstance(change.build, FuseBuild) else None
     if found is None or not _moves_weights(change):
         return None
@@ -259,6 +261,13 @@ def _moves_weights(change: Change) -> bool:
     """Whether weights are part of what changes; an update may leave them as they are."""
     is_new = change.action == "create"
     return is_new or any(field.path.startswith("weights") for field in change.fields)
+
+
+def _moves_remark(change: Change) -> bool:
+    """Whether what is remarked on is part of what changes."""
+    return change.action == "create" or any(
+        field.path.startswith(("model", "gradient_checkpointing")) for field in change.fields
+    )
 
 
 def _built_text(change: Change, built: Built) -> str:
@@ -317,6 +326,7 @@ def _change_json(change: Change) -> JsonObject:
         },
         "fields": whole["fields"],
         "build": whole["build"],
+        "remark": change.remark,
         "is_drift": change.is_drift,
         "reason": change.reason,
     }

@@ -19,6 +19,7 @@ from arc_halo.manifest.documents import (
     Desired,
     ModelSpec,
     ReactorSpec,
+    TrainingSpec,
     spec_digest,
 )
 from arc_halo.manifest.tokenizers import Tokenizer
@@ -29,6 +30,7 @@ from arc_halo.reconcile.tokenizers import Tokenizers
 from arc_halo.store import builds
 from arc_halo.store.rows import Connection
 from arc_halo.tensors.digests import format_digest
+from arc_halo.training.recomputing import recomputing_text
 from arc_halo.types import JsonObject, Key
 
 
@@ -86,7 +88,22 @@ class Planner:
             lifecycle=declaration.lifecycle,
             source_file=declaration.where.file,
             build=build,
+            remark=self._remark(declaration),
         )
+
+    def _remark(self, declaration: Declaration) -> str | None:
+        """What the gradient checkpointing of a training saves."""
+        spec = declaration.spec
+        if not isinstance(spec, TrainingSpec) or spec.gradient_checkpointing is None:
+            return None
+        return recomputing_text(self._architecture(spec.model), spec.gradient_checkpointing)
+
+    def _architecture(self, model: str) -> JsonObject:
+        if model in self._desired.registered:
+            return self._desired.registered[model].architecture
+        spec = self._desired.declarations[Key(kind=MODEL, name=model)].spec
+        assert isinstance(spec, ModelSpec)
+        return spec.architecture
 
     def _import(self, declaration: Declaration) -> Build | None:
         source = source_of(declaration)

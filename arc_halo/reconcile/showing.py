@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from arc_halo.errors import InvalidInputError
-from arc_halo.manifest.documents import MODEL
+from arc_halo.manifest.documents import MODEL, TRAINING
 from arc_halo.names import parse_reference
 from arc_halo.reconcile import kinds
-from arc_halo.store import models, projects, reactors
+from arc_halo.store import models, projects, reactors, trainings
 from arc_halo.store.models import ModelRecord
 from arc_halo.store.rows import Connection
 from arc_halo.tensors.digests import format_digest
+from arc_halo.training.recomputing import recomputing_text
 from arc_halo.types import JsonObject
 
 
@@ -41,7 +44,16 @@ def describe(conn: Connection, kind: str, name: str) -> JsonObject | None:
     facts = {"address": f"{kind}/{name}", **_ownership(conn, kind, name)}
     if kind == "reactor":
         facts["operations"] = reactors.status(conn, name)[0]["operation_count"]
+    if kind == TRAINING:
+        facts |= _of_training(conn, name)
     return {**facts, "document": document}
+
+
+def _of_training(conn: Connection, name: str) -> JsonObject:
+    training = trainings.find(conn, name)
+    found = training.gradient_checkpointing if training else None
+    text = recomputing_text(training.architecture, asdict(found)) if training and found else None
+    return {"sessions": trainings.session_count(conn, name), "recomputing": text}
 
 
 def _model(conn: Connection, record: ModelRecord) -> JsonObject:

@@ -228,16 +228,20 @@ WHERE model.model_name = item.name AND model.version = item.version
 
 DEPENDANTS = """
 WITH used AS (
-    SELECT id AS reactor_id, base_model_id AS model_id FROM cognitive_fusion_reactors
+    SELECT 'reactor/' || reactor_name AS address, base_model_id AS model_id
+    FROM cognitive_fusion_reactors
     UNION
-    SELECT reactor_id, model_id FROM reactor_models
+    SELECT 'reactor/' || reactor.reactor_name, member.model_id
+    FROM reactor_models AS member
+    JOIN cognitive_fusion_reactors AS reactor ON reactor.id = member.reactor_id
+    UNION
+    SELECT 'training/' || name, model_id FROM training_definitions
 )
-SELECT reactor.reactor_name, model.model_name || '@' || model.version AS model
+SELECT used.address, model.model_name || '@' || model.version AS model
 FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
 JOIN models AS model ON model.model_name = item.name AND model.version = item.version
 JOIN used ON used.model_id = model.id
-JOIN cognitive_fusion_reactors AS reactor ON reactor.id = used.reactor_id
-ORDER BY reactor.reactor_name, model
+ORDER BY used.address, model
 """
 
 RUNNABLE = """
@@ -416,9 +420,9 @@ def delete(conn: Connection, names: Iterable[str]) -> None:
 
 
 def dependants(conn: Connection, names: Iterable[str]) -> list[tuple[str, str]]:
-    """(reactor, model) of every reactor that uses one of the models `names`."""
+    """(address, model) of every reactor and training that uses one of the models `names`."""
     rows = conn.execute(DEPENDANTS, split_names(names)).fetchall()
-    return [(str(reactor), str(model)) for reactor, model in rows]
+    return [(str(address), str(model)) for address, model in rows]
 
 
 def find(

@@ -25,7 +25,6 @@ MAX_NAME = 400
 
 MAX_EPOCH = 1e9
 MAX_STEP = 2**63 - 1
-HEARTBEAT_SECONDS = 10.0
 MAX_PAUSE_SECONDS = 30.0
 BATCH_POINTS = 100_000
 """Points written in one transaction at most."""
@@ -33,12 +32,13 @@ BATCH_POINTS = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
-    """How often points are written, and how many may wait in memory and on the disk.
+    """How often points are written, or a sign of life is given, and how many points may wait.
 
     Every `system_seconds` the machine is measured too.
     """
 
     flush_seconds: float = 1.0
+    heartbeat_seconds: float = 10.0
     queue_points: int = 200_000
     spool_bytes: int = 1024**3
     system_seconds: float | None = None
@@ -203,7 +203,7 @@ class PointLog:
     def _write(self, logged: list[Logged]) -> None:
         try:
             self._replay()
-            if logged or time.monotonic() - self._beat_at >= HEARTBEAT_SECONDS:
+            if logged or time.monotonic() - self._beat_at >= self._settings.heartbeat_seconds:
                 self._deliver(Batch.of(logged))
             self._failures = 0
         except LeaseLostError as exc:

@@ -46,9 +46,14 @@ MANIFEST_SECTIONS = {
     "Allowed": SCHEMA["$defs"]["settings"]["properties"]["allow"],
     "Runner": SCHEMA["$defs"]["runner"],
     "Run": SCHEMA["$defs"]["run"],
+    "Training": SCHEMA["$defs"]["training"],
+    "Best metric": SCHEMA["$defs"]["best_metric"],
+    "Retention": SCHEMA["$defs"]["retention"],
+    "Logging": SCHEMA["$defs"]["logging"],
+    "Gradient checkpointing": SCHEMA["$defs"]["gradient_checkpointing"],
 }
 NO_VALUE = "\N{EN DASH}"
-RESOURCES = ("Models", "Strategies", "Reactors")
+RESOURCES = ("Models", "Strategies", "Reactors", "Training")
 
 DESCRIPTORS = (
     "FusionStrategy", "FuseContext", "TensorCodec", "WeightFormat", "TensorInfo", "BodyStore",

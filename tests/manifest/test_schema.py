@@ -92,6 +92,23 @@ reactors:
     produces: {model: story, version: 1.0.0, aliases: [latest]}
     config: {free: form}
   vote: {type: ensemble, strategy: needy, params: {k: 2}, members: [{model: base}]}
+training:
+  tuning:
+    model: story
+    total_epochs: 10
+    total_steps: 5000
+    config: {lr: 3.0e-4, anything: [1, {at: all}]}
+    dataset: {name: tales, split: train}
+    group: tuning
+    notes: a first attempt
+    metrics: {best: eval/loss, mode: max}
+    retention: {keep_last: 3, keep_best: 1, keep_every: 1000}
+    logging: {flush_seconds: 0.5, heartbeat_seconds: 5, spool_bytes: 64MiB}
+    gradient_checkpointing: {layers: {every: 2}, batch_size: 8, sequence_length: 512, dtype: BF16}
+    protected: true
+    tags: {team: poetry}
+    description: the story, tuned
+  short: {model: base, gradient_checkpointing: {layers: [0, 2], modules: blocks, attention: eager}}
 """
 
 
@@ -289,6 +306,70 @@ def test_a_message_is_as_the_design_has_it():
             "AH004",
             "models: nothing stands here, a mapping is needed",
             "write a value, or remove the line",
+        ),
+        (
+            "training: {t: {model: m, gradient_checkpointing: {layers: most}}}",
+            "most",
+            "AH006",
+            "training.t.gradient_checkpointing.layers: 'most' is not all or none",
+            "write all, none, {every: 2} or a list of layers",
+        ),
+        (
+            "training: {t: {model: m, gradient_checkpointing: {layers: 3}}}",
+            "3",
+            "AH004",
+            "training.t.gradient_checkpointing.layers: "  # noqa: ISC004  one message
+            "3 is a number, a string or a mapping or a list is needed",
+            "write all, none, {every: 2} or a list of layers",
+        ),
+        (
+            "training: {t: {model: m, gradient_checkpointing: {layers: [0, 0]}}}",
+            "0",
+            "AH006",
+            "training.t.gradient_checkpointing.layers[1]: 0 stands twice in the list",
+            "remove one of them",
+        ),
+        (
+            "training: {t: {model: m, gradient_checkpointing: {dtype: bfloat16}}}",
+            "bfloat16",
+            "AH006",
+            "training.t.gradient_checkpointing.dtype: 'bfloat16' is not allowed",
+            "write BF16",
+        ),
+        (
+            "training: {t: {model: m, logging: {spool_bytes: 1KiB}}}",
+            "1KiB",
+            "AH007",
+            "training.t.logging.spool_bytes: 1KiB is less than 64KiB",
+            "write a size from 64KiB to 1TiB",
+        ),
+        (
+            "training: {t: {model: m, metrics: {best: eval/}}}",
+            "eval/",
+            "AH006",
+            "training.t.metrics.best: 'eval/' is not a metric",
+            "write SCOPE/KEY, such as eval/loss",
+        ),
+        (
+            "training: {t: {model: m, retention: {keep_last: 0}}}",
+            "0",
+            "AH007",
+            "training.t.retention.keep_last: 0 is less than the minimum of 1",
+            "write at least 1",
+        ),
+        (
+            "training: {t: {epochs: 3, model: m}}",
+            "epochs",
+            "AH003",
+            "unknown field 'epochs' in training.t",
+            "did you mean 'total_epochs'?",
+        ),
+        (
+            "training: {t: {config: {}}}",
+            "t",
+            "AH005",
+            "training.t: the field 'model' is missing",
+            "add model:",
         ),
         (
             "models: {m@1: {weights: [a]}}",

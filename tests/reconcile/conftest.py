@@ -65,6 +65,12 @@ DUMP = {
         SELECT reactor_name, ordinal, model_name, role, weight, priority
         FROM reactor_models JOIN models ON models.id = model_id
         JOIN cognitive_fusion_reactors AS reactor ON reactor.id = reactor_id ORDER BY 1, 2""",
+    "trainings": """
+        SELECT name, model_name, version, total_epochs, total_steps, config, dataset, group_name,
+               notes, best_metric, best_mode, keep_last, keep_best, keep_every, logging,
+               gradient_checkpointing, training.description, training.tags
+        FROM training_definitions AS training
+        JOIN models ON models.id = model_id ORDER BY 1""",
     "interactions": """
         SELECT reactor_name, source.model_name, target.model_name, interaction_kind, weight
         FROM model_interaction_graph

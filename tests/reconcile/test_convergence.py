@@ -43,6 +43,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             members = draw(st.lists(st.sampled_from(known), unique=True, min_size=1, max_size=3))
             reactors[f"make-{output}"] = _merge(draw, output, members, strategies)
             known.append(f"{output}@1")
+    wanted = draw(st.lists(st.sampled_from("tu"), unique=True, max_size=2))
     return {
         "settings": {"prune": True},
         "models": {
@@ -51,6 +52,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         },
         "strategies": strategies,
         "reactors": reactors,
+        "training": {name: _training(draw, known) for name in wanted if known},
     }
 
 
@@ -66,6 +68,27 @@ def _merge(draw: st.DrawFn, output: str, members: list[str], strategies: Manifes
             {"interactions": [{"from": members[0], "to": members[1], "kind": "augments"}]}
             if len(members) > 1 and draw(st.booleans())
             else {}
+        ),
+    }
+
+
+def _training(draw: st.DrawFn, models: list[str]) -> Manifest:
+    return {
+        "model": draw(st.sampled_from(models)),
+        **draw(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "total_steps": st.sampled_from([1, 2**53 - 1]),
+                    "config": st.sampled_from([{}, {"lr": 1e-30, "deep": [None, {"x": True}]}]),
+                    "metrics": st.sampled_from(
+                        [{"best": "loss"}, {"best": "a/b/c", "mode": "max"}]
+                    ),
+                    "retention": st.sampled_from([{"keep_last": 1}, {"keep_every": 10}]),
+                    "logging": st.just({"flush_seconds": 2, "spool_bytes": "1MiB"}),
+                    "gradient_checkpointing": st.sampled_from([{}, {"layers": {"every": 2}}]),
+                },
+            )
         ),
     }
 

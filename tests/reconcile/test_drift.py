@@ -105,6 +105,27 @@ TAMPERINGS = {
     "interactions.kind": "UPDATE model_interaction_graph SET interaction_kind = 'corrects'",
     "interactions.weight": "UPDATE model_interaction_graph SET weight = 0.25",
     "an interaction deleted": "DELETE FROM model_interaction_graph",
+    "trainings.model_id": """
+        UPDATE training_definitions SET model_id =
+            (SELECT id FROM models WHERE model_name = 'base')""",
+    "trainings.total_epochs": "UPDATE training_definitions SET total_epochs = NULL",
+    "trainings.total_steps": "UPDATE training_definitions SET total_steps = 7",
+    "trainings.config": "UPDATE training_definitions SET config = '{}'",
+    "trainings.dataset": "UPDATE training_definitions SET dataset = '{}'",
+    "trainings.group_name": "UPDATE training_definitions SET group_name = 'x'",
+    "trainings.notes": "UPDATE training_definitions SET notes = NULL",
+    "trainings.best_metric": "UPDATE training_definitions SET best_metric = 'eval/accuracy'",
+    "trainings.best_mode": "UPDATE training_definitions SET best_mode = 'max'",
+    "trainings.keep_last": "UPDATE training_definitions SET keep_last = 9",
+    "trainings without retention": """
+        UPDATE training_definitions SET keep_last = NULL, keep_best = NULL, keep_every = NULL""",
+    "trainings.keep_every": "UPDATE training_definitions SET keep_every = 9",
+    "trainings.logging": "UPDATE training_definitions SET logging = '{}'",
+    "trainings.gradient_checkpointing": """
+        UPDATE training_definitions SET gradient_checkpointing = NULL""",
+    "trainings.description": "UPDATE training_definitions SET description = 'x'",
+    "trainings.tags": "UPDATE training_definitions SET tags = '{}'",
+    "a training deleted": "DELETE FROM training_definitions",
 }
 
 
@@ -198,6 +219,19 @@ def _manifest(workshop: Any) -> dict[str, Any]:
                 "config": {"quorum": 2},
                 "description": "a merge",
                 "tags": {"b": True},
+            }
+        },
+        "training": {
+            "tuning": {
+                "model": "story",
+                "total_epochs": 3,
+                "config": {"lr": 3e-4},
+                "dataset": {"name": "tales"},
+                "notes": "a first attempt",
+                "metrics": {"best": "eval/loss"},
+                "retention": {"keep_last": 3, "keep_best": 1},
+                "gradient_checkpointing": {"layers": [1], "sequence_length": 64},
+                "tags": {"c": 1.5},
             }
         },
     }

@@ -143,5 +143,11 @@ def test_those_who_use_a_model_are_found(conn: Connection) -> None:
         " SELECT id, %s, 0, 'primary' FROM cognitive_fusion_reactors",
         [ids["a@1"]],
     )
+    conn.execute("INSERT INTO training_definitions (name, model_id) VALUES ('t', %s)", [ids["a@1"]])
     found = models.dependants(conn, ["a@1", "b@1", "c@1"])
-    assert sorted(found) == [("q", "a@1"), ("r", "a@1"), ("r", "b@1")]
+    assert sorted(found) == [
+        ("reactor/q", "a@1"),
+        ("reactor/r", "a@1"),
+        ("reactor/r", "b@1"),
+        ("training/t", "a@1"),
+    ]
