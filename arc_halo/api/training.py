@@ -13,16 +13,15 @@ from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.names import parse_reference
 from arc_halo.project import Project
 from arc_halo.reconcile.git import git_state
-from arc_halo.store import training_sessions
+from arc_halo.store import training_sessions, trainings
 from arc_halo.store.rows import Connection
-from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
+from arc_halo.store.training_sessions import Program, SessionRecord
+from arc_halo.store.trainings import Training as DeclaredTraining
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
     from arc_halo.store.training_reading import SessionRow
     from arc_halo.training.comparing import Comparison
-    from arc_halo.training.checkpoints import Keeping
-    from arc_halo.training.logging import LogSettings
     from arc_halo.training.retention import Mode
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
@@ -41,8 +40,9 @@ class Training:
 
     def session(
         self,
-        model: str | UUID,
+        model: str | UUID | None = None,
         *,
+        training: str | None = None,
         config: JsonObject | None = None,
         resume: Resume = "never",
         name: str | None = None,
@@ -57,14 +57,17 @@ class Training:
         notes: str | None = None,
         retention: Mapping[str, int] | None = None,
         best_metric: str | None = None,
-        best_mode: Mode = "min",
-        flush_seconds: float = 1.0,
-        spool_bytes: int = 1024**3,
+        best_mode: Mode | None = None,
+        flush_seconds: float | None = None,
+        heartbeat_seconds: float | None = None,
+        spool_bytes: int | None = None,
         system_seconds: float | None = None,
     ) -> TrainingSession:
         """Begin a session of training a model, or go on with one, for use in a `with`.
 
         `model` is `name@version`, registered or not yet, or a reference to one that is. With
+        `training`, the name of one that a manifest declares, it is that one's model, and what is
+        not given here is what is declared there; `config` and `tags` key by key. With
         `resume` "allow" the newest session of that model (and `name`, or with that `id`) is gone
         on with, unless it is completed; "must" raises `NotFoundError` where there is none.
         `fork_from` begins one that has the steps of another up to `at_step`. `retention`
@@ -72,45 +75,76 @@ class Training:
         `best_mode` which is the best. With `system_seconds` the machine is measured as well, in
         the scope `system`. Raises `RefusedError` where a program is at work on the session.
         """
+        from arc_halo.training.defaults import (
+            Given,
+            check_model,
+            given_config,
+            keeping,
+            log_settings,
+            new_session,
+        )
         from arc_halo.training.sessions import begin, check_resume
         from arc_halo.training.sessions import resume as take_up
 
         check_resume(resume)
-        settings = _log_settings(flush_seconds, spool_bytes, system_seconds)
-        keeping = _keeping(retention, best_metric, best_mode)
         with self._project.connection() as conn:
-            full_name = _full_name(conn, model)
-            known = _resumable(conn, resume, full_name, name, id)
+            declared = None if training is None else _declared(conn, training)
+            full_name = _full_name(conn, model, declared)
+            known = _resumable(conn, resume, full_name, name, id, training)
             parent = None if fork_from is None else _find(conn, fork_from)
+            origin = known or parent
+            if declared is None and origin is not None and origin.training_name is not None:
+                # The parent of a fork may be of another model, and its training gone by now.
+                found = trainings.find(conn, origin.training_name)
+                declared = found if found and found.model == full_name else None
+        check_model(full_name, declared)
+        settings = log_settings(
+            declared,
+            flush_seconds=flush_seconds,
+            heartbeat_seconds=heartbeat_seconds,
+            spool_bytes=spool_bytes,
+            system_seconds=system_seconds,
+        )
+        kept = keeping(declared, retention, best_metric, best_mode)
         if known is not None:
             return self._opened(
                 take_up(
                     self._place,
                     known,
-                    config or {},
+                    {} if config is None else given_config(config, declared),
                     settings=settings,
                     program=self._program,
-                    keeping=keeping,
+                    keeping=kept,
+                    training=declared,
                 )
             )
-        model_name, _, version = full_name.partition("@")
-        new = NewSession(
-            model_name=model_name,
-            model_version=version,
+        given = Given(
             name=name,
-            project=self._project.manifest.project if self._project.has_manifest else None,
             total_epochs=total_epochs,
             total_steps=total_steps,
-            config=config if config is not None else parent.config if parent else {},
-            dataset=dataset if dataset is not None else parent.dataset if parent else {},
-            parent_id=None if parent is None else parent.id,
-            forked_at_step=_fork_step(parent, at_step),
+            config=config,
+            dataset=dataset,
             group=group,
-            tags=tags or {},
+            tags=tags,
             notes=notes,
         )
+        new = new_session(
+            full_name,
+            given,
+            declared,
+            project=self._project.manifest.project if self._project.has_manifest else None,
+            parent=parent,
+            forked_at_step=_fork_step(parent, at_step),
+        )
         return self._opened(
-            begin(self._place, new, settings=settings, program=self._program, keeping=keeping)
+            begin(
+                self._place,
+                new,
+                settings=settings,
+                program=self._program,
+                keeping=kept,
+                training=declared,
+            )
         )
 
     def sync(self) -> dict[UUID, int]:
@@ -188,43 +222,27 @@ class Training:
         return this_program(git_commit=found.commit, git_dirty=found.is_dirty)
 
 
-def _log_settings(
-    flush_seconds: float, spool_bytes: int, system_seconds: float | None
-) -> LogSettings:
-    from arc_halo.training.logging import LogSettings
-
-    if not 0 < flush_seconds <= 60:
-        raise InvalidInputError(f"flush_seconds={flush_seconds}: write more than 0, at most 60")
-    if system_seconds is not None:
-        from arc_halo.training.system import reader
-
-        if not 1 <= system_seconds <= 3600:
-            raise InvalidInputError(f"system_seconds={system_seconds}: write 1 to 3600")
-        reader()
-    return LogSettings(
-        flush_seconds=flush_seconds, spool_bytes=spool_bytes, system_seconds=system_seconds
-    )
-
-
-def _keeping(
-    retention: Mapping[str, int] | None, best_metric: str | None, best_mode: Mode
-) -> Keeping:
-    from arc_halo.training.checkpoints import Keeping
-    from arc_halo.training.retention import Retention
-
-    given = dict(retention or {})
-    known = {name: given.pop(name, None) for name in ("keep_last", "keep_best", "keep_every")}
-    if given:
-        raise InvalidInputError(
-            f"retention has no {', '.join(map(repr, given))}",
-            hint=f"there are {', '.join(known)}",
-            code="AH006",
+def _declared(conn: Connection, training: str) -> DeclaredTraining:
+    found = trainings.find(conn, training)
+    if found is None:
+        raise NotFoundError(
+            f"there is no training {training!r}",
+            hint="declare it under `training:` and apply, or see `arc-halo get training`",
         )
-    return Keeping(policy=Retention(**known), best_metric=best_metric, best_mode=best_mode)
+    return found
 
 
-def _full_name(conn: Connection, model: str | UUID) -> str:
+def _full_name(
+    conn: Connection, model: str | UUID | None, declared: DeclaredTraining | None
+) -> str:
     """`name@version` of a model. One that is written out need not be registered yet."""
+    if model is None:
+        if declared is None:
+            raise InvalidInputError(
+                "a session is of a model, or of a training that names one",
+                hint='write session("story@1.0.0"), or session(training="tuning")',
+            )
+        return declared.model
     if isinstance(model, str):
         reference = parse_reference(model)
         if reference is not None and reference.version is not None:
@@ -233,14 +251,19 @@ def _full_name(conn: Connection, model: str | UUID) -> str:
 
 
 def _resumable(
-    conn: Connection, resume: Resume, model: str, name: str | None, id: str | UUID | None
+    conn: Connection,
+    resume: Resume,
+    model: str,
+    name: str | None,
+    id: str | UUID | None,
+    training: str | None,
 ) -> SessionRecord | None:
     """The session to go on with; None where one is to be begun."""
     if resume == "never":
         return None
     if id is not None:
         return _find(conn, id)
-    found = training_sessions.newest(conn, name=name, model=model)
+    found = training_sessions.newest(conn, name=name, model=model, training_name=training)
     if found is not None and (resume == "must" or found.status != "completed"):
         return found
     if resume == "must":

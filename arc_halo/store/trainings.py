@@ -105,6 +105,11 @@ class BestMetric:
     key: str
     mode: Literal["min", "max"]
 
+    @property
+    def name(self) -> str:
+        """As checkpoints have it: `eval/loss`, and `loss` alone for the scope `train`."""
+        return self.key if self.scope == "train" else f"{self.scope}/{self.key}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
@@ -164,6 +169,11 @@ class Training:
     retention: Retention | None
     logging: Logging
     gradient_checkpointing: GradientCheckpointing | None
+
+    @property
+    def model(self) -> str:
+        """`name@version` of its model."""
+        return f"{self.model_name}@{self.model_version}"
 
 
 def live(conn: Connection, names: Iterable[str]) -> dict[str, LiveRow]:

@@ -26,6 +26,7 @@ from arc_halo.errors import (
 from arc_halo.store import training_sessions
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
+from arc_halo.store.trainings import Training
 from arc_halo.training.checkpointing import Checkpointing
 from arc_halo.training.checkpoints import Checkpoints, Keeping
 from arc_halo.training.configs import changed
@@ -70,11 +71,14 @@ class TrainingSession(Checkpointing):
         *,
         is_resumed: bool,
         keeping: Keeping | None = None,
+        training: Training | None = None,
     ) -> None:
         self.id = record.id
         self.name = record.name
         self.model = record.model
         self.config = record.config
+        self.training = training
+        """What the manifest declares of it."""
         self.is_resumed = is_resumed
         self.step = record.current_step
         """The step that was logged last."""
@@ -220,12 +224,15 @@ def begin(
     settings: LogSettings,
     program: Program,
     keeping: Keeping | None = None,
+    training: Training | None = None,
 ) -> TrainingSession:
     """A new session."""
     with place.connect() as conn:
         session_id, lease = training_sessions.begin(conn, new, program)
         record = _found(conn, session_id)
-    return TrainingSession(place, record, lease, settings, is_resumed=False, keeping=keeping)
+    return TrainingSession(
+        place, record, lease, settings, is_resumed=False, keeping=keeping, training=training
+    )
 
 
 def resume(
@@ -236,6 +243,7 @@ def resume(
     settings: LogSettings,
     program: Program,
     keeping: Keeping | None = None,
+    training: Training | None = None,
 ) -> TrainingSession:
     """Go on with a session that was paused, failed, or lost its program.
 
@@ -254,7 +262,9 @@ def resume(
                 code="AH076",
             )
         record = _found(conn, record.id)
-    return TrainingSession(place, record, lease, settings, is_resumed=True, keeping=keeping)
+    return TrainingSession(
+        place, record, lease, settings, is_resumed=True, keeping=keeping, training=training
+    )
 
 
 def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> SystemMetrics | None:
