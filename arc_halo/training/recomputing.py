@@ -134,22 +134,24 @@ def plan(
     sequence_length: int | None = None,
     dtype: str = "F32",
     attention: str = "sdpa",
+    layer_count: int | None = None,
 ) -> RecomputingPlan:
     """What is computed again of a model with this config, and what that saves.
 
-    Raises `InvalidInputError` where the config does not say how many layers there are, where a
-    layer is not one of them, and where `modules` is needed and not given.
+    `layer_count` is that of a module that is there; without one the config says it. Raises
+    `InvalidInputError` where neither does, where both do not agree, where a layer is not one of
+    them, and where `modules` is needed and not given.
     """
     known = read_architecture(architecture)
-    count = known.layer_count or _layer_count(architecture)
-    chosen = chosen_layers(layers, count)
-    place = modules or MODULES.get(known.family or "")
-    if place is None:
+    count = layer_count or known.layer_count or _layer_count(architecture)
+    if known.layer_count and known.layer_count != count:
         raise InvalidInputError(
-            "it is not known where a model of this family has its layers",
-            hint="say it: `modules: model.layers`",
+            f"the module has {format_count(count, 'layer')}, the model {known.layer_count}",
+            hint="plan for the model that is trained",
             code="AH027",
         )
+    chosen = chosen_layers(layers, count)
+    place = modules or modules_of(architecture)
     length = sequence_length or _context_size(architecture)
     whole = None
     hidden = 0
@@ -182,6 +184,18 @@ def plan(
         sequence_length=length,
         dtype=dtype,
     )
+
+
+def modules_of(architecture: JsonObject) -> str:
+    """Where a module with this config has its layers. Raises `InvalidInputError`."""
+    place = MODULES.get(read_architecture(architecture).family or "")
+    if place is None:
+        raise InvalidInputError(
+            "it is not known where a model of this family has its layers",
+            hint="say it: `modules: model.layers`",
+            code="AH027",
+        )
+    return place
 
 
 def recomputing_text(architecture: JsonObject, document: JsonObject) -> str:

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,7 +23,8 @@ from arc_halo.errors import (
     NotFoundError,
     RefusedError,
 )
-from arc_halo.store import training_sessions
+from arc_halo.store import gradient_checkpoints, training_sessions
+from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
 from arc_halo.store.trainings import Training
@@ -33,6 +34,7 @@ from arc_halo.training.configs import changed
 from arc_halo.training.delivering import Delivery, LeaseLostError
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
+from arc_halo.training.recomputing import RecomputingPlan
 from arc_halo.training.spool import Spool
 from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
@@ -90,6 +92,7 @@ class TrainingSession(Checkpointing):
         )
         self._spool.drop_end()
         self._spool.drop_torn()
+        self._connect = place.connect
         self._delivery = Delivery(place.connect, record.id, lease)
         self._log = PointLog(self._delivery, self._spool, settings)
         self._system = _measured(self._log, record, settings)
@@ -125,6 +128,13 @@ class TrainingSession(Checkpointing):
         self._is_new = False
         self.step = step
         self._log.put(metrics, step, epoch, scope)
+
+    def record_recomputing(self, plan: RecomputingPlan) -> None:
+        """Record which layers are computed again in the backward pass, in place of what was
+        recorded before. It waits for the database; raises `DatabaseError`."""
+        rows = [GradientCheckpoint(**asdict(layer)) for layer in plan.layers]
+        with self._connect() as conn, conn.transaction():
+            gradient_checkpoints.replace(conn, self.id, rows)
 
     @property
     def dropped(self) -> int:
