@@ -66,4 +66,6 @@ class Halo:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if value is not None:
+            self.training.close(value)
         self.close()

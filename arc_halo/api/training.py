@@ -33,10 +33,16 @@ class Training:
         self._project = project
         self._sessions: WeakSet[TrainingSession] = WeakSet()
 
-    def close(self) -> None:
-        """End the sessions that nobody has ended, while there is a database to write to."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End the sessions that nobody has ended, while there is a database to write to.
+
+        An `error` is what they are ended by: they failed with it, or are paused by Ctrl-C.
+        """
         for session in list(self._sessions):
-            session.end_with_program()
+            if error is None:
+                session.end_with_program()
+            else:
+                session.__exit__(type(error), error, error.__traceback__)
 
     def session(
         self,

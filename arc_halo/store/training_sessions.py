@@ -82,6 +82,14 @@ SET status = %(status)s, error = %(error)s, heartbeat_at = clock_timestamp(),
 WHERE id = %(id)s AND lease = %(lease)s
 """
 
+CONFIGURE = """
+UPDATE training_sessions
+SET config = config || %(config)s, total_epochs = coalesce(%(total_epochs)s, total_epochs),
+    total_steps = coalesce(%(total_steps)s, total_steps)
+WHERE id = %(id)s AND lease = %(lease)s
+RETURNING config
+"""
+
 ANNOTATE = """
 UPDATE training_sessions
 SET tags = tags || %(tags)s, notes = coalesce(%(notes)s, notes)
@@ -219,6 +227,23 @@ def end(conn: Connection, id: UUID, lease: UUID, status: str, error: str | None)
     """End or pause a session; False where it is somebody else's now."""
     fields = {"id": id, "lease": lease, "status": status, "error": error}
     return conn.execute(END, fields).rowcount == 1
+
+
+def configure(
+    conn: Connection,
+    id: UUID,
+    lease: UUID,
+    *,
+    config: JsonObject,
+    total_epochs: int | None,
+    total_steps: int | None,
+) -> JsonObject | None:
+    """Add to the config, and say how long it will be; the whole config now, or None where the
+    session is somebody else's."""
+    fields = {"id": id, "lease": lease, "config": Jsonb(config)}
+    totals = {"total_epochs": total_epochs, "total_steps": total_steps}
+    row = conn.execute(CONFIGURE, fields | totals).fetchone()
+    return None if row is None else row[0]
 
 
 def annotate(conn: Connection, id: UUID, tags: JsonObject, notes: str | None) -> None:

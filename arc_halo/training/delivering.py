@@ -22,6 +22,14 @@ class LeaseLostError(TrainingError):
     """Another program has taken the session up, or it has ended: nothing more is written to it."""
 
 
+def lease_lost() -> LeaseLostError:
+    return LeaseLostError(
+        "the training session is no longer this program's: "
+        "it was ended, deleted, or taken up elsewhere",
+        hint="`arc-halo training show` says by whom",
+    )
+
+
 class Delivery:
     """Writes what a session logs, on a connection of its own, which it opens anew when it must.
 
@@ -77,7 +85,7 @@ class Delivery:
         with self._guarded() as conn:
             is_ours = training_sessions.end(conn, self._session_id, self._lease, status, error)
         if not is_ours:
-            raise _lost()
+            raise lease_lost()
 
     def close(self) -> None:
         """Close the connection, and forget what was found there."""
@@ -123,7 +131,7 @@ class Delivery:
 
     def _beat(self, conn: Connection, step: int | None, epoch: float | None) -> None:
         if not training_sessions.beat(conn, self._session_id, self._lease, step=step, epoch=epoch):
-            raise _lost()
+            raise lease_lost()
 
     def _write(self, conn: Connection, batch: Batch, *, is_late: bool) -> None:
         points = self._number(conn, batch)
@@ -140,11 +148,3 @@ class Delivery:
             training_points.add_series(conn, self._session_id, missing)
             self._look(conn)
         return batch.numbered(self._numbers)
-
-
-def _lost() -> LeaseLostError:
-    return LeaseLostError(
-        "the training session is no longer this program's: "
-        "it was ended, deleted, or taken up elsewhere",
-        hint="`arc-halo training show` says by whom",
-    )

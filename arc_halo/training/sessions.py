@@ -31,7 +31,7 @@ from arc_halo.store.trainings import Training
 from arc_halo.training.checkpointing import Checkpointing
 from arc_halo.training.checkpoints import Checkpoints, Keeping
 from arc_halo.training.configs import changed
-from arc_halo.training.delivering import Delivery, LeaseLostError
+from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
 from arc_halo.training.recomputing import RecomputingPlan
@@ -84,6 +84,7 @@ class TrainingSession(Checkpointing):
         self.is_resumed = is_resumed
         self.step = record.current_step
         """The step that was logged last."""
+        self._connect = place.connect
         self._lease = lease
         self._is_over = False
         self._is_new = not is_resumed and record.forked_at_step is None
@@ -147,6 +148,31 @@ class TrainingSession(Checkpointing):
         False where it is not: the database is away, and the points wait in the spool.
         """
         return self._log.flush(timeout)
+
+    def configure(
+        self,
+        config: JsonObject | None = None,
+        *,
+        total_epochs: int | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        """Add to the config what is known only now, and say how long the training will be.
+
+        Keys that are there are replaced. Raises `DatabaseError`, and `TrainingError` where the
+        session is no longer this program's.
+        """
+        with self._connect() as conn:
+            whole = training_sessions.configure(
+                conn,
+                self.id,
+                self._lease,
+                config=config or {},
+                total_epochs=total_epochs,
+                total_steps=total_steps,
+            )
+        if whole is None:
+            raise lease_lost()
+        self.config = whole
 
     def finish(self, status: str = "completed", error: str | None = None) -> None:
         """Write what waits, and end the session; `paused` leaves it to be resumed.

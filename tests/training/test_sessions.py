@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 import arc_halo
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, TrainingError
 from arc_halo.training.logging import LogSettings, PointLog
 from arc_halo.training.spool import Spool
 
@@ -210,6 +210,34 @@ def test_a_config_that_changed_is_told(
     halo.training.session("story@1.0.0", config=second, resume="must").pause()
     assert "with another config: new, optimizer.lr" in caplog.text
     assert ask("SELECT config FROM training_sessions") == [(second,)]
+
+
+def test_a_config_grows_with_what_is_known_later(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", config={"lr": 1, "seed": 7}, total_steps=9) as run:
+        run.configure({"lr": 2, "layers": [1]}, total_epochs=3)
+        assert run.config == {"lr": 2, "seed": 7, "layers": [1]}
+        assert ask("SELECT config, total_epochs, total_steps FROM training_sessions") == [
+            (run.config, 3, 9)
+        ]
+        ask("UPDATE training_sessions SET lease = gen_random_uuid()")
+        with pytest.raises(TrainingError, match="no longer this program's"):
+            run.configure({"lr": 3})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(ValueError("bad"), "failed"), (KeyboardInterrupt(), "paused")]
+)
+def test_what_ends_the_program_ends_its_sessions(
+    database: str, tmp_path: Path, ask: Ask, error: BaseException, expected: str
+) -> None:
+    def program() -> None:
+        with arc_halo.connect(database, project=tmp_path) as opened:
+            opened.training.session("story@1.0.0", name="left")
+            raise error
+
+    with pytest.raises(type(error)):
+        program()
+    assert status(ask) == [("left", expected, 0)]
 
 
 def test_a_fork_knows_where_it_comes_from(halo: Halo, ask: Ask) -> None:
