@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from arc_halo.errors import OutputError
 
@@ -29,10 +29,14 @@ SUM_TOLERANCE = 1e-3
 class Outputs:
     """What a model, or a reactor, answers to a batch of n inputs: one entry an input.
 
-    At least one of `scores`, `labels`, `texts` and `rankings` is there. `scores` is [n, columns] in
-    float64; `meaning` says what they are, and `classes` what each column stands for. A label is a
-    class; a ranking names things, the best first. `confidence` [n] from 0 to 1 and `costs` [n] are
-    what the model itself says of its answers; `details` is what else is worth recording, as JSON.
+    At least one of `scores`, `labels`, `texts` and `rankings` is there; a validator may give its
+    `confidence` alone. `scores` is [n, columns] in float64; `meaning` says what they are, and
+    `classes` what each column stands for. A label is a class; a ranking names things, the best
+    first. `confidence` [n] from 0 to 1 and `costs` [n] are what the model itself says of its
+    answers; `details` is what else is worth recording, as JSON.
+
+    Lists, and arrays of other numbers, become what the fields are declared to be. Raises
+    `OutputError` for what cannot.
     """
 
     scores: Float64 | None = None
@@ -44,6 +48,17 @@ class Outputs:
     confidence: Float64 | None = None
     costs: Float64 | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in NUMBERS:
+            if (value := getattr(self, name)) is not None and not _is_float64(value):
+                object.__setattr__(self, name, _numbers(name, value))
+        for name in LISTS:
+            value = getattr(self, name)
+            if value is not None and not (type(value) is tuple and all(map(_is_plain, value))):
+                object.__setattr__(self, name, _listed(name, value))
+        if not isinstance(self.details, Mapping):
+            raise OutputError(f"details are a mapping, not {type(self.details).__name__}")
 
     def __len__(self) -> int:
         first = next((getattr(self, name) for name in PER_INPUT if self.has(name)), ())
@@ -62,18 +77,28 @@ class Outputs:
         chosen = {name: _taken(getattr(self, name), indexes) for name in PER_INPUT}
         return replace(self, **chosen)
 
-    def check(self, count: int) -> None:
-        """Raise `OutputError` for what cannot be the answers to `count` inputs."""
+    def check(self, count: int, *, is_judgement: bool = False) -> None:
+        """Raise `OutputError` for what cannot be the answers to `count` inputs, or cannot be a
+        judgement of so many answers."""
         import numpy as np
 
-        if not self.kinds:
-            raise OutputError("no answer: neither scores, labels, texts nor rankings")
+        if not self.kinds and not (is_judgement and self.has("confidence")):
+            alone = ", and a confidence alone only judges" if self.has("confidence") else ""
+            raise OutputError(
+                f"no answer: neither scores, labels, texts nor rankings{alone}",
+                hint="give one of these, or the member `role: validator`" if alone else None,
+            )
         for name in PER_INPUT:
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise OutputError(f"{len(value)} {name} for {count} inputs")
+        _check_lists(self)
         if self.scores is not None:
             _check_scores(self.scores, self.meaning, self.classes)
+        for name in ("confidence", "costs"):
+            numbers = getattr(self, name)
+            if numbers is not None and numbers.ndim != 1:
+                raise OutputError(f"{name} has one number an input, not {list(numbers.shape)}")
         if self.confidence is not None and not np.all(
             (self.confidence >= 0) & (self.confidence <= 1)
         ):
@@ -84,6 +109,14 @@ class Outputs:
 
 PER_INPUT = ("scores", "labels", "texts", "rankings", "confidence", "costs")
 FORMS = ("scores", "labels", "texts", "rankings")
+NUMBERS = ("scores", "confidence", "costs")
+LISTS = ("classes", "labels", "texts", "rankings")
+MEANINGS = get_args(Meaning)
+WANTED: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("texts", (str,), "text"),
+    ("labels", (str, int, float), "text, number or boolean"),
+    ("rankings", (tuple,), "list of names"),
+)
 
 
 def joined(parts: Sequence[tuple[Sequence[int], Outputs]], count: int) -> Outputs:
@@ -155,6 +188,62 @@ class CognitiveState(Protocol):
         ...
 
     def forget(self, kind: str, key: str) -> None: ...
+
+
+def _is_float64(value: Any) -> bool:
+    """Whether it is an array of float64 that has a first axis."""
+    return bool(type(value).__module__ == "numpy" and str(value.dtype) == "float64" and value.ndim)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is none of numpy's own numbers, which JSON does not have."""
+    return type(value).__module__ != "numpy" or not hasattr(value, "item")
+
+
+def _numbers(name: str, value: Any) -> Float64:
+    import numpy as np
+
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise TypeError
+        found = array.astype(np.float64)
+    except (ValueError, TypeError) as exc:
+        raise OutputError(
+            f"{name} are no numbers: {_shortly(value)}", hint="give an array, or a list of numbers"
+        ) from exc
+    if not found.ndim:
+        raise OutputError(f"{name} is the single number {found}", hint="give a list, one an input")
+    return found
+
+
+def _listed(name: str, value: Any) -> tuple[Any, ...]:
+    """A list or an array as a tuple of what JSON has; rankings are tuples too."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        raise OutputError(
+            f"{name} are no list: {_shortly(value)}", hint="give a list, one an input"
+        )
+    if name == "rankings":
+        return tuple(tuple(each) if isinstance(each, list) else each for each in value)
+    return tuple(each if _is_plain(each) else each.item() for each in value)
+
+
+def _check_lists(outputs: Outputs) -> None:
+    """What stands in the lists: texts, labels, and names in their order."""
+    for name, kinds, wanted in WANTED:
+        for each in getattr(outputs, name) or ():
+            if not isinstance(each, kinds):
+                raise OutputError(f"{name} hold {_shortly(each)}, which is no {wanted}")
+    if outputs.meaning not in MEANINGS:
+        raise OutputError(
+            f"scores that mean {outputs.meaning!r}", hint=f"known are {', '.join(MEANINGS)}"
+        )
+
+
+def _shortly(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def _check_scores(scores: Float64, meaning: Meaning, classes: Sequence[Label] | None) -> None:

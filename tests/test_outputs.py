@@ -86,3 +86,65 @@ FINE: dict[str, Any] = {
 @pytest.mark.parametrize("what", FINE)
 def test_what_makes_sense_is_taken(what: str) -> None:
     FINE[what].check(2)
+
+
+def test_lists_and_other_numbers_become_what_the_fields_are() -> None:
+    given_: dict[str, Any] = {
+        "scores": [[1, 0], [0.5, 0.5]],
+        "classes": ["a", "b"],
+        "labels": np.array([3, 4]),
+        "texts": ["x", "y"],
+        "rankings": [["p", "q"], ["q", "p"]],
+        "confidence": np.array([1, 0], np.float16),
+        "costs": [1, 2],
+    }
+    found = Outputs(**given_)
+    found.check(2)
+    assert found.scores is not None
+    assert (found.scores.dtype, found.scores.tolist()) == (np.float64, given_["scores"])
+    assert (found.classes, found.labels, found.texts) == (("a", "b"), (3, 4), ("x", "y"))
+    assert all(type(each) is int for each in found.labels)
+    assert found.rankings == (("p", "q"), ("q", "p"))
+    assert all(type(each) is int for each in Outputs(labels=(np.int64(3), 4)).labels or ())
+    assert (found.take([1]).confidence, found.take([1]).costs) == ([0.0], [2.0])
+
+
+ODD: dict[str, tuple[dict[str, Any], str]] = {
+    "ragged": ({"scores": [[1], [0.5, 0.5]]}, "scores are no numbers"),
+    "words": ({"confidence": ["high", "low"]}, "confidence are no numbers: list"),
+    "one confidence": ({"labels": (1,), "confidence": 0.5}, "the single number 0.5"),
+    "no shape": ({"labels": (1,), "costs": np.float64(2)}, "costs is the single number 2.0"),
+    "one text": ({"texts": "ab"}, "texts are no list: str 'ab'"),
+    "labels": ({"labels": {1, 2}}, "labels are no list"),
+    "details": ({"labels": (1, 2), "details": ["x"]}, "details are a mapping, not list"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_cannot_become_answers_is_told(what: str) -> None:
+    given_, message = ODD[what]
+    with pytest.raises(OutputError, match=message):
+        Outputs(**given_)
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "texts": ({"texts": ["a", 3]}, "texts hold int '3', which is no text"),
+    "labels": ({"labels": ["a", ["b"]]}, "labels hold list"),
+    "rankings": ({"rankings": ["ab", "ba"]}, "rankings hold str 'ab'"),
+    "meaning": ({"scores": [[1.0]] * 2, "meaning": "probs"}, "scores that mean 'probs'"),
+    "columns": ({"labels": [1, 2], "confidence": [[0.5], [0.5]]}, "one number an input"),
+    "confidence": ({"confidence": [0.5, 1]}, "a confidence alone only judges"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_what_stands_in_answers_is_looked_at(what: str) -> None:
+    given_, message = UNFIT[what]
+    with pytest.raises(OutputError, match=message):
+        Outputs(**given_).check(2)
+
+
+def test_a_confidence_alone_is_a_judgement() -> None:
+    Outputs(confidence=[0.5, 1]).check(2, is_judgement=True)
+    with pytest.raises(OutputError, match="no answer"):
+        Outputs().check(2, is_judgement=True)

@@ -198,7 +198,7 @@ class _Call:
             outputs = running.answer(self._inputs)
             if not isinstance(outputs, Outputs):
                 raise MemberError(f"it answered with {type(outputs).__name__}, not Outputs")
-            outputs.check(len(self._inputs))
+            outputs.check(len(self._inputs), is_judgement=self._is_judging())
         except BaseException as exc:  # noqa: BLE001  whatever it is, somebody waits for what comes
             outputs, error = None, told(self._member.model, exc, self._cover)
         seconds = time.perf_counter() - started
@@ -210,6 +210,13 @@ class _Call:
                 error=error,
                 seconds=seconds,
             )
+        )
+
+    def _is_judging(self) -> bool:
+        """Whether it was asked about the answers of others."""
+        return self._member.role == "validator" or all(
+            isinstance(each, dict) and "member" in each and "answer" in each
+            for each in self._inputs
         )
 
     def result(self, deadline: float | None, timeout_seconds: float | None) -> Asked:
