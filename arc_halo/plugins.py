@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import pluggy
 
 from arc_halo import hookspecs
 from arc_halo._version import __version__
+from arc_halo.config import redact
 from arc_halo.errors import PluginConflictError, PluginError, UnknownPluginError
 from arc_halo.names import did_you_mean
 from arc_halo.types import (
@@ -220,7 +222,7 @@ class PluginManager:
                 module = entry.load()
             except Exception as exc:
                 raise PluginError(
-                    f"the plugin {entry.name!r} of {provider} cannot be imported: {exc!r}",
+                    f"the plugin {entry.name!r} of {provider} cannot be imported: {_words(exc)}",
                     hint=f"repair it, or uninstall {provider.name}",
                 ) from exc
             if not isinstance(module, ModuleType):
@@ -247,8 +249,8 @@ class PluginManager:
         except (Exception, SystemExit) as exc:
             del sys.modules[name]
             raise PluginError(
-                f"{label}: the plugin cannot be imported: {exc!r}",
-                hint="run `python " + label + "` to see where",
+                f"{_place(exc, path, label)}: the plugin cannot be imported: {_words(exc)}",
+                hint="run `python " + label + "` to see more",
             ) from exc
         self._register(module, provider)
 
@@ -285,9 +287,26 @@ class PluginManager:
             except PluginError as exc:
                 raise PluginError(f"{provider}: {exc.message}", hint=exc.hint) from exc
             except Exception as exc:
-                raise PluginError(f"{provider}: {hook} failed: {exc!r}") from exc
+                raise PluginError(f"{provider}: {hook} failed: {_words(exc)}") from exc
             for item in items:
                 yield item, provider
+
+
+def _place(exc: BaseException, path: Path, label: str) -> str:
+    """The plugin's file, and the line of it where the exception comes from, if one is known."""
+    if isinstance(exc, SyntaxError) and exc.filename == str(path) and exc.lineno:
+        return f"{label}:{exc.lineno}" + (f":{exc.offset}" if exc.offset else "")
+    frames = traceback.extract_tb(exc.__traceback__)
+    line = next((each.lineno for each in reversed(frames) if each.filename == str(path)), None)
+    return f"{label}:{line}" if line else label
+
+
+def _words(exc: BaseException) -> str:
+    """What an exception says; of a mistake in Python's grammar, the text too."""
+    if not isinstance(exc, SyntaxError):
+        return redact(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+    text = f": {exc.text.strip()}" if exc.text and exc.text.strip() else ""
+    return redact(f"{type(exc).__name__}: {exc.msg}{text}")
 
 
 def _checked(item: Any, kind: type[D], provider: Provider, hook: str) -> Provided[D]:

@@ -219,3 +219,22 @@ def test_a_broken_package_is_an_error_that_names_it(
     install(tmp_path, monkeypatch, text, target=target)
     with pytest.raises(PluginError, match=r"halo-extra"):
         PluginManager.load()
+
+
+PLACES = {
+    "syntax": ("x = 1\ndef broken(:\n", "p0.py:2:12", "SyntaxError: invalid syntax: def broken(:"),
+    "indent": ("if True:\nx = 1\n", "p0.py:2:1", "IndentationError: expected an indented block"),
+    "raises": ("\n\nimport not_there\n", "p0.py:3:", "ModuleNotFoundError: No module named 'not_"),
+    "deeper": ("def f():\n    return {}['x']\n\nf()\n", "p0.py:2:", "KeyError: 'x'"),
+    "elsewhere": ("import json\njson.loads('{')\n", "p0.py:2:", "JSONDecodeError: Expecting"),
+    "silent": ("raise SystemExit\n", "p0.py:1:", "SystemExit"),
+}
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_where_in_a_file_it_fails_is_told(tmp_path: Path, what: str) -> None:
+    text, place, words = PLACES[what]
+    with pytest.raises(PluginError) as caught:
+        load(tmp_path, text)
+    assert f"plugins/{place}" in caught.value.message
+    assert words in caught.value.message
