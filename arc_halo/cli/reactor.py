@@ -27,7 +27,14 @@ SHOWN = 20
 
 @click.group("reactor")
 def reactor() -> None:
-    """Run reactors: ask their members, fuse the answers, write down what happened."""
+    """Run reactors: ask their members, fuse the answers, write down what happened.
+
+    \b
+    Examples:
+      arc-halo reactor run chorus --input prompt.txt
+      arc-halo reactor status
+      arc-halo reactor graph chorus
+    """
 
 
 @reactor.command("run")
@@ -51,7 +58,7 @@ def run(invocation: Invocation, name: str, source: Any) -> None:
     Examples:
       arc-halo reactor run digits --input questions.jsonl
       echo '[{"id": 3}, {"id": 4}]' | arc-halo reactor run digits
-      arc-halo reactor run story --input prompt.txt --output json
+      arc-halo reactor run chorus --input prompt.txt --output json
     """
     from arc_halo.reconcile.report import as_json
 
