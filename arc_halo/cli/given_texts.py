@@ -29,7 +29,8 @@ def read_inputs(text: str) -> list[Any]:
     JSON lists and objects do, and one is no JSON.
     """
     if not text.strip():
-        raise InvalidInputError("there is no input", hint="give JSON, JSON lines or text")
+        hint = "give JSON, JSON lines or text"
+        raise InvalidInputError("there is no input", hint=hint, code="AH006")
     try:
         value = json.loads(text)
     except ValueError:

@@ -76,7 +76,8 @@ def read_examples(text: str) -> list[Example]:
     """One JSON object a line, `{"input": ..., "label": ...}`. Raises `InvalidInputError`."""
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
-        raise InvalidInputError("there is no example", hint="give one JSON object a line")
+        hint = "give one JSON object a line"
+        raise InvalidInputError("there is no example", hint=hint, code="AH006")
     return [_example(number, line) for number, line in lines]
 
 
