@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from arc_halo.cli.main import run
 from arc_halo.store.connection import connect
+from arc_halo.training.plotting import OUTSIDE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
@@ -161,3 +163,94 @@ def test_a_comparison_in_json_has_all_of_it(training, sessions):
     code, text = training("compare", *sessions, "--output", "markdown")
     assert code == 0
     assert "| lr | 0.1 | 0.2 |" in text
+
+
+def test_a_plot_has_its_title_its_frame_and_its_marks(training):
+    code, text = training("plot", "night-2", "--width", 60, "--height", 8)
+    assert code == 0
+    lines = text.splitlines()
+    assert lines[0] == "night-2 train/loss"
+    assert [line.split()[0] for line in (lines[1], lines[8])] == ["10", "3"]
+    assert lines[-2].split() == ["0", "7"]
+    assert lines[-1] == f"{OUTSIDE}  NaN or infinite"
+
+
+def test_a_plot_of_several_sessions_names_them(training):
+    code, text = training("plot", "night-2", "night-3", "--scope", "*", "--metric", "*")
+    assert code == 0
+    assert text.splitlines()[-5:-1] == [
+        "a  night-2 eval/accuracy",
+        "b  night-2 train/loss",
+        "c  night-3 eval/accuracy",
+        "d  night-3 train/loss",
+    ]
+
+
+def test_a_plot_in_json_is_what_it_would_draw(training, sessions):
+    facts = found_json(training, "plot", sessions[1], "--first", 4, "--last", 6, "--over", "time")
+    (curve,) = facts["curves"]
+    assert curve["x"] == [0, 1, 2]
+    assert curve["high"] == [6, 1, 0.5]
+    assert training("plot", "night-3", "--output", "markdown")[1].startswith("```text\n")
+
+
+def test_a_plot_goes_to_a_file_once(training, tmp_path):
+    file = tmp_path / "loss.svg"
+    assert training("plot", "night-2", "night-3", "--file", file)[0] == 0
+    drawn = file.read_bytes()
+    assert drawn.startswith(b"<?xml")
+    code, text = training("plot", "night-2", "--file", file)
+    assert code == 5
+    assert "--force" in text
+    assert training("plot", "night-2", "--file", file, "--force")[0] == 0
+    assert file.read_bytes() != drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["plot", "night-2", "--metric", "lose"], 1, "no series 'lose' of train in 'night-2'"),
+        (["plot", "night-2", "--file", "loss.gif"], 4, "write loss.png"),
+        (["plot", "night-2", "--file", "nowhere/loss.png"], 1, "AH015"),
+        (["export", "night-9"], 1, "did you mean"),
+        (["export", "night-2", "-o", "nowhere/points.csv"], 1, "AH015"),
+        (["export", "night-2", "--output", "json"], 64, "--out FILE"),
+    ],
+)
+def test_what_cannot_be_drawn_or_exported_says_why(training, arguments, code, said):
+    found, text = training(*arguments)
+    assert found == code
+    assert said in text
+
+
+def test_points_are_exported_to_standard_output_and_to_files(training, sessions, tmp_path):
+    code, text = training("export", "night-3", "--metric", "loss")
+    assert code == 0
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [(row["step"], row["value"]) for row in rows[-3:]] == [
+        ("4", "6.0"),
+        ("5", "1.0"),
+        ("6", "0.5"),
+    ]
+    code, said = training("export", "night-3", "--metric", "loss", "-o", tmp_path / "points.csv")
+    assert (code, said) == (0, f"Exported 7 points to {tmp_path / 'points.csv'}\n")
+    assert (tmp_path / "points.csv").read_text() == text
+    facts = found_json(training, "export", *sessions, "-o", tmp_path / "points.parquet")
+    assert facts["points"] == 8 + 4 + 7 + 3
+    assert (tmp_path / "points.parquet").read_bytes().startswith(b"PAR1")
+    assert training("export", "night-3", "-o", tmp_path / "points.csv")[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("matplotlib", ["plot", "night-2", "--file", "loss.png"]),
+        ("pyarrow", ["export", "night-2", "-o", "points.parquet"]),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(training, monkeypatch, package, arguments):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, text = training(*arguments)
+    assert code == 1
+    assert f"{package} is not installed" in text
+    assert "pip install 'arc-halo[" in text

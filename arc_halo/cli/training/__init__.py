@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from arc_halo.cli.training.compare import compare
+from arc_halo.cli.training.export import export
 from arc_halo.cli.training.ls import ls
+from arc_halo.cli.training.plot import plot
 from arc_halo.cli.training.show import show
 
 
@@ -21,8 +23,10 @@ def training() -> None:
       arc-halo training ls
       arc-halo training show night-3
       arc-halo training compare night-2 night-3
+      arc-halo training plot night-2 night-3
+      arc-halo training export night-3 -o night-3.csv
     """
 
 
-for _command in (ls, show, compare):
+for _command in (ls, show, compare, plot, export):
     training.add_command(_command)

@@ -87,6 +87,7 @@ def _fields(
     from arc_halo.training.configs import flattened
 
     commit = session.git_commit and session.git_commit + (" and changes" * bool(session.git_dirty))
+    has_epochs = session.current_epoch > 0 or session.total_epochs is not None
     forked = None
     if parent is not None:
         at = "" if session.forked_at_step is None else f" at step {session.forked_at_step}"
@@ -98,7 +99,7 @@ def _fields(
         "status": session.status,
         "error": session.error,
         "step": telling.of(session.current_step, session.total_steps),
-        "epoch": telling.of(session.current_epoch, session.total_epochs),
+        "epoch": telling.of(session.current_epoch, session.total_epochs) if has_epochs else None,
         "done": telling.progress(session),
         "began": telling.moment(session.started_at),
         "last sign": telling.moment(session.heartbeat_at),

@@ -1,0 +1,170 @@
+"""`arc-halo training plot`: series drawn in the terminal, or to a file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from arc_halo.cli.console import printable
+from arc_halo.cli.invocation import Invocation, render
+from arc_halo.errors import NotFoundError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from arc_halo.store.rows import Connection
+    from arc_halo.training.plotting import Axis, Curve
+    from arc_halo.training.reading import Envelope
+    from arc_halo.types import JsonObject
+
+IMAGE_BUCKETS = 2000
+
+
+@click.command("plot")
+@click.argument("sessions", nargs=-1, required=True)
+@click.option(
+    "--metric",
+    metavar="GLOB",
+    default="loss",
+    show_default=True,
+    help="The metrics to draw: * and ? are wild.",
+)
+@click.option(
+    "--scope", metavar="SCOPE", default="train", show_default=True, help="Their scope; * for all."
+)
+@click.option(
+    "--over",
+    "axis",
+    type=click.Choice(["step", "epoch", "time"]),
+    default="step",
+    show_default=True,
+    help="Over what: time is in seconds since the first point.",
+)
+@click.option("--first", type=click.IntRange(min=0), metavar="STEP", help="From this step on.")
+@click.option("--last", type=click.IntRange(min=0), metavar="STEP", help="Up to this step.")
+@click.option("--log", "is_log", is_flag=True, help="Values on a logarithmic axis.")
+@click.option("--width", type=click.IntRange(min=20), metavar="COLUMNS", help="Of the drawing.")
+@click.option("--height", type=click.IntRange(min=4), metavar="LINES", help="Of the drawing.")
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw it there, as .png, .svg or .pdf.",
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE if it is there.")
+@click.pass_obj
+def plot(
+    invocation: Invocation,
+    sessions: tuple[str, ...],
+    metric: str,
+    scope: str,
+    axis: Axis,
+    first: int | None,
+    last: int | None,
+    is_log: bool,
+    width: int | None,
+    height: int | None,
+    file: Path | None,
+    force: bool,
+) -> None:
+    """Draw metrics of SESSIONS, from the least to the greatest value at each place.
+
+    However long a series is, what a single point did is seen. Crosses below the axis are where
+    values are NaN or infinite. Files need matplotlib: the extra `plot`.
+
+    \b
+    Examples:
+      arc-halo training plot night-3
+      arc-halo training plot night-2 night-3 --metric loss --scope eval --over epoch
+      arc-halo training plot night-3 --metric 'grad*' --log --file grads.svg
+    """
+    from arc_halo.formats._files import replacing
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.training import plotting
+
+    if file is not None:
+        plotting.check_image(file)
+        if file.exists() and not force:
+            raise RefusedError(
+                f"{file} is there already", hint="`--force` overwrites it", code="AH014"
+            )
+    terminal = shutil.get_terminal_size((80, 24))
+    width, height = width or terminal.columns, height or min(20, max(8, terminal.lines - 6))
+    # A sign of Braille has two dots beside one another.
+    buckets = width * 2 if file is None else IMAGE_BUCKETS
+    with invocation.open(needs_database=True) as project:
+        project.check_schema()
+        with project.connection() as conn:
+            found = _envelopes(conn, sessions, metric, scope, buckets, first or 0, last)
+    curves = [plotting.curve(label, each, axis, is_log=is_log) for label, _, each in found]
+    title = curves[0].label if len(curves) == 1 else None
+    if file is not None:
+        image_format = file.suffix.lower().lstrip(".")
+        image = plotting.image(curves, image_format, axis=axis, title=title, is_log=is_log)
+        with replacing(file) as written:
+            written.write(image)
+        invocation.console.note(f"{file} is written")
+        return
+    lines = [title] if title else []
+    lines += plotting.draw(curves, width=width, height=height, is_log=is_log)
+    text = "\n".join(printable(line, one_line=True) for line in lines)
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text),
+        json=lambda: as_json(
+            {"axis": axis, "curves": [_facts(*each) for each in zip(found, curves, strict=True)]}
+        ),
+        markdown=lambda: f"```text\n{text}\n```",
+    )
+
+
+def _envelopes(
+    conn: Connection,
+    sessions: Sequence[str],
+    metric: str,
+    scope: str,
+    buckets: int,
+    first: int,
+    last: int | None,
+) -> list[tuple[str, str, Envelope]]:
+    """Each series that is asked for: what it is called, the id of its session, and its shape."""
+    from arc_halo.cli.training import telling
+    from arc_halo.training import reading
+
+    rows = list(
+        {row.id: row for row in (reading.session(conn, each) for each in sessions)}.values()
+    )
+    found = []
+    for name, row in zip(telling.labels(rows), rows, strict=True):
+        where = None if scope == "*" else scope
+        for key in reading.list_series(conn, row.id, metric=metric, scope=where):
+            shape = reading.envelope(
+                conn, row.id, key.key, scope=key.scope, buckets=buckets, first=first, last=last
+            )
+            found.append((f"{name} {key}", str(row.id), shape))
+    if not found:
+        what = f"{metric!r}" + ("" if scope == "*" else f" of {scope}")
+        raise NotFoundError(
+            f"there is no series {what} in {', '.join(map(repr, sessions))}",
+            hint="`arc-halo training show` lists them; choose with --metric and --scope",
+        )
+    return found
+
+
+def _facts(found: tuple[str, str, Envelope], curve: Curve) -> JsonObject:
+    label, session, shape = found
+    return {
+        "label": label,
+        "session": session,
+        "scope": shape.scope,
+        "key": shape.key,
+        "x": curve.x.tolist(),
+        "low": curve.low.tolist(),
+        "high": curve.high.tolist(),
+        "mean": curve.mean.tolist(),
+        "outside": curve.outside.tolist(),
+        "points": int(shape.counts.sum()),
+    }
