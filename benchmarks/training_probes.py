@@ -50,7 +50,69 @@ def envelope(
     return {**cost, "buckets": len(found), "wrong": wrong if counted else len(found)}
 
 
-PROBES = {probe.__name__: probe for probe in (read, envelope)}
+def log(*, url: str, directory: str, points: int, postmaster: int) -> dict[str, Any]:
+    """A session that logs a point a step, until all are in the database."""
+    with arc_halo.connect(url, project=Path(directory)) as halo:
+        run = halo.training.session("bench@1.0.0")
+        run.log({"loss": 1.0}, step=0)
+        run.flush()
+        started = time.perf_counter()
+        with charged(postmaster) as cost:
+            for step in range(1, points + 1):
+                run.log({"loss": 1 / step}, step=step)
+            assert run.flush()
+            seconds = time.perf_counter() - started
+        run.finish()
+        assert run.dropped == 0
+    return {**cost, "seconds": seconds}
+
+
+def copy(*, url: str, directory: str, points: int, postmaster: int) -> dict[str, Any]:
+    """The rows of such a session by one binary COPY, whose bytes are made before."""
+    import numpy as np
+
+    from arc_halo.store import training_points as store
+    from arc_halo.store.connection import connect
+
+    with arc_halo.connect(url, project=Path(directory)) as halo:
+        run = halo.training.session("bench@1.0.0")
+        run.log({"loss": 1.0}, step=0)
+        run.finish()
+    steps = np.arange(1, points + 1)
+    with connect(url) as conn:
+        ((number, _),) = store.series(conn, run.id).values()
+        rows = store.Points(
+            series=np.full(points, number, np.int32),
+            epochs=np.full(points, np.nan, np.float32),
+            steps=steps,
+            values=1 / steps,
+            micros=steps + 800_000_000_000_000,
+        )
+        body = b"".join([store.COPY_HEADER, *store._copy_rows(rows), store.COPY_TRAILER])
+        started = time.perf_counter()
+        with charged(postmaster) as cost:
+            with conn.cursor() as cursor, cursor.copy(store.COPY_POINTS) as stream:
+                stream.write(body)
+            seconds = time.perf_counter() - started
+    return {**cost, "seconds": seconds}
+
+
+def call(*, url: str, directory: str, steps: int, keys: int, postmaster: int) -> dict[str, Any]:
+    """The CPU of the thread that logs so many steps, by the point."""
+    names = [f"metric {i}" for i in range(keys)]
+    with (
+        arc_halo.connect(url, project=Path(directory)) as halo,
+        halo.training.session("bench@1.0.0") as run,
+        charged(postmaster) as cost,
+    ):
+        started = time.thread_time()
+        for step in range(steps):
+            run.log(dict.fromkeys(names, step / 7), step=step, epoch=step / 1000)
+        seconds = time.thread_time() - started
+    return {**cost, "microseconds": 1e6 * seconds / (steps * keys)}
+
+
+PROBES = {probe.__name__: probe for probe in (read, envelope, log, copy, call)}
 
 
 if __name__ == "__main__":

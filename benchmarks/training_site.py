@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString
@@ -14,6 +14,8 @@ from uuid import UUID
 
 import numpy as np
 import psycopg
+import psycopg.sql
+from psycopg.conninfo import conninfo_to_dict
 from rows import Row
 from server_cpu import SETTLED_SECONDS as SETTLED_SECONDS
 from tensor_site import Cost, Site
@@ -29,11 +31,12 @@ MICROS = 800_000_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grounds:
-    """A server, a migrated database in it, a directory for files, and the Python with MLflow."""
+    """A server, a migrated database in it, a directory, and the Pythons with MLflow and Trackio."""
 
     at: Site
     url: str
     mlflow: str | None = None
+    trackio: str | None = None
     _mlflow_urls: list[str] = field(default_factory=list)
 
     @property
@@ -43,21 +46,28 @@ class Grounds:
     def probe(self, name: str, **arguments: object) -> Cost:
         """What a probe of ours measures in a fresh process."""
         given = {"url": self.url, "directory": str(self.directory), **arguments}
-        return self._run(sys.executable, "training_probes.py", name, given)
+        return self._run(sys.executable, "training_probes.py", name, self._on_server(given))
 
     def probe_mlflow(self, name: str, **arguments: object) -> Cost:
         """What a probe of MLflow's measures in a fresh process."""
         assert self.mlflow is not None
         given = {"url": self.mlflow_url(), **arguments}
-        return self._run(self.mlflow, "training_mlflow.py", name, given)
+        return self._run(self.mlflow, "training_mlflow.py", name, self._on_server(given))
+
+    def probe_trackio(self, **arguments: object) -> Cost:
+        """What Trackio's probe measures in a fresh process."""
+        assert self.trackio is not None
+        return self._run(self.trackio, "training_trackio.py", None, arguments)
 
     def mlflow_url(self) -> str:
-        """The address of MLflow's database, which is made when first asked for."""
+        """The address of a database of MLflow's, which is made when first asked for."""
         if not self._mlflow_urls:
+            name = f"mlflow_{conninfo_to_dict(self.url)['dbname']}"
             with psycopg.connect(self.at.url, autocommit=True) as conn:
-                conn.execute("CREATE DATABASE mlflow")
-            parts = urlsplit(self.at.url)
-            self._mlflow_urls.append(parts._replace(path="/mlflow").geturl())
+                conn.execute(
+                    psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+                )
+            self._mlflow_urls.append(urlsplit(self.at.url)._replace(path=f"/{name}").geturl())
         return self._mlflow_urls[0]
 
     def session(self, name: str) -> UUID:
@@ -80,14 +90,20 @@ class Grounds:
             for first in range(0, steps, batch):
                 copy_points(conn, ids, first, min(steps, first + batch))
 
-    def _run(self, python: str, file: str, name: str, given: dict[str, Any]) -> Cost:
+    def _on_server(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "postmaster": self.at.postmaster}
+
+    @staticmethod
+    def _run(python: str, file: str, name: str | None, given: Mapping[str, object]) -> Cost:
         script = Path(__file__).with_name(file)
-        arguments = json.dumps({**given, "postmaster": self.at.postmaster}, default=str)
+        words = [] if name is None else [name]
         done = subprocess.run(
-            [python, str(script), name, arguments], stdout=subprocess.PIPE, check=False
+            [python, str(script), *words, json.dumps(given, default=str)],
+            stdout=subprocess.PIPE,
+            check=False,
         )
         if done.returncode:
-            raise SystemExit(f"the probe {name} of {file} exited with {done.returncode}")
+            raise SystemExit(f"the probe {name or ''} of {file} exited with {done.returncode}")
         found = json.loads(done.stdout.splitlines()[-1])
         return Cost(client=found.pop("client"), server=found.pop("server"), said=found)
 
