@@ -5,5 +5,7 @@ DROP TABLE optimizer_state;
 DROP TABLE model_checkpoints;
 DROP TABLE training_metrics;
 DROP TABLE training_series;
+DROP FUNCTION arc_halo_delete_points();
+DROP FUNCTION arc_halo_refuse_points_without_series();
 DROP TABLE training_sessions;
 DROP TABLE training_definitions;

@@ -127,7 +127,7 @@ COMMENT ON TABLE training_series IS
     'The series of a session: one for each metric (loss) and scope (train, eval, system).';
 
 CREATE TABLE training_metrics (
-    series_id integer NOT NULL REFERENCES training_series ON DELETE CASCADE,
+    series_id integer NOT NULL,
     epoch real,
     step bigint NOT NULL CHECK (step >= 0),
     value double precision NOT NULL,
@@ -136,10 +136,49 @@ CREATE TABLE training_metrics (
 );
 COMMENT ON TABLE training_metrics IS
     'The points of the series. A step that is logged again, after a resume, replaces what was there.';
+COMMENT ON COLUMN training_metrics.series_id IS
+    'Its series. Triggers keep it right, once a statement: a foreign key would look at every point.';
 COMMENT ON COLUMN training_metrics.epoch IS
     'Stands second, where alignment would leave four bytes empty.';
 COMMENT ON COLUMN training_metrics.value IS
     'NaN and the infinities are kept.';
+
+CREATE FUNCTION arc_halo_refuse_points_without_series() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    found bigint;
+BEGIN
+    -- Who deletes one of them waits until the points are in, and then deletes those too.
+    PERFORM FROM training_series
+    WHERE id IN (SELECT series_id FROM points) FOR KEY SHARE;
+    GET DIAGNOSTICS found = ROW_COUNT;
+    IF found < (SELECT count(DISTINCT series_id) FROM points) THEN
+        RAISE EXCEPTION 'points of a series that is not there'
+            USING ERRCODE = 'foreign_key_violation', TABLE = TG_TABLE_NAME;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION arc_halo_refuse_points_without_series() IS
+    'Trigger: every point has its series, as with a foreign key.';
+
+CREATE FUNCTION arc_halo_delete_points() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM training_metrics WHERE series_id IN (SELECT id FROM gone);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION arc_halo_delete_points() IS
+    'Trigger: the points of a series go with it.';
+
+CREATE TRIGGER training_metrics_have_series AFTER INSERT ON training_metrics
+    REFERENCING NEW TABLE AS points
+    FOR EACH STATEMENT EXECUTE FUNCTION arc_halo_refuse_points_without_series();
+CREATE TRIGGER training_metrics_keep_series AFTER UPDATE ON training_metrics
+    REFERENCING NEW TABLE AS points
+    FOR EACH STATEMENT EXECUTE FUNCTION arc_halo_refuse_points_without_series();
+CREATE TRIGGER training_series_delete_points AFTER DELETE ON training_series
+    REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION arc_halo_delete_points();
 
 CREATE TABLE model_checkpoints (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),

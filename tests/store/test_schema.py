@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -692,6 +694,47 @@ def test_a_step_that_is_logged_again_replaces_the_point(conn: Connection) -> Non
     for value in (1.5, float("nan"), float("-inf")):
         conn.execute(query.encode(), [series, value])
     assert one(conn, "SELECT array_agg(value) FROM training_metrics") == [float("-inf")]
+
+
+NEW_SERIES = "INSERT INTO training_series (session_id, metric_key) VALUES (%s, %s) RETURNING id"
+NEW_POINT = "INSERT INTO training_metrics (series_id, step, value) VALUES (%s, %s, 0)"
+
+
+def test_points_have_a_series_and_go_with_it(conn: Connection) -> None:
+    session = new_session(conn)
+    kept, gone = (one(conn, NEW_SERIES, session, key) for key in ("kept", "gone"))
+    conn.cursor().executemany(NEW_POINT, [(kept, 1), (gone, 1), (gone, 2)])
+    for statement in (
+        "INSERT INTO training_metrics (series_id, step, value) VALUES (%s, 3, 0), (-1, 3, 0)",
+        "UPDATE training_metrics SET series_id = -1 WHERE series_id = %s",
+    ):
+        with pytest.raises(errors.ForeignKeyViolation), conn.transaction():
+            conn.execute(statement.encode(), [kept])
+    conn.execute("DELETE FROM training_series WHERE id = %s", [gone])
+    assert one(conn, "SELECT array_agg(series_id) FROM training_metrics") == [kept]
+    conn.execute("DELETE FROM training_sessions WHERE id = %s", [session])
+    assert one(conn, "SELECT count(*) FROM training_metrics") == 0
+
+
+def test_a_series_is_deleted_with_the_points_that_come_meanwhile(database: str) -> None:
+    with psycopg.connect(database) as writer, psycopg.connect(database) as deleter:
+        series = one(writer, NEW_SERIES, new_session(writer), "loss")
+        writer.commit()
+        writer.execute(NEW_POINT, [series, 1])
+        with ThreadPoolExecutor() as pool:
+            deleting = pool.submit(deleter.execute, "DELETE FROM training_series")
+            wait_until_blocked(writer, deleter.info.backend_pid)
+            writer.commit()
+            deleting.result(60)
+        deleter.commit()
+        assert one(writer, "SELECT count(*) FROM training_metrics") == 0
+        with pytest.raises(errors.ForeignKeyViolation):
+            writer.execute(NEW_POINT, [series, 2])
+
+
+def wait_until_blocked(conn: Connection, pid: int) -> None:
+    while not one(conn, "SELECT pg_blocking_pids(%s) <> '{}'", pid):
+        time.sleep(0.01)
 
 
 def test_progress_counts_steps_before_epochs(conn: Connection) -> None:
