@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,13 +150,14 @@ def image(
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for each in curves:
+        label = _as_written(each.label)
         (line,) = axes.plot(
             np.repeat(each.x, 2),
             np.stack([each.low, each.high], axis=1).ravel(),
             linewidth=0.6,
             alpha=0.5,
         )
-        axes.plot(each.x, each.mean, linewidth=1.2, color=line.get_color(), label=each.label)
+        axes.plot(each.x, each.mean, linewidth=1.2, color=line.get_color(), label=label)
         if each.outside.size:
             axes.plot(
                 each.outside,
@@ -163,20 +165,27 @@ def image(
                 "x",
                 transform=axes.get_xaxis_transform(),
                 color=line.get_color(),
-                label=f"{each.label}: NaN or infinite" + ", or not positive" * is_log,
+                label=f"{label}: NaN or infinite" + ", or not positive" * is_log,
             )
     axes.set_xlabel("seconds since the first point" if axis == "time" else axis)
     if is_log:
         axes.set_yscale("log")
     if title is not None:
-        axes.set_title(title)
+        axes.set_title(_as_written(title))
     axes.grid(alpha=0.3)
     axes.legend()
     written = io.BytesIO()
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context({"svg.hashsalt": "arc-halo"}):
+    with mpl.rc_context({"svg.hashsalt": "arc-halo"}), warnings.catch_warnings():
+        # Letters that its font does not have are boxes; nothing is to be done about it here.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(written, format=format, metadata=undated[format])
     return written.getvalue()
+
+
+def _as_written(label: str) -> str:
+    """Without what matplotlib makes of a text: formulas, and labels that are left out."""
+    return ("\u200b" if label.startswith("_") else "") + label.replace("$", "\\$")
 
 
 def _x(label: str, envelope: Envelope, axis: Axis) -> Floats:

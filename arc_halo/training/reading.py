@@ -218,7 +218,8 @@ def summaries(
 ) -> list[Summary]:
     """What became of every series of a session, by scope and key."""
     lines = _lines(conn, session_id, metric=metric, scope=scope)
-    return [_summary(conn, key, spans) for key, spans in lines]
+    found = (_summary(conn, key, spans) for key, spans in lines)
+    return [each for each in found if each is not None]
 
 
 def ranges(first: int, last: int, count: int) -> tuple[list[int], list[int]]:
@@ -322,10 +323,13 @@ def _steps(steps: Sequence[int | None]) -> NDArray[np.int64]:
     return np.array([-1 if step is None else step for step in steps], np.int64)
 
 
-def _summary(conn: Connection, key: SeriesKey, spans: Sequence[Span]) -> Summary:
+def _summary(conn: Connection, key: SeriesKey, spans: Sequence[Span]) -> Summary | None:
+    """None where the points have been deleted meanwhile."""
     whole = _envelope(conn, key, spans, 1)
-    last_step = int(whole.last_steps[0])
-    (page,) = training_reading.pages(conn, spans, first=last_step, last=last_step)
+    last_step = int(whole.last_steps[0]) if len(whole) else 0
+    page = next(training_reading.pages(conn, spans, first=last_step, last=last_step), None)
+    if not len(whole) or page is None:
+        return None
     is_there = whole.low_steps[0] >= 0
     mean = float(whole.means[0])
     return Summary(

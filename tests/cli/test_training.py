@@ -209,7 +209,8 @@ def test_a_plot_goes_to_a_file_once(training, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["plot", "night-2", "--metric", "lose"], 1, "no series 'lose' of train in 'night-2'"),
+        (["plot", "night-2", "--metric", "lose"], 1, "no point of 'lose' of train in 'night-2'"),
+        (["plot", "night-2", "--first", "100"], 1, "no point of 'loss' of train in 'night-2'"),
         (["plot", "night-2", "--file", "loss.gif"], 4, "write loss.png"),
         (["plot", "night-2", "--file", "nowhere/loss.png"], 1, "AH015"),
         (["export", "night-9"], 1, "did you mean"),
@@ -254,3 +255,26 @@ def test_an_extra_that_is_missing_is_named(training, monkeypatch, package, argum
     assert code == 1
     assert f"{package} is not installed" in text
     assert "pip install 'arc-halo[" in text
+
+
+def test_names_are_drawn_as_they_are_written(training, database, tmp_path):
+    with connect(database) as conn:
+        session = add_session(conn, "_$x_1$ \N{HIRAGANA LETTER A}\x1b[2J\n")
+        add_points(conn, session, {1: 1.0, 2: 2.0}, "a$b")
+    arguments = ["plot", session, "--metric", "a*"]
+    assert training(*arguments)[1].startswith(
+        "_$x_1$ \N{HIRAGANA LETTER A}\\x1b[2J\\x0a train/a$b\n"
+    )
+    assert training(*arguments, "--file", tmp_path / "odd.svg")[0] == 0
+    assert training("ls")[1].count("\n") == 4
+
+
+def test_a_fork_of_a_session_that_is_gone_has_its_own_points_and_says_so(
+    training, database, sessions
+):
+    with connect(database) as conn:
+        conn.execute("DELETE FROM training_sessions WHERE id = %s", [sessions[0]])
+    code, text = training("show", "night-3")
+    assert code == 0
+    assert "a session that is gone, at step 4" in text
+    assert [line.split()[:2] for line in text.splitlines() if "/" in line] == [["train/loss", "2"]]

@@ -110,7 +110,7 @@ def plot(
         return
     lines = [title] if title else []
     lines += plotting.draw(curves, width=width, height=height, is_log=is_log)
-    text = "\n".join(printable(line, one_line=True) for line in lines)
+    text = "\n".join(lines)
     render(
         invocation,
         text=lambda: invocation.console.print(text),
@@ -144,11 +144,13 @@ def _envelopes(
             shape = reading.envelope(
                 conn, row.id, key.key, scope=key.scope, buckets=buckets, first=first, last=last
             )
-            found.append((f"{name} {key}", str(row.id), shape))
+            if len(shape):
+                label = printable(f"{name} {key}", one_line=True)
+                found.append((label, str(row.id), shape))
     if not found:
         what = f"{metric!r}" + ("" if scope == "*" else f" of {scope}")
         raise NotFoundError(
-            f"there is no series {what} in {', '.join(map(repr, sessions))}",
+            f"there is no point of {what} in {', '.join(map(repr, sessions))}",
             hint="`arc-halo training show` lists them; choose with --metric and --scope",
         )
     return found

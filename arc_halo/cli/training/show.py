@@ -89,9 +89,9 @@ def _fields(
     commit = session.git_commit and session.git_commit + (" and changes" * bool(session.git_dirty))
     has_epochs = session.current_epoch > 0 or session.total_epochs is not None
     forked = None
-    if parent is not None:
+    if parent is not None or session.forked_at_step is not None:
         at = "" if session.forked_at_step is None else f" at step {session.forked_at_step}"
-        forked = telling.label(parent) + at
+        forked = (telling.label(parent) if parent else "a session that is gone,") + at
     found: dict[str, str | None] = {
         "id": str(session.id),
         "name": session.name,
