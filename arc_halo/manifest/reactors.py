@@ -162,10 +162,28 @@ class ReactorResolver:
                 found, ("run", "on_failure"), "AH023", message, "add `fallback: MODEL`"
             )
         self._check_level(found, run)
-        if run["quorum"] > len(found.data["members"]):
-            message = f"quorum: {run['quorum']} of {len(found.data['members'])} members"
-            self.problems.add(found, ("run", "quorum"), "AH023", message, None)
+        self._check_idle(found, run)
+        self._check_voters(found, run)
         return run
+
+    def _check_idle(self, found: Found, run: JsonObject) -> None:
+        """What changes nothing beside what else is said: it was meant otherwise."""
+        for name, why in idle_settings(found.data["type"], run).items():
+            if name in found.data.get("run", {}):
+                message = f"{name}: it changes nothing {why}"
+                self.problems.add(found, ("run", name), "AH023", message, "remove it", key=True)
+
+    def _check_voters(self, found: Found, run: JsonObject) -> None:
+        """Somebody has to answer, and as many as the quorum says."""
+        listed = found.data["members"]
+        voters = sum(each.get("role") != "validator" for each in listed)
+        if not voters:
+            message = "all members are validators: nobody answers"
+            self.problems.add(found, ("members",), "AH023", message, None, key=True)
+        elif run["quorum"] > voters:
+            beside = "" if voters == len(listed) else ", validators aside"
+            message = f"quorum: {run['quorum']} of {voters} members{beside}"
+            self.problems.add(found, ("run", "quorum"), "AH023", message, None)
 
     def _check_level(self, found: Found, run: JsonObject) -> None:
         """Tokens are fused by ensembles, and params of tokens are for them."""
@@ -374,6 +392,22 @@ def _params(part: JsonObject, places: Mapping[str, str]) -> JsonObject:
         else value
         for name, value in part.get("params", {}).items()
     }
+
+
+def idle_settings(kind: str, run: JsonObject) -> dict[str, str]:
+    """The settings of a run that change nothing, and where that is so."""
+    idle = {}
+    if kind != "cascade":
+        idle["threshold"] = f"in a reactor of type {kind}: a cascade has one"
+    if kind != "parallel":
+        idle["choose"] = f"in a reactor of type {kind}: a parallel one chooses"
+    if kind == "cascade" and run["quorum"] > 1:
+        idle["quorum"] = "in a cascade, which asks no more members than it must"
+    if run["fallback"] is not None and run["on_failure"] != "fallback":
+        idle["fallback"] = f"with `on_failure: {run['on_failure']}`"
+    if run["record_ttl"] is not None and run["record"] == "none":
+        idle["record_ttl"] = "with `record: none`"
+    return idle
 
 
 WORDS = ("union", "base", None)
