@@ -69,14 +69,14 @@ def export(
         weights_path = exporting.weights_path(directory, weight_format)
         config_path = directory / "config.json"
         if not force:
-            _refuse_existing([*files_of(weights_path), config_path])
+            refuse_existing([*files_of(weights_path), config_path])
         project.check_schema()
         with project.connection() as conn:
             record, weight_set_id = weights_of(conn, model)
             tokenizer = exporting.tokenizer_of(conn, record)
         tokenizer_path = directory / "tokenizer.json"
         if tokenizer is not None and not force:
-            _refuse_existing([tokenizer_path])
+            refuse_existing([tokenizer_path])
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"export {model}", record.size_bytes or 0) as advance:
             exported = exporting.export_weights(
@@ -124,7 +124,8 @@ def _shard_bytes(text: str | None) -> int | None:
     return size_bytes
 
 
-def _refuse_existing(paths: Iterable[Path]) -> None:
+def refuse_existing(paths: Iterable[Path]) -> None:
+    """Raise `InvalidInputError` for a file that is there."""
     for path in paths:
         if path.exists():
             raise InvalidInputError(

@@ -116,7 +116,8 @@ WHERE id = %(id)s AND NOT is_best
 """
 
 SET_PINNED = """
-UPDATE model_checkpoints SET is_pinned = %(is_pinned)s WHERE id = %(id)s
+UPDATE model_checkpoints SET is_pinned = %(is_pinned)s, kept_because = %(kept_because)s
+WHERE id = %(id)s
 """
 
 SET_KEPT = """
@@ -329,8 +330,11 @@ def set_best(
         conn.execute(SET_BEST, {"id": best, "metric": metric, "mode": mode})
 
 
-def set_pinned(conn: Connection, checkpoint_id: UUID, *, is_pinned: bool) -> None:
-    conn.execute(SET_PINNED, {"id": checkpoint_id, "is_pinned": is_pinned})
+def set_pinned(
+    conn: Connection, checkpoint_id: UUID, *, is_pinned: bool, kept_because: str | None
+) -> None:
+    fields = {"id": checkpoint_id, "is_pinned": is_pinned, "kept_because": kept_because}
+    conn.execute(SET_PINNED, fields)
 
 
 def set_kept(conn: Connection, kept: Sequence[tuple[UUID, str | None]]) -> None:

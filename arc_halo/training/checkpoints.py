@@ -18,7 +18,7 @@ from arc_halo.training import generators, holders, loading, saving, snapshots
 from arc_halo.training.background import Pending
 from arc_halo.training.generators import Generators
 from arc_halo.training.pruning import Pruned, prune
-from arc_halo.training.retention import CheckpointType, Mode, Retention
+from arc_halo.training.retention import CheckpointType, Mode, Retention, with_rule
 from arc_halo.training.saving import Saved
 from arc_halo.training.snapshots import Snapshot
 from arc_halo.weights.store import WeightStore
@@ -254,9 +254,14 @@ class Checkpoints:
     def pin(self, which: Which = "latest", *, pinned: bool = True) -> Checkpoint:
         """Have a checkpoint stay whatever the policy says, or no longer."""
         found = self.find(which)
-        with self._store.pool.connection() as conn:
-            store_of.set_pinned(conn, found.id, is_pinned=pinned)
-        return found
+        with self._store.pool.connection() as conn, conn.transaction():
+            saving.lock(conn, found.session_id)
+            reason = with_rule(found.kept_because, "pinned", holds=pinned)
+            store_of.set_pinned(conn, found.id, is_pinned=pinned, kept_because=reason)
+            again = store_of.by_id(conn, found.id)
+        if again is None:
+            raise NotFoundError(f"the checkpoint {found.id} has just been deleted")
+        return again
 
     def prune(self, policy: Retention, *, dry_run: bool = False) -> Pruned:
         """Let go what a policy does not keep; what goes, what stays and why."""

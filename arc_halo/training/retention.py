@@ -89,6 +89,12 @@ def decide(
     )
 
 
+def with_rule(kept_because: str | None, rule: str, *, holds: bool) -> str | None:
+    """Why a checkpoint is kept, with one rule more or less."""
+    rules = set((kept_because or "").split(", ")) - {rule} | ({rule} if holds else set())
+    return ", ".join(each for each in RULES if each in rules) or None
+
+
 def best(checkpoints: Iterable[Candidate], mode: Mode) -> Candidate | None:
     """The one with the best value; of equals the earliest. NaN is never best."""
     return next(iter(_ranked(checkpoints, mode)), None)

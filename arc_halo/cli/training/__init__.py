@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import click
 
+from arc_halo.cli.training.checkpoints import checkpoints
 from arc_halo.cli.training.compare import compare
 from arc_halo.cli.training.export import export
 from arc_halo.cli.training.ls import ls
 from arc_halo.cli.training.plot import plot
+from arc_halo.cli.training.prune import prune
 from arc_halo.cli.training.show import show
 
 
 @click.group("training")
 def training() -> None:
-    """Look at training sessions and their metrics.
+    """Look at training sessions, their metrics and their checkpoints.
 
     In all of these SESSION is a session's name (of several the newest), its id, or the beginning
     of its id, 6 digits or more.
@@ -25,8 +27,10 @@ def training() -> None:
       arc-halo training compare night-2 night-3
       arc-halo training plot night-2 night-3
       arc-halo training export night-3 -o night-3.csv
+      arc-halo training checkpoints ls night-3
+      arc-halo training prune night-3 --keep-last 3
     """
 
 
-for _command in (ls, show, compare, plot, export):
+for _command in (ls, show, compare, plot, export, checkpoints, prune):
     training.add_command(_command)
