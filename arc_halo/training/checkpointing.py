@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from arc_halo.training.background import Pending
-from arc_halo.training.checkpoints import Checkpoints, Restored, Which, is_id
+from arc_halo.training.checkpoints import Checkpoints, Restored
+from arc_halo.training.choosing import Which, is_id
 from arc_halo.training.generators import Generators
 from arc_halo.training.retention import CheckpointType, Mode
 from arc_halo.training.saving import Saved

@@ -16,15 +16,13 @@ from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint
 from arc_halo.training import generators, holders, loading, saving, snapshots
 from arc_halo.training.background import Pending
+from arc_halo.training.choosing import Which, choose, is_id
 from arc_halo.training.generators import Generators
 from arc_halo.training.pruning import Pruned, prune
 from arc_halo.training.retention import CheckpointType, Mode, Retention, with_rule
 from arc_halo.training.saving import Saved
 from arc_halo.training.snapshots import Snapshot
 from arc_halo.weights.store import WeightStore
-
-Which = UUID | str | int
-"""A checkpoint by its id, by its step, or as 'latest' or 'best'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,9 +261,10 @@ class Checkpoints:
             raise NotFoundError(f"the checkpoint {found.id} has just been deleted")
         return again
 
-    def prune(self, policy: Retention, *, dry_run: bool = False) -> Pruned:
+    def prune(self, policy: Retention | Mapping[str, int], *, dry_run: bool = False) -> Pruned:
         """Let go what a policy does not keep; what goes, what stays and why."""
-        return prune(self._store, self._session_id, policy, lease=self._lease, dry_run=dry_run)
+        kept_by = Retention.of(policy)
+        return prune(self._store, self._session_id, kept_by, lease=self._lease, dry_run=dry_run)
 
     def close(self) -> None:
         """Wait for a save that is under way, and raise what went wrong with it."""
@@ -299,38 +298,6 @@ class Checkpoints:
 
 
 PARTS = ("model", "optimizer", "scheduler", "scaler", "data", "rng", "extra")
-
-
-def choose(points: Sequence[Checkpoint], which: Which, parts: set[str]) -> Checkpoint | None:
-    """Of a history, the checkpoint that is meant by 'latest', 'best' or a step, for these parts."""
-    types = {"full"}
-    if parts <= {"model"}:
-        types.add("weights_only")
-    if "model" not in parts:
-        types.add("optimizer_only")
-    fit = [point for point in points if point.type in types]
-    if which == "best":
-        fit = [point for point in fit if point.is_best]
-    elif which != "latest":
-        fit = [point for point in fit if point.step == which]
-        # Of several at one step the one that has most.
-        fit.sort(key=lambda point: point.type == "full")
-    return fit[-1] if fit else None
-
-
-def is_id(which: Which) -> bool:
-    """Whether it names a checkpoint by its id. Raises `InvalidInputError` for what is nothing."""
-    if isinstance(which, UUID):
-        return True
-    if which in ("latest", "best") or (isinstance(which, int) and not isinstance(which, bool)):
-        return False
-    try:
-        UUID(str(which))
-    except ValueError as exc:
-        raise InvalidInputError(
-            f"{which!r} is no checkpoint", hint="give its id, a step, 'latest' or 'best'"
-        ) from exc
-    return True
 
 
 def _missing(point: Checkpoint, parts: Sequence[str]) -> CheckpointError:

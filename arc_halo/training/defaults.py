@@ -19,7 +19,6 @@ from arc_halo.types import JsonObject
 
 T = TypeVar("T")
 
-POLICY = tuple(field.name for field in dataclasses.fields(Retention))
 FLUSH_SECONDS = 60.0
 HEARTBEAT_SECONDS = 30.0
 """The longest that may be asked for; who says nothing for a minute counts as crashed."""
@@ -122,17 +121,9 @@ def keeping(
     named = declared.best_metric if declared and best_metric is None else None
     if named is not None:
         best_metric, best_mode = named.name, best_mode or named.mode
-    if retention is None:
-        kept = declared.retention if declared else None
-        policy = Retention() if kept is None else Retention(**dataclasses.asdict(kept))
-    elif unknown := sorted(set(retention) - set(POLICY)):
-        raise InvalidInputError(
-            f"retention has no {', '.join(map(repr, unknown))}",
-            hint=f"there are {', '.join(POLICY)}",
-            code="AH006",
-        )
-    else:
-        policy = Retention(**retention)
+    if retention is None and declared is not None and declared.retention is not None:
+        retention = dataclasses.asdict(declared.retention)
+    policy = Retention.of(retention)
     return Keeping(policy=policy, best_metric=best_metric, best_mode=best_mode or "min")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from arc_halo.errors import InvalidInputError
@@ -37,6 +37,20 @@ class Retention:
                 raise InvalidInputError(
                     f"{name} is {value!r}: it is a whole number from {least} on", code="AH007"
                 )
+
+    @classmethod
+    def of(cls, given: Retention | Mapping[str, Any] | None) -> Retention:
+        """From a mapping as a manifest has it; None keeps all. Raises `InvalidInputError`."""
+        if isinstance(given, Retention):
+            return given
+        names = [each.name for each in fields(cls)]
+        if odd := [name for name in given or {} if name not in names]:
+            raise InvalidInputError(
+                f"retention has no {', '.join(map(repr, odd))}",
+                hint=f"it has {', '.join(names)}",
+                code="AH006",
+            )
+        return cls(**(given or {}))
 
     @property
     def keeps_all(self) -> bool:

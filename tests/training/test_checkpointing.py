@@ -69,6 +69,7 @@ def test_a_session_keeps_what_its_retention_says(halo):
         model = {"w": np.zeros(3, int)}
         run.restore("best", model=model)
         assert (model["w"][0], run.step) == (1, 1)
+        assert [p.step for p in run.checkpoints.prune({"keep_best": 1}, dry_run=True).gone] == []
 
 
 def test_a_policy_of_no_sense_begins_no_session(halo, sql):

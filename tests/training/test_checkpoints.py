@@ -15,7 +15,7 @@ from arc_halo.errors import CheckpointError, InvalidInputError, NotFoundError
 from arc_halo.training import saving
 from arc_halo.training.checkpoints import Checkpoints, Keeping
 from arc_halo.training.retention import Retention
-from arc_halo.weights.collecting import collect
+from arc_halo.weights.collecting import collect, simulate
 from arc_halo.weights.verifying import verify
 
 ROW = "SELECT {} FROM model_checkpoints WHERE session_id = %s ORDER BY step"
@@ -378,7 +378,12 @@ def test_the_policy_is_applied_with_each_checkpoint_and_says_why(store, session,
     assert len(kept.list()) == 5
     before = sql("SELECT sum(stored_bytes) FROM chunk_bodies")[0][0]
     assert kept.prune(Retention(keep_last=1)).gone == told.gone
+    foretold = simulate(store, grace=timedelta(0))
     collected = collect(store, grace=timedelta(0))
+    assert (foretold.weight_sets, foretold.freed_bytes) == (
+        collected.weight_sets,
+        collected.freed_bytes,
+    )
     assert told.own_bytes == collected.freed_bytes - _garbage(sql, before, collected)
     assert [point.step for point in kept.list()] == [2, 7]
 
