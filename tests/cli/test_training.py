@@ -15,6 +15,8 @@ import pytest
 from arc_halo.cli.main import run
 from arc_halo.store.connection import connect
 from arc_halo.training.plotting import OUTSIDE
+from arc_halo.training.points import Batch
+from arc_halo.training.spool import Spool
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
@@ -278,3 +280,15 @@ def test_a_fork_of_a_session_that_is_gone_has_its_own_points_and_says_so(
     assert code == 0
     assert "a session that is gone, at step 4" in text
     assert [line.split()[:2] for line in text.splitlines() if "/" in line] == [["train/loss", "2"]]
+
+
+def test_what_waits_on_the_disk_is_written(training, sessions, database, tmp_path):
+    assert training("sync")[:2] == (0, "Nothing waits on the local disk.\n")
+    waiting = Spool(tmp_path / ".arc-halo" / "training" / str(sessions[0]), limit_bytes=10**6)
+    waiting.put(Batch.of([("loss", "train", step, math.nan, 0.5, 1.7e9) for step in (100, 101)]))
+    code, said = training("sync", "--output", "json")[:2]
+    assert (code, json.loads(said)["sessions"]) == (0, [{"id": str(sessions[0]), "points": 2}])
+    assert not waiting.directory.exists()
+    with connect(database) as conn:
+        row = conn.execute("SELECT max(step) FROM training_metrics").fetchone()
+    assert row == (101,)

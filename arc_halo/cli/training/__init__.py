@@ -11,6 +11,7 @@ from arc_halo.cli.training.ls import ls
 from arc_halo.cli.training.plot import plot
 from arc_halo.cli.training.prune import prune
 from arc_halo.cli.training.show import show
+from arc_halo.cli.training.sync import sync
 
 
 @click.group("training")
@@ -32,5 +33,5 @@ def training() -> None:
     """
 
 
-for _command in (ls, show, compare, plot, export, checkpoints, prune):
+for _command in (ls, show, compare, plot, export, checkpoints, prune, sync):
     training.add_command(_command)
