@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from arc_halo.errors import TrainingError
-from arc_halo.store import training_points, training_sessions
+from arc_halo.store import gradients, training_points, training_sessions
 from arc_halo.store.connection import translate
+from arc_halo.store.gradients import GradientRow
 from arc_halo.store.rows import Connection
 from arc_halo.training.points import Batch, highest_steps, split
 
@@ -79,6 +80,11 @@ class Delivery:
             self._write(conn, batch, is_late=True)
             if (step := batch.last_step()) is not None:
                 training_sessions.reach(conn, self._session_id, step)
+
+    def record_gradients(self, rows: Sequence[GradientRow]) -> None:
+        """Record with the weights of the session's model what was last of their gradients."""
+        with self._guarded() as conn, conn.transaction():
+            gradients.set_norms(conn, self._session_id, self._lease, rows)
 
     def end(self, status: str, error: str | None) -> None:
         """End the session, or pause it."""

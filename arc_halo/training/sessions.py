@@ -35,6 +35,7 @@ from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
 from arc_halo.training.recomputing import RecomputingPlan
+from arc_halo.training.recording import GradientRecorder, Recording
 from arc_halo.training.spool import Spool
 from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
@@ -58,7 +59,7 @@ class Place:
     weights: Callable[[], WeightStore]
 
 
-class TrainingSession(Checkpointing):
+class TrainingSession(Checkpointing, Recording):
     """A run of training, for use in a `with`: `run.log({"loss": 2.1}, step=7)`.
 
     Leaving the `with` ends it as completed; with an exception as failed, with Ctrl-C as paused.
@@ -96,6 +97,9 @@ class TrainingSession(Checkpointing):
         self._connect = place.connect
         self._delivery = Delivery(place.connect, record.id, lease)
         self._log = PointLog(self._delivery, self._spool, settings)
+        self._gradients = GradientRecorder(
+            Delivery(place.connect, record.id, lease), place.weights, record.id, lease, record.model
+        )
         self._system = _measured(self._log, record, settings)
         # A checkpoint is seen after what was logged before it, or a resume would leave a gap.
         self.checkpoints = Checkpoints(
@@ -147,7 +151,7 @@ class TrainingSession(Checkpointing):
 
         False where it is not: the database is away, and the points wait in the spool.
         """
-        return self._log.flush(timeout)
+        return self._log.flush(timeout) and self._gradients.settle()
 
     def configure(
         self,
@@ -228,6 +232,7 @@ class TrainingSession(Checkpointing):
         if self._system is not None:
             self._system.close()
         is_written = self._log.close()
+        self._gradients.close()
         try:
             if is_written:
                 self._delivery.end(status, error)
