@@ -13,7 +13,13 @@ from arc_halo.sizes import format_count
 from arc_halo.types import JsonObject
 
 RETENTION: JsonObject = {"keep_last": None, "keep_best": None, "keep_every": None}
-LOGGING: JsonObject = {"flush_seconds": 1.0, "heartbeat_seconds": 10.0, "spool_bytes": "1GiB"}
+LOGGING: JsonObject = {
+    "flush_seconds": 1.0,
+    "heartbeat_seconds": 10.0,
+    "system_seconds": None,
+    "spool_bytes": "1GiB",
+}
+INTERVALS = ("flush_seconds", "heartbeat_seconds", "system_seconds")
 RECOMPUTING: JsonObject = {
     "layers": "all",
     "modules": None,
@@ -90,8 +96,7 @@ def _logging(data: JsonObject) -> JsonObject:
     whole = {**LOGGING, **data}
     return {
         **whole,
-        "flush_seconds": float(whole["flush_seconds"]),
-        "heartbeat_seconds": float(whole["heartbeat_seconds"]),
+        **{name: float(whole[name]) for name in INTERVALS if whole[name] is not None},
         "spool_bytes": parse_size(str(whole["spool_bytes"])),
     }
 

@@ -127,6 +127,7 @@ class Logging:
     flush_seconds: float
     heartbeat_seconds: float
     spool_bytes: int
+    system_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,11 +89,12 @@ def log_settings(
 ) -> LogSettings:
     """How a session logs. Raises `InvalidInputError` for an interval that makes no sense, and
     `ArcHaloError` where what measures the machine is not installed."""
-    if system_seconds is not None:
-        if not 1 <= system_seconds <= 3600:
-            raise InvalidInputError(f"system_seconds={system_seconds}: write 1 to 3600")
-        reader()
     usual = declared.logging if declared else LogSettings()
+    measured = _first(system_seconds, usual.system_seconds)
+    if measured is not None:
+        if not 1 <= measured <= 3600:
+            raise InvalidInputError(f"system_seconds={measured}: write 1 to 3600")
+        reader()
     return LogSettings(
         flush_seconds=_interval(
             "flush_seconds", _first(flush_seconds, usual.flush_seconds), FLUSH_SECONDS
@@ -104,7 +105,7 @@ def log_settings(
             HEARTBEAT_SECONDS,
         ),
         spool_bytes=usual.spool_bytes if spool_bytes is None else spool_bytes,
-        system_seconds=system_seconds,
+        system_seconds=measured,
     )
 
 

@@ -103,7 +103,7 @@ training:
     notes: a first attempt
     metrics: {best: eval/loss, mode: max}
     retention: {keep_last: 3, keep_best: 1, keep_every: 1000}
-    logging: {flush_seconds: 0.5, heartbeat_seconds: 5, spool_bytes: 64MiB}
+    logging: {flush_seconds: 0.5, heartbeat_seconds: 5, system_seconds: 15, spool_bytes: 64MiB}
     gradient_checkpointing: {layers: {every: 2}, batch_size: 8, sequence_length: 512, dtype: BF16}
     protected: true
     tags: {team: poetry}

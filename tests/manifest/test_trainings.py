@@ -56,7 +56,12 @@ def test_a_training_needs_no_more_than_a_model(tmp_path):
         "notes": None,
         "metrics": None,
         "retention": None,
-        "logging": {"flush_seconds": 1.0, "heartbeat_seconds": 10.0, "spool_bytes": 1073741824},
+        "logging": {
+            "flush_seconds": 1.0,
+            "heartbeat_seconds": 10.0,
+            "system_seconds": None,
+            "spool_bytes": 1073741824,
+        },
         "gradient_checkpointing": None,
         "description": None,
         "tags": {},

@@ -11,7 +11,12 @@ from arc_halo.store import trainings
 from arc_halo.store.connection import Connection
 from arc_halo.store.trainings import BestMetric, GradientCheckpointing, Logging, Retention
 
-LOGGING = {"flush_seconds": 0.5, "heartbeat_seconds": 5.0, "spool_bytes": 65536}
+LOGGING = {
+    "flush_seconds": 0.5,
+    "heartbeat_seconds": 5.0,
+    "system_seconds": 15.0,
+    "spool_bytes": 65536,
+}
 DOCUMENT = {
     "name": "tuning",
     "model": "story@1",

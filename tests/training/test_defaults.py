@@ -29,7 +29,12 @@ TUNING = {
     "notes": "as declared",
     "metrics": {"best": "eval/loss", "mode": "min"},
     "retention": {"keep_last": 3, "keep_best": 1, "keep_every": None},
-    "logging": {"flush_seconds": 0.25, "heartbeat_seconds": 5.0, "spool_bytes": 65536},
+    "logging": {
+        "flush_seconds": 0.25,
+        "heartbeat_seconds": 5.0,
+        "system_seconds": 15.0,
+        "spool_bytes": 65536,
+    },
     "gradient_checkpointing": None,
     "description": None,
     "tags": {"team": "poetry", "stage": "first"},
@@ -114,10 +119,16 @@ def test_what_the_program_gives_goes_before_it(halo: Halo, database: str) -> Non
 def test_points_are_sent_as_declared_unless_the_program_says_how(halo: Halo, database: str) -> None:
     with connect(database) as conn:
         found = trainings.find(conn, "tuning")
-    declared = LogSettings(flush_seconds=0.25, heartbeat_seconds=5, spool_bytes=65536)
+    declared = LogSettings(
+        flush_seconds=0.25, heartbeat_seconds=5, spool_bytes=65536, system_seconds=15
+    )
     assert log_settings(found) == declared
-    given = log_settings(found, flush_seconds=2, heartbeat_seconds=20, spool_bytes=2**20)
-    assert given == LogSettings(flush_seconds=2, heartbeat_seconds=20, spool_bytes=2**20)
+    given = log_settings(
+        found, flush_seconds=2, heartbeat_seconds=20, spool_bytes=2**20, system_seconds=60
+    )
+    assert given == LogSettings(
+        flush_seconds=2, heartbeat_seconds=20, spool_bytes=2**20, system_seconds=60
+    )
     assert log_settings() == LogSettings()
 
 
