@@ -38,6 +38,7 @@ from arc_halo.architectures import (
 )
 from arc_halo.errors import InvalidInputError
 from arc_halo.sizes import format_count, format_size
+from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.types import JsonObject
 
 Layers = str | Sequence[int] | Mapping[str, int]
@@ -204,6 +205,19 @@ def recomputing_text(architecture: JsonObject, document: JsonObject) -> str:
         return str(plan(architecture, **document))
     except InvalidInputError as exc:
         return f"what gradient checkpointing saves is not known: {exc.message}"
+
+
+def recorded_text(layers: Sequence[GradientCheckpoint]) -> str | None:
+    """What a session has recorded of its layers, in one line; None where it recorded nothing."""
+    if not layers:
+        return None
+    count = sum(layer.is_checkpointed for layer in layers)
+    text = f"{count:,} of {format_count(len(layers), 'layer')}"
+    saved = _total([layer.saved_bytes for layer in layers])
+    whole = _total([layer.activation_bytes for layer in layers])
+    if saved is None or whole is None:
+        return text
+    return f"{text}: saves about {format_size(saved)} of {format_size(whole)}"
 
 
 def chosen_layers(layers: Layers, count: int) -> frozenset[int]:

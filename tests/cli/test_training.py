@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from arc_halo.cli.main import run
+from arc_halo.store import gradient_checkpoints
 from arc_halo.store.connection import connect
+from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.training.plotting import OUTSIDE
 from arc_halo.training.points import Batch
 from arc_halo.training.spool import Spool
@@ -116,6 +118,42 @@ def test_a_session_is_shown_with_its_config_and_its_series(training, sessions):
         ["train/loss", "7", "6", "0.5", "0.5", "6", "10", "0", "5.92857"],
     ]
     assert "forks" in training("show", str(sessions[0])[:6])[1]
+
+
+def test_layers_that_are_computed_again_are_told(training, sessions, database):
+    rows = [
+        GradientCheckpoint(
+            layer_index=index,
+            module_name=f"h.{index}",
+            is_checkpointed=saved > 0,
+            activation_bytes=3000,
+            saved_bytes=saved,
+        )
+        for index, saved in enumerate((2000, 0))
+    ]
+    with connect(database) as conn:
+        gradient_checkpoints.replace(conn, sessions[1], rows)
+    text = training("show", "night-3")[1]
+    assert re.search(
+        r"^computed again +1 of 2 layers: saves about 2.0 kB of 6.0 kB$", text, re.MULTILINE
+    )
+    assert "computed again" not in training("show", "night-2")[1]
+    facts = found_json(training, "show", "night-3")
+    assert [each["saved_bytes"] for each in facts["gradient_checkpoints"]] == [2000, 0]
+
+
+def test_layers_of_which_nothing_is_estimated_are_counted(training, sessions, database):
+    row = GradientCheckpoint(
+        layer_index=0,
+        module_name="h.0",
+        is_checkpointed=True,
+        activation_bytes=None,
+        saved_bytes=None,
+    )
+    with connect(database) as conn:
+        gradient_checkpoints.replace(conn, sessions[1], [row])
+    text = training("show", "night-3")[1]
+    assert re.search(r"^computed again +1 of 1 layer$", text, re.MULTILINE)
 
 
 def test_values_that_are_no_numbers_are_texts_in_json(training, sessions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -41,7 +42,9 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
     """
     from arc_halo.cli.training import telling
     from arc_halo.reconcile.report import as_json
+    from arc_halo.store import gradient_checkpoints
     from arc_halo.training import reading
+    from arc_halo.training.recomputing import recorded_text
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()
@@ -50,13 +53,15 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
             summaries = reading.summaries(conn, found.id, metric=metric, scope=scope)
             parent = None if found.parent_id is None else reading.session(conn, found.parent_id)
             forks = reading.forks(conn, found.id)
+            layers = gradient_checkpoints.of_session(conn, found.id)
     facts = {
         **telling.session_facts(found),
         "model": found.model,
         "forks": [telling.session_facts(each) for each in forks],
+        "gradient_checkpoints": [asdict(layer) for layer in layers],
         "series": [telling.summary_facts(each) for each in summaries],
     }
-    fields = _fields(found, parent, forks)
+    fields = _fields(found, parent, forks, recorded_text(layers))
     rows = [_cells(each) for each in summaries]
 
     def text() -> None:
@@ -80,7 +85,10 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
 
 
 def _fields(
-    session: SessionRow, parent: SessionRow | None, forks: list[SessionRow]
+    session: SessionRow,
+    parent: SessionRow | None,
+    forks: list[SessionRow],
+    recomputed: str | None,
 ) -> list[tuple[str, str]]:
     from arc_halo.cli.training import telling
     from arc_halo.sizes import format_seconds
@@ -113,6 +121,7 @@ def _fields(
         "forks": ", ".join(map(telling.label, forks)),
         "checkpoints": str(session.checkpoint_count),
         "best by": session.best_metric,
+        "computed again": recomputed,
         "notes": session.notes,
     }
     told = [(name, value) for name, value in found.items() if value and value != "-"]
