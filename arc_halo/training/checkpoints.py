@@ -18,6 +18,7 @@ from arc_halo.training import generators, holders, loading, saving, snapshots
 from arc_halo.training.background import Pending
 from arc_halo.training.choosing import Which, choose, is_id
 from arc_halo.training.generators import Generators
+from arc_halo.training.loading import Contents
 from arc_halo.training.pruning import Pruned, prune
 from arc_halo.training.retention import CheckpointType, Mode, Retention, with_rule
 from arc_halo.training.saving import Saved
@@ -248,6 +249,25 @@ class Checkpoints:
                 hint="see `arc-halo training checkpoints ls`",
             )
         return found
+
+    def read(self, which: Which = "latest") -> Contents:
+        """All of a checkpoint: its `weights` by name, and with `state(part)` its states.
+
+        `leaves` has the parts that there are. Raises `NotFoundError`.
+        """
+        return loading.read(self._store, loading.look(self._store, self.find(which)), PARTS)
+
+    def remove(self, which: Which) -> bool:
+        """Let go of one of the session's own; False for one that is pinned or forked from."""
+        found = self.find(which)
+        with self._store.pool.connection() as conn, conn.transaction():
+            saving.lock(conn, self._session_id, self._lease)
+            points = store_of.checkpoints(conn, [self._session_id])
+            there = [point for point in points if point.id == found.id]
+            if not there or there[0].is_pinned or there[0].is_forked:
+                return False
+            store_of.delete(conn, [found.id])
+        return True
 
     def pin(self, which: Which = "latest", *, pinned: bool = True) -> Checkpoint:
         """Have a checkpoint stay whatever the policy says, or no longer."""

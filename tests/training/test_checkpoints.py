@@ -286,6 +286,28 @@ def test_a_checkpoint_is_found_by_id_step_latest_and_best(checkpoints, store, ne
         at("newest")
 
 
+def test_a_checkpoint_is_read_without_a_place_for_it(checkpoints):
+    model, optimizer = trained()
+    checkpoints.save(step=3, model=model, optimizer=optimizer, extra={"note": "mine"})
+    found = checkpoints.read(3)
+    assert bits(dict(found.weights)) == bits(model)
+    assert bits(found.state("optimizer")) == bits(optimizer)
+    assert found.state("extra") == {"note": "mine"}
+    assert found.leaves.keys() == {"optimizer", "extra", "rng"}
+
+
+def test_one_is_let_go_unless_it_is_pinned_or_forked_from(checkpoints, store, session, new_session):
+    model, _ = trained(size=100)
+    for step in (1, 2, 3):
+        checkpoints.save(step=step, model=model, pinned=step == 2)
+    with Checkpoints(store, new_session(parent_id=session, forked_at_step=3)) as fork:
+        assert not fork.remove(1)
+    assert [checkpoints.remove(step) for step in (1, 2, 3)] == [True, False, False]
+    assert [point.step for point in checkpoints.list()] == [2, 3]
+    with pytest.raises(NotFoundError):
+        checkpoints.remove(1)
+
+
 def test_latest_is_one_that_holds_what_is_asked_for(checkpoints):
     model, optimizer = trained()
     checkpoints.save(step=1, model=model, optimizer=optimizer)
