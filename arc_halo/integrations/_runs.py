@@ -20,17 +20,24 @@ logger = logging.getLogger("arc_halo.training")
 
 
 class Run:
-    """A session of somebody else's, who ends it; or the name of a model, for one of its own.
+    """A session of somebody else's, who ends it; or a model, or None, for one of its own.
 
     That one is opened with `options`, those of `halo.training.session`, by `begin`, and ended by
     `end`. Without `halo` it is in the database of the project that the program runs in.
     """
 
     def __init__(
-        self, given: TrainingSession | str | UUID, halo: Halo | None, options: Mapping[str, Any]
+        self,
+        given: TrainingSession | str | UUID | None,
+        halo: Halo | None,
+        options: Mapping[str, Any],
     ) -> None:
-        self._model = given if isinstance(given, str | UUID) else None
-        if self._model is not None:
+        self.session: TrainingSession | None = None
+        self._model: str | UUID | None = None
+        self.is_own = given is None or isinstance(given, str | UUID)
+        """Whether the session is opened and ended here."""
+        if given is None or isinstance(given, str | UUID):
+            self._model = given
             # What it does not have is told now, not when the training begins.
             inspect.signature(Training.session).bind(None, given, **options)
         elif halo is not None or options:
@@ -38,16 +45,12 @@ class Run:
                 "a session that is open already takes no more options",
                 hint="give them to `halo.training.session`, or give the name of a model",
             )
-        self.session: TrainingSession | None = None if self._model is not None else given  # type: ignore[assignment]
+        else:
+            self.session = given
         self._options = dict(options)
         self._halo = halo
         self._own: Halo | None = None
         self._has_told = False
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the session is opened and ended here."""
-        return self._model is not None
 
     def begin(
         self,
@@ -89,7 +92,6 @@ class Run:
             self._close()
 
     def _open(self, config: JsonObject, name: str | None) -> TrainingSession:
-        assert self._model is not None
         if self._halo is None:
             self._own = connect()
         halo = self._own or self._halo

@@ -5,18 +5,28 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError
+from arc_halo.errors import ArcHaloError, NotFoundError
+from arc_halo.integrations import _pointers
 from arc_halo.integrations._configs import as_config
 from arc_halo.integrations._metrics import Scopes
+from arc_halo.integrations._pointers import Pointer
 from arc_halo.integrations._runs import Run
+from arc_halo.tensors import dtypes
+from arc_halo.tensors.torch_tensors import as_torch
+from arc_halo.training import generators
+from arc_halo.training.saving import Saved
 
 try:
     from lightning.fabric.loggers.logger import (  # pyright: ignore[reportMissingImports]
         rank_zero_experiment,
     )
+    from lightning.fabric.plugins import CheckpointIO  # pyright: ignore[reportMissingImports]
     from lightning.fabric.utilities.rank_zero import (  # pyright: ignore[reportMissingImports]
         rank_zero_only,
     )
@@ -28,6 +38,8 @@ except ImportError as exc:
 
 if TYPE_CHECKING:
     from arc_halo.api import Halo
+    from arc_halo.store.checkpoints import Checkpoint
+    from arc_halo.training.loading import Contents
     from arc_halo.training.sessions import TrainingSession
 
 SCOPES = {
@@ -45,6 +57,10 @@ SCOPES = {
 """What people write before the names of metrics, for want of scopes."""
 
 
+HYPERPARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
+"""Under which names Lightning saves them."""
+
+
 class ArcHaloLogger(Logger):  # type: ignore[misc]  # the base is untyped here
     """What a `Trainer` logs, in a session that is open, or in one of a model that is named.
 
@@ -53,7 +69,11 @@ class ArcHaloLogger(Logger):  # type: ignore[misc]  # the base is untyped here
     """
 
     def __init__(
-        self, session: TrainingSession | str | UUID, *, halo: Halo | None = None, **options: Any
+        self,
+        session: TrainingSession | str | UUID | None = None,
+        *,
+        halo: Halo | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self._run = Run(session, halo, options)
@@ -98,6 +118,144 @@ class ArcHaloLogger(Logger):  # type: ignore[misc]  # the base is untyped here
         """End a session of its own; pause any where Ctrl-C was pressed."""
         error = None if status == "success" else sys.exception() or RuntimeError(status)
         self._run.end(error)
+
+
+class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is untyped here
+    """A `Trainer`'s checkpoints, in a session: the one given, or that of an `ArcHaloLogger`.
+
+    Where Lightning has its files there are small ones that say which checkpoint is meant. What it
+    removes goes from the session too, unless it is pinned. Nothing is pickled.
+    """
+
+    def __init__(self, session: TrainingSession | ArcHaloLogger) -> None:
+        self._given = session
+        self._files: set[Path] = set()
+        """Those that are known to point to checkpoints, wherever they are."""
+
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save it at its step, with the random generators, which Lightning leaves out.
+
+        Raises `CheckpointError` for what cannot be kept, and names it.
+        """
+        saved = self._save(checkpoint)
+        pointer = Pointer(session=saved.session_id, step=saved.step, type=saved.type, id=saved.id)
+        _pointers.write(Path(path), pointer)
+        self._files.add(Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What was saved, its tensors on the CPU; `path` may be "latest", a step or an id too.
+
+        The random generators go on from where they were.
+        """
+        point = self._find(str(path))
+        contents = self._session.checkpoints.read(point.id)
+        found = checkpoint_of(contents, point)
+        self._files.update(files_of(found))
+        if "rng" in contents.leaves:
+            generators.restore(contents.state("rng"))
+        return found
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the file, and the checkpoint if no other file beside it means that."""
+        file = Path(path)
+        if not file.is_file():
+            return
+        pointer = _pointers.read(file)
+        if _pointers.is_only(file, pointer, self._files) and pointer.session == self._session.id:
+            with suppress(NotFoundError):  # the session's retention may have let it go
+                self._session.checkpoints.remove(self._meant(pointer).id)
+        file.unlink()
+        self._files.discard(file)
+
+    def _save(self, checkpoint: Mapping[str, Any]) -> Checkpoint:
+        parts = dict(checkpoint)
+        model = parts.pop("state_dict")
+        given = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "model": model}
+        if "optimizer_states" not in parts:
+            saved = self._session.checkpoint(type="weights_only", **given)
+        else:
+            saved = self._session.checkpoint(
+                optimizer=parts.pop("optimizer_states"),
+                scheduler=parts.pop("lr_schedulers"),
+                extra=without_secrets(parts),
+                metrics=monitored(parts),
+                **given,
+            )
+        assert isinstance(saved, Saved)
+        return saved.checkpoint
+
+    def _find(self, path: str) -> Checkpoint:
+        if Path(path).is_file():
+            return self._meant(_pointers.read(Path(path)))
+        return self._session.checkpoints.find(int(path) if path.isdecimal() else path)
+
+    def _meant(self, pointer: Pointer) -> Checkpoint:
+        for point in self._session.checkpoints.list():
+            if (point.session_id, point.step, point.type) == (
+                pointer.session,
+                pointer.step,
+                pointer.type,
+            ):
+                return point
+        return self._session.checkpoints.find(pointer.id)
+
+    @property
+    def _session(self) -> TrainingSession:
+        given = self._given
+        session: TrainingSession = given.experiment if isinstance(given, ArcHaloLogger) else given
+        return session
+
+
+def checkpoint_of(contents: Contents, point: Checkpoint) -> dict[str, Any]:
+    """What Lightning saved, as it was; of a `weights_only` checkpoint what it needs of that."""
+    rest = contents.state("model") if "model" in contents.leaves else {}
+    tensors = {
+        name: as_torch(array, dtypes.name_of(array.dtype))
+        for name, array in contents.weights.items()
+    }
+    found: dict[str, Any] = {
+        "global_step": point.step,
+        "epoch": int(point.epoch or 0),
+        "pytorch-lightning_version": version("lightning"),
+    }
+    if "extra" in contents.leaves:
+        found = contents.state("extra")
+    for part, name in (("optimizer", "optimizer_states"), ("scheduler", "lr_schedulers")):
+        if part in contents.leaves:
+            found[name] = contents.state(part)
+    return found | {"state_dict": {**rest.get("values", {}), **tensors}}
+
+
+def without_secrets(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What Lightning saves beside tensors, its hyperparameters as a config is kept."""
+    kept = {name: value for name, value in checkpoint.items() if name != "hparams_type"}
+    for name in HYPERPARAMETERS & kept.keys():
+        kept[name] = as_config(kept[name])
+    return kept
+
+
+def monitored(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """What the callbacks that decide on checkpoints have measured."""
+    return {
+        state["monitor"]: float(state["current_score"])
+        for state in checkpoint.get("callbacks", {}).values()
+        if isinstance(state, Mapping) and state.get("monitor")
+        if state.get("current_score") is not None
+    }
+
+
+def files_of(checkpoint: Mapping[str, Any]) -> set[Path]:
+    """The files that callbacks know of."""
+    states = [each for each in checkpoint.get("callbacks", {}).values() if isinstance(each, dict)]
+    known = {path for state in states for path in state.get("best_k_models", {})}
+    known |= {
+        state.get(name) for state in states for name in ("best_model_path", "last_model_path")
+    }
+    return {Path(path) for path in known if path}
 
 
 def _is_first() -> bool:

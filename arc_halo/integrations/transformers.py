@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -35,14 +38,23 @@ class ArcHaloCallback(TrainerCallback):  # type: ignore[misc]  # the base is unt
     """What a `Trainer` logs, in a session that is open, or in one of a model that is named.
 
     A session of its own begins and ends with `Trainer.train()`, and `options` are those of
-    `halo.training.session`. The `TrainingArguments` are in the config, without tokens.
+    `halo.training.session`. The `TrainingArguments` are in the config, without tokens. With
+    `checkpoints` the session has one whenever the Trainer saves.
     """
 
     def __init__(
-        self, session: TrainingSession | str | UUID, *, halo: Halo | None = None, **options: Any
+        self,
+        session: TrainingSession | str | UUID | None = None,
+        *,
+        halo: Halo | None = None,
+        checkpoints: bool = False,
+        **options: Any,
     ) -> None:
         self._run = Run(session, halo, options)
         self._scopes = Scopes(SCOPES)
+        self._has_checkpoints = checkpoints
+        self._evaluated: tuple[int, dict[str, Any]] = (-1, {})
+        """What was evaluated last, and at which step."""
 
     @property
     def session(self) -> TrainingSession | None:
@@ -65,6 +77,35 @@ class ArcHaloCallback(TrainerCallback):  # type: ignore[misc]  # the base is unt
     ) -> None:
         self._log(state, logs or {})
 
+    def on_save(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        *,
+        model: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        **_: Any,
+    ) -> None:
+        """Save what the Trainer saves, with what was evaluated at this step."""
+        session = self._run.session
+        if not self._has_checkpoints or session is None or not state.is_world_process_zero:
+            return
+        step, metrics = self._evaluated
+        best = (args.metric_for_best_model or "").removeprefix("eval_")
+        session.checkpoint(
+            step=state.global_step,
+            epoch=state.epoch,
+            model=model,
+            optimizer=optimizer,
+            scheduler=lr_scheduler,
+            extra={"trainer_state": json.dumps(asdict(state), default=str)},
+            metrics=metrics if step == state.global_step else {},
+            best_metric=best if step == state.global_step and best in metrics else None,
+            best_mode="max" if args.greater_is_better else "min",
+        )
+
     def on_predict(
         self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **_: Any
     ) -> None:
@@ -78,6 +119,8 @@ class ArcHaloCallback(TrainerCallback):  # type: ignore[misc]  # the base is unt
             return
         metrics = {name: value for name, value in logs.items() if name != "epoch"}
         for scope, found in self._scopes.divide(metrics).items():
+            if scope == "eval":
+                self._evaluated = state.global_step, numbers(found)
             self._run.log(found, step=state.global_step, epoch=state.epoch, scope=scope)
 
 
@@ -85,6 +128,11 @@ def config_of(args: Any) -> JsonObject:
     """`TrainingArguments` as a config, without tokens and without what is the machine's."""
     settings = args.to_dict()
     return as_config({name: settings[name] for name in settings if name not in OF_THE_MACHINE})
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are numbers."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _run_name(args: Any) -> str | None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import arc_halo
+from arc_halo.errors import CheckpointError
 
 pytestmark = [
     pytest.mark.torch,
     # What Lightning does and torch would like otherwise.
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     # How many processes load the data is for who has a lot of it.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
 ]
@@ -29,8 +31,8 @@ FROM training_series JOIN training_metrics ON series_id = id GROUP BY 1, 2
 
 
 @pytest.fixture
-def module() -> Any:
-    """A module that logs what it does, as most do."""
+def fresh() -> Make:
+    """Makes modules that log what they do, as most do; all begin alike."""
     import lightning
     import torch
 
@@ -65,14 +67,25 @@ def module() -> Any:
             scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-        def train_dataloader(self) -> Any:
+        def train_dataloader(self, shuffle: bool = True) -> Any:
             rows = torch.arange(32, dtype=torch.float32).reshape(8, 4) / 32
-            return torch.utils.data.DataLoader(rows, batch_size=2)
+            return torch.utils.data.DataLoader(rows, batch_size=2, shuffle=shuffle)
 
-        val_dataloader = test_dataloader = train_dataloader
+        def val_dataloader(self) -> Any:
+            return self.train_dataloader(shuffle=False)
 
-    lightning.seed_everything(7, verbose=False)
-    return Tiny()
+        test_dataloader = val_dataloader
+
+    def fresh() -> Tiny:
+        lightning.seed_everything(7, verbose=False)
+        return Tiny()
+
+    return fresh
+
+
+@pytest.fixture
+def module(fresh: Make) -> Any:
+    return fresh()
 
 
 @pytest.fixture
@@ -175,3 +188,113 @@ def test_without_a_halo_it_is_the_projects_database(
     monkeypatch.chdir(tmp_path)
     make(logger("story@1.0.0", name="short"), max_epochs=1).fit(module)
     assert ask(STATUS) == [("short", "completed", None)]
+
+
+def checkpoint_io(session: Any) -> Any:
+    from arc_halo.integrations.lightning import ArcHaloCheckpointIO
+
+    return ArcHaloCheckpointIO(session)
+
+
+CHECKPOINTS = "SELECT step, checkpoint_type FROM model_checkpoints ORDER BY step"
+
+
+def test_two_epochs_and_two_are_bit_for_bit_four(
+    halo: arc_halo.Halo, ask: Ask, make: Make, fresh: Make
+) -> None:
+    whole = fresh()
+    make(False, max_epochs=4).fit(whole)
+
+    def go_on(epochs: int, **given: Any) -> Any:
+        module = fresh()
+        with halo.training.session("story@1.0.0", resume="allow") as run:
+            parts = {"plugins": [checkpoint_io(run)], "enable_checkpointing": True}
+            make(logger(run), max_epochs=epochs, **parts).fit(module, **given)
+            run.pause()
+        return module
+
+    first = go_on(2)
+    second = go_on(4, ckpt_path="latest")
+    assert [loss.hex() for loss in whole.losses] == [
+        loss.hex() for loss in first.losses + second.losses
+    ]
+    assert whole.layer.weight.tolist() == second.layer.weight.tolist()
+    assert [row[2] for row in ask(SERIES) if row[:2] == ("train", "loss")] == [list(range(16))]
+
+
+@pytest.mark.parametrize("is_one_directory", [True, False])
+def test_what_lightning_removes_goes_unless_another_file_means_it(
+    halo: arc_halo.Halo, make: Make, module: Any, tmp_path: Path, is_one_directory: bool
+) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    first, second = tmp_path / "first", tmp_path / ("first" if is_one_directory else "second")
+    best = ModelCheckpoint(first, filename="best-{step}", monitor="val_loss")
+    newest = ModelCheckpoint(second, filename="newest-{step}")
+    with halo.training.session("story@1.0.0", best_metric="val_loss") as run:
+        parts = {"plugins": [checkpoint_io(run)], "enable_checkpointing": True}
+        trainer = make(logger(run), max_epochs=3, callbacks=[best, newest], **parts)
+        trainer.fit(module)
+        best_step = int(best.best_model_path.partition("step=")[2].removesuffix(".ckpt"))
+        assert {point.step for point in run.checkpoints.list()} == {best_step, 12}
+        assert run.checkpoints.find("best").step == best_step
+        files = [*first.iterdir(), *second.iterdir()]
+        assert {file.name for file in files} == {
+            f"best-step={best_step}.ckpt",
+            "newest-step=12.ckpt",
+        }
+        assert all(file.stat().st_size < 300 for file in files)
+        weights = module.layer.weight.tolist()
+        module.layer.weight.data.zero_()
+        trainer.test(module, ckpt_path=second / "newest-step=12.ckpt", verbose=False)
+        assert module.layer.weight.tolist() == weights
+
+
+def test_what_is_pinned_stays_when_lightning_removes_its_file(
+    halo: arc_halo.Halo, make: Make, module: Any, tmp_path: Path
+) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        trainer = make(logger(run), max_epochs=1, plugins=[checkpoint_io(run)])
+        trainer.fit(module)
+        trainer.save_checkpoint(tmp_path / "one.ckpt")
+        run.checkpoints.pin(4)
+        trainer.strategy.remove_checkpoint(tmp_path / "one.ckpt")
+        assert [point.step for point in run.checkpoints.list()] == [4]
+        assert list(tmp_path.glob("*.ckpt")) == []
+
+
+def test_weights_alone_are_a_checkpoint_too(
+    halo: arc_halo.Halo, ask: Ask, make: Make, module: Any, tmp_path: Path
+) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        trainer = make(logger(run), max_epochs=1, plugins=[checkpoint_io(run)])
+        trainer.fit(module)
+        trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+        assert ask(CHECKPOINTS) == [(4, "weights_only")]
+        weights = module.layer.weight.tolist()
+        module.layer.weight.data.zero_()
+        trainer.validate(module, ckpt_path=tmp_path / "weights.ckpt", verbose=False)
+        assert module.layer.weight.tolist() == weights
+
+
+def test_secrets_of_hyperparameters_are_in_no_checkpoint(
+    halo: arc_halo.Halo, ask: Ask, make: Make, module: Any
+) -> None:
+    given = logger("story@1.0.0", halo=halo)
+    trainer = make(given, max_epochs=1, plugins=[checkpoint_io(given)], enable_checkpointing=True)
+    trainer.fit(module)
+    ((found,),) = ask("SELECT id FROM model_checkpoints")
+    with halo.training.session("story@1.0.0") as run:
+        extra = run.checkpoints.read(found).state("extra")
+    assert extra["hyper_parameters"] == {"lr": 0.1}
+    assert "s3cr3t" not in str(extra)
+
+
+def test_a_file_of_another_kind_is_told(
+    halo: arc_halo.Halo, make: Make, module: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "other.ckpt").write_bytes(b"PK\3\4" + bytes(9000))
+    with halo.training.session("story@1.0.0") as run:
+        trainer = make(logger(run), plugins=[checkpoint_io(run)])
+        with pytest.raises(CheckpointError, match="points to no checkpoint of Arc-Halo"):
+            trainer.fit(module, ckpt_path=tmp_path / "other.ckpt")

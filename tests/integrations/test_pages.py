@@ -17,7 +17,11 @@ pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "train-with-pytorch.md"
-CLASSES = ("transformers.ArcHaloCallback", "lightning.ArcHaloLogger")
+CLASSES = (
+    "transformers.ArcHaloCallback",
+    "lightning.ArcHaloLogger",
+    "lightning.ArcHaloCheckpointIO",
+)
 BLOCKS = re.findall(
     r"(?ms)^## ([^\n]+)$(?:(?!^## ).)*?^```python norun\n(.*?)^```$", PAGE.read_text()
 )
@@ -33,8 +37,8 @@ def test_what_the_page_shows_happens(title: str, block: str, database: str, tmp_
     with psycopg.connect(database) as conn:
         statuses = conn.execute("SELECT DISTINCT status FROM training_sessions").fetchall()
         (points,) = conn.execute("SELECT count(*) FROM training_metrics").fetchone() or (0,)
-    assert statuses == [("completed",)]
-    assert points > 8
+        (checkpoints,) = conn.execute("SELECT count(*) FROM model_checkpoints").fetchone() or (0,)
+    assert (statuses, points > 8, checkpoints > 0) == ([("completed",)], True, True)
 
 
 @pytest.mark.parametrize("name", CLASSES)

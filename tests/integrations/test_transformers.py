@@ -188,3 +188,42 @@ def test_options_that_make_no_sense_are_told_at_once(halo: arc_halo.Halo) -> Non
         pytest.raises(InvalidInputError, match="takes no more options"),
     ):
         callback(run, name="other")
+
+
+def test_what_the_trainer_saves_is_in_the_session(
+    halo: arc_halo.Halo, ask: Ask, make: Make
+) -> None:
+    import torch
+
+    saving = {"save_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 3}
+    with halo.training.session("story@1.0.0") as run:
+        trainer = make(callback(run, checkpoints=True), learning_rate=0.05, **saving)
+        trainer.train()
+        points = run.checkpoints.list()
+        assert [(point.step, point.epoch, point.type) for point in points] == [
+            (4, 1.0, "full"), (8, 2.0, "full"), (12, 3.0, "full"),
+        ]  # fmt: skip
+        assert run.checkpoints.find("best").step == trainer.state.best_global_step
+        losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history
+                  if "eval_loss" in log}  # fmt: skip
+        assert {point.step: point.metrics["loss"] for point in points} == losses
+
+        other = make(learning_rate=0.05, **saving)
+        other.create_optimizer_and_scheduler(num_training_steps=12)
+        restored = run.restore(
+            "best", model=other.model, optimizer=other.optimizer, scheduler=other.lr_scheduler
+        )
+        best = trainer.model.state_dict()
+        assert all(
+            torch.equal(best[name], value) for name, value in other.model.state_dict().items()
+        )
+        state = json.loads(restored.extra["trainer_state"])
+        assert state["global_step"] == trainer.state.best_global_step
+
+
+def test_without_checkpoints_what_the_trainer_saves_stays_its_own(
+    halo: arc_halo.Halo, make: Make
+) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        make(callback(run), save_strategy="epoch", num_train_epochs=1).train()
+        assert not run.has_checkpoint

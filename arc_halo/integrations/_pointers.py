@@ -1,0 +1,75 @@
+"""Small files that stand where a trainer expects its checkpoints, and say which ones are meant."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from arc_halo.errors import CheckpointError
+from arc_halo.training.retention import CheckpointType
+
+FORMAT = 1
+MAX_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointer:
+    """A checkpoint by its session, step and type: saved again, with another id, it is that one."""
+
+    session: UUID
+    step: int
+    type: CheckpointType
+    id: UUID = field(compare=False)
+
+
+def write(path: Path, pointer: Pointer) -> None:
+    """Write the file, whole or not at all."""
+    told = {
+        "arc_halo_checkpoint": FORMAT,
+        "session": str(pointer.session),
+        "step": pointer.step,
+        "type": pointer.type,
+        "id": str(pointer.id),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{os.getpid()}.new")
+    made.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    made.replace(path)
+
+
+def read(path: Path) -> Pointer:
+    """What a file points to. Raises `CheckpointError` for one that is another's."""
+    found = _found(path)
+    if found is None:
+        raise CheckpointError(
+            f"{path} points to no checkpoint of Arc-Halo",
+            hint="a file that another CheckpointIO saved is loaded by that",
+        )
+    return found
+
+
+def is_only(path: Path, pointer: Pointer, others: Iterable[Path] = ()) -> bool:
+    """Whether no other file, of those beside it and of `others`, points to the same checkpoint."""
+    near = {*path.parent.iterdir(), *others} - {path}
+    return all(_found(other) != pointer for other in near if other.is_file())
+
+
+def _found(path: Path) -> Pointer | None:
+    if path.stat().st_size > MAX_BYTES:
+        return None
+    try:
+        told = json.loads(path.read_bytes())
+        if told["arc_halo_checkpoint"] != FORMAT:
+            return None
+        return Pointer(
+            session=UUID(told["session"]),
+            step=int(told["step"]),
+            type=told["type"],
+            id=UUID(told["id"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
