@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import training_checkpoints
 import training_reading
 import training_writing
 from rows import Row, show
@@ -32,11 +33,24 @@ class Scale:
     written_points: int
     history_points: int
     long_points: int
+    checkpoint_mebibytes: int
     repetitions: int
 
 
-FULL = Scale(written_points=100_000, history_points=100_000, long_points=1_000_000, repetitions=5)
-QUICK = Scale(written_points=20_000, history_points=20_000, long_points=100_000, repetitions=3)
+FULL = Scale(
+    written_points=100_000,
+    history_points=100_000,
+    long_points=1_000_000,
+    checkpoint_mebibytes=256,
+    repetitions=5,
+)
+QUICK = Scale(
+    written_points=20_000,
+    history_points=20_000,
+    long_points=100_000,
+    checkpoint_mebibytes=64,
+    repetitions=3,
+)
 
 Part = Callable[[Grounds, Scale], Iterator[Row]]
 
@@ -47,6 +61,7 @@ PARTS: dict[str, Part] = {
     "caller": lambda on, s: training_writing.caller(on, s.written_points, s.repetitions),
     "history": lambda on, s: training_reading.history(on, s.history_points, s.repetitions),
     "envelope": lambda on, s: training_reading.envelope(on, s.long_points, s.repetitions),
+    "checkpoint": lambda on, s: training_checkpoints.unchanged(on, s.checkpoint_mebibytes),
     "size": lambda on, s: training_reading.size(on, s.long_points),
 }
 """Each has a database of its own, on one server."""

@@ -16,6 +16,7 @@ from typing import Any
 from server_cpu import charged
 
 import arc_halo
+from arc_halo.training.background import Pending
 
 
 def read(*, url: str, directory: str, session: str, key: str, postmaster: int) -> dict[str, Any]:
@@ -112,7 +113,48 @@ def call(*, url: str, directory: str, steps: int, keys: int, postmaster: int) ->
     return {**cost, "microseconds": 1e6 * seconds / (steps * keys)}
 
 
-PROBES = {probe.__name__: probe for probe in (read, envelope, log, copy, call)}
+def checkpoint(*, url: str, directory: str, mebibytes: int, postmaster: int) -> dict[str, Any]:
+    """Checkpoints of weights as a model has them: new, unchanged twice, and a little changed."""
+    import numpy as np
+
+    numbers = np.random.default_rng(5)
+    weights = {
+        f"layer.{i}": numbers.normal(0, 0.02, 2**18).astype(np.float32) for i in range(mebibytes)
+    }
+    found: dict[str, Any] = {}
+    with (
+        arc_halo.connect(url, project=Path(directory)) as halo,
+        halo.training.session("bench@1.0.0") as run,
+        charged(postmaster) as cost,
+    ):
+
+        def save(name: str, step: int, *, is_async: bool = False) -> int:
+            started = time.perf_counter()
+            saved = run.checkpoint(step=step, model=weights, rng=False, async_=is_async)
+            found[name] = time.perf_counter() - started
+            if isinstance(saved, Pending):
+                saved = saved.result()
+            return saved.stored_bytes
+
+        def bodies() -> int:
+            with halo.project.connection() as conn:
+                row = conn.execute("SELECT count(*) FROM chunk_bodies").fetchone()
+            assert row is not None
+            return int(row[0])
+
+        save("first", 1)
+        found["bodies"] = bodies()
+        save("unchanged", 2)
+        save("async", 3, is_async=True)
+        found["unchanged_bodies"] = bodies() - found["bodies"]
+        for name, tensor in weights.items():
+            weights[name] = tensor + numbers.normal(0, 1e-5, tensor.shape).astype(np.float32)
+        found["changed_bytes"] = save("changed", 4)
+        found["raw_bytes"] = sum(tensor.nbytes for tensor in weights.values())
+    return {**cost, **found}
+
+
+PROBES = {probe.__name__: probe for probe in (read, envelope, log, copy, call, checkpoint)}
 
 
 if __name__ == "__main__":
