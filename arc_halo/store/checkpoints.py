@@ -104,6 +104,17 @@ SELECT component, path, value::text AS value,
 FROM optimizer_state WHERE checkpoint_id = %(checkpoint_id)s ORDER BY component, ordinal
 """
 
+# Named as a manifest names them: `eval/loss`, and `loss` alone of the scope `train`.
+LOGGED = """
+SELECT point.value
+FROM training_series AS series
+JOIN training_metrics AS point ON point.series_id = series.id AND point.step = %(step)s
+WHERE series.session_id = %(session_id)s
+  AND CASE series.scope WHEN 'train' THEN series.metric_key
+                        ELSE series.scope || '/' || series.metric_key END = %(name)s
+ORDER BY series.id LIMIT 1
+"""
+
 CLEAR_BEST = """
 UPDATE model_checkpoints SET is_best = false
 WHERE session_id = %(session_id)s AND is_best AND id IS DISTINCT FROM %(id)s
@@ -319,6 +330,13 @@ def state(conn: Connection, checkpoint_id: UUID) -> list[StateRow]:
     """The leaves of a checkpoint, component by component, each in the order of its state."""
     with conn.cursor(row_factory=class_row(StateRow)) as cursor:
         return cursor.execute(STATE, {"checkpoint_id": checkpoint_id}).fetchall()
+
+
+def logged(conn: Connection, session_id: UUID, name: str, step: int) -> float | None:
+    """What the session itself logged of a metric at a step."""
+    fields = {"session_id": session_id, "name": name, "step": step}
+    row = conn.execute(LOGGED, fields).fetchone()
+    return None if row is None else float(str(row[0]))
 
 
 def set_best(

@@ -115,7 +115,8 @@ class Checkpoints:
         `model` is a module, several by name, or a mapping of arrays; the other parts are whatever
         has a `state_dict()`, or plain states. The random generators of Python, numpy and torch
         are kept unless `rng` is False. One of the same step and type, from before a resume, is
-        replaced.
+        replaced. Where the session's best metric is not among `metrics`, what was logged of it at
+        that step counts.
 
         With `async_` all of it is copied before this returns a `Pending`: memory for one more
         model and state is held until it is stored. The next save waits for that, and raises what
@@ -138,7 +139,7 @@ class Checkpoints:
             epoch=None if epoch is None else float(epoch),
             state=snapshots.facts(),
             metrics=measured,
-            best_metric=metric if metric in measured else None,
+            best_metric=metric,
             best_mode=mode,
             is_pinned=pinned,
         )

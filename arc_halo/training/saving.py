@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from arc_halo.store.checkpoints import Checkpoint, NewCheckpoint, StateRow
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
 from arc_halo.training.retention import Candidate, Mode, Retention, best, decide
-from arc_halo.training.snapshots import Snapshot, metric_value
+from arc_halo.training.snapshots import Snapshot, as_metrics, metric_value
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.building import Built, Recipe, build
 from arc_halo.weights.store import AUTO, WeightStore
@@ -29,7 +29,7 @@ TRIES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is said of a checkpoint beside what is in it."""
+    """What is said of a checkpoint beside what is in it. `best_metric` may not be measured."""
 
     session_id: UUID
     lease: UUID | None
@@ -60,6 +60,7 @@ def save(store: WeightStore, snapshot: Snapshot, facts: Facts, policy: Retention
 
     Killed anywhere, it leaves the session as it was or with the whole checkpoint.
     """
+    facts = _measured(store, facts)
     arrays = {
         f"{part}{leaf.path}": leaf.array
         for part, leaves in snapshot.states.items()
@@ -137,6 +138,18 @@ def let_go(conn: Connection, session_id: UUID, policy: Retention) -> list[Checkp
         store_of.delete(conn, decision.gone)
     gone = set(decision.gone)
     return [point for point in points if point.id in gone]
+
+
+def _measured(store: WeightStore, facts: Facts) -> Facts:
+    """With the best metric as it was logged at the step, or without one where it was not."""
+    name = facts.best_metric
+    if name is None or name in facts.metrics:
+        return facts
+    with store.pool.connection() as conn:
+        value = store_of.logged(conn, facts.session_id, name, facts.step)
+    if value is None:
+        return replace(facts, best_metric=None)
+    return replace(facts, metrics={**facts.metrics, **as_metrics({name: value})})
 
 
 def _store_tensors(

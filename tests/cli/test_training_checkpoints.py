@@ -166,6 +166,26 @@ def test_all_sessions_are_pruned_together(trained, halo, capsys):
     assert steps(capsys) == [20, 50]
 
 
+def test_what_is_declared_of_a_training_is_the_rule_where_none_is_given(
+    trained, halo, capsys, tmp_path
+):
+    save_file(trained[10], "m.safetensors")
+    (tmp_path / "arc_halo.yaml").write_text(
+        "version: 1\nproject: p\nmodels:\n  tale:\n    version: '1'\n    type: other\n"
+        "    weights: m.safetensors\n"
+        "training:\n  tuning:\n    model: tale\n    retention: {keep_last: 2}\n"
+    )
+    assert run(["apply"]) == 0
+    with halo.training.session(training="tuning", name="declared", retention={}) as session:
+        for step in (1, 2, 3):
+            session.checkpoint(step=step, model={"w": np.full(3, step)})
+    code, facts = told(capsys, "prune", "declared", "--dry-run")
+    assert code == 0
+    assert [each["step"] for each in facts["sessions"][0]["gone"]] == [1]
+    assert run(["training", "prune", "--all", "--yes"]) == 0
+    assert steps(capsys) == [10, 20, 30, 40, 50]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["tune"], ["--keep-last", "1"], ["tune", "--all", "--keep-last", "1"]],

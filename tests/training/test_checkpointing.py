@@ -72,6 +72,24 @@ def test_a_session_keeps_what_its_retention_says(halo):
         assert [p.step for p in run.checkpoints.prune({"keep_best": 1}, dry_run=True).gone] == []
 
 
+def test_the_best_is_told_by_what_was_logged_at_the_step_of_the_checkpoint(halo):
+    with halo.training.session("story@1", best_metric="eval/loss", best_mode="max") as run:
+        for step, loss in enumerate([1, 3, None, 2]):
+            run.log({"loss": 10 * step}, step=step)
+            if loss is not None:
+                run.log({"loss": loss}, step=step, scope="eval")
+            run.checkpoint(model={"w": np.full(3, step)}, async_=step == 3)
+        run.checkpoint(step=9, model={"w": np.zeros(3)}, metrics={"eval/loss": 2.5})
+        told = [(point.step, point.metrics, point.is_best) for point in run.checkpoints.list()]
+    assert told == [
+        (0, {"eval/loss": 1}, False),
+        (1, {"eval/loss": 3}, True),
+        (2, {}, False),
+        (3, {"eval/loss": 2}, False),
+        (9, {"eval/loss": 2.5}, False),
+    ]
+
+
 def test_a_policy_of_no_sense_begins_no_session(halo, sql):
     for given in (
         {"retention": {"keep_first": 1}},

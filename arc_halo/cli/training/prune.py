@@ -49,9 +49,9 @@ def prune(
 ) -> None:
     """Delete the checkpoints of SESSIONS that no rule keeps.
 
-    The latest of each type, the best, what is pinned and what a fork came from always stay. It
-    lists what would go and asks first. What nothing else needs of the weights, `arc-halo tensors
-    gc` takes.
+    Without `--keep-…` the rules are those that are declared for the session's training. The latest
+    of each type, the best, what is pinned and what a fork came from always stay. It lists what
+    would go and asks first. What nothing else needs of the weights, `arc-halo tensors gc` takes.
 
     \b
     Examples:
@@ -63,28 +63,25 @@ def prune(
     from arc_halo.training.retention import Retention
 
     policy = Retention(keep_last=keep_last, keep_best=keep_best, keep_every=keep_every)
-    _check_asked(sessions, all_, policy)
+    if all_ is bool(sessions):
+        raise UsageError("which sessions are meant?", hint="name some, or say `--all`")
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
-            found = _found(conn, sessions, all_)
-        told = _pruned(invocation, project, found, policy, dry_run=True)
+            found = [(each, _policy(conn, each, policy)) for each in _found(conn, sessions, all_)]
+        if found and all(each.keeps_all for _, each in found):
+            raise UsageError(
+                "nothing says what is to be kept",
+                hint="say `--keep-last N` or another `--keep-…`, or declare `retention`",
+            )
+        told = _pruned(invocation, project, found, dry_run=True)
         count = format_count(sum(len(each.gone) for _, each in told), "checkpoint")
         is_done = not dry_run and any(each.gone for _, each in told)
         if is_done:
             if not yes:
                 _confirm(invocation, told, count)
-            told = _pruned(invocation, project, found, policy, dry_run=False)
+            told = _pruned(invocation, project, found, dry_run=False)
     _render(invocation, told, is_done=is_done)
-
-
-def _check_asked(sessions: Sequence[str], all_: bool, policy: Retention) -> None:
-    if all_ is bool(sessions):
-        raise UsageError("which sessions are meant?", hint="name some, or say `--all`")
-    if policy.keeps_all:
-        raise UsageError(
-            "nothing says what is to be kept", hint="say `--keep-last N`, or another `--keep-…`"
-        )
 
 
 def _found(conn: Connection, sessions: Sequence[str], all_: bool) -> list[SessionName]:
@@ -97,18 +94,32 @@ def _found(conn: Connection, sessions: Sequence[str], all_: bool) -> list[Sessio
     return list({each.id: each for each in found}.values())
 
 
+def _policy(conn: Connection, named: SessionName, given: Retention) -> Retention:
+    """What is given, and where nothing is, what is declared of the session's training."""
+    from dataclasses import asdict
+
+    from arc_halo.store import training_sessions, trainings
+    from arc_halo.training.retention import Retention
+
+    session = training_sessions.find(conn, named.id)
+    if not given.keeps_all or session is None or session.training_name is None:
+        return given
+    declared = trainings.find(conn, session.training_name)
+    kept = declared.retention if declared else None
+    return given if kept is None else Retention.of(asdict(kept))
+
+
 def _pruned(
     invocation: Invocation,
     project: Project,
-    found: list[SessionName],
-    policy: Retention,
+    found: list[tuple[SessionName, Retention]],
     *,
     dry_run: bool,
 ) -> list[tuple[SessionName, Pruned]]:
     from arc_halo.training.pruning import prune as prune_session
 
     told = []
-    for place, named in enumerate(found, 1):
+    for place, (named, policy) in enumerate(found, 1):
         if len(found) > 1:
             verb = "looking at" if dry_run else "pruning"
             invocation.console.note(f"{verb} {_name(named)} ({place} of {len(found)})")
