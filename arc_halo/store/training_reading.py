@@ -137,11 +137,12 @@ FROM (
 
 # A bucket is a range of the primary key, so nothing is sorted and no memory grows with the points.
 # NaN is above all numbers in PostgreSQL, so that two comparisons tell what is finite. A sum beyond
-# the largest number is an error there: what is near it has no mean.
+# the largest number is an error there, as is a quotient below the least: what is near the first has
+# no mean, and who reads divides.
 ENVELOPE = f"""
 SELECT found.first_step, found.last_step, found.count, found.count - found.finite,
        found.low, low.step, found.high, high.step,
-       CASE WHEN found.summed = found.finite THEN found.sum / nullif(found.finite, 0) END,
+       CASE WHEN found.summed = found.finite THEN found.sum END,
        found.epoch, found.recorded_at
 FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS bucket (first, last)
 CROSS JOIN LATERAL (
@@ -317,7 +318,7 @@ def envelope(
 ) -> list[tuple[Any, ...]]:
     """A row for each range of steps that has points, in their order: its first and last step; how
     many points, and how many of them are no finite numbers; of the finite ones the least with its
-    first step, the greatest with its first step, and the mean; the first epoch and time."""
+    first step, the greatest with its first step, and the sum; the first epoch and time."""
     asked = {**_arrays(spans), "firsts": list(firsts), "lasts": list(lasts)}
     with conn.transaction():
         conn.execute(PLAN_SETTINGS)

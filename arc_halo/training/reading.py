@@ -297,19 +297,20 @@ def _envelope(
     firsts, lasts = ranges(first, last, buckets)
     rows = training_reading.envelope(conn, spans, firsts, lasts) if firsts else []
     columns = [[row[i] for row in rows] for i in range(11)]
+    counts, not_finite = (np.array(columns[i], np.int64) for i in (2, 3))
     times = [None if at is None else at.astimezone(UTC).replace(tzinfo=None) for at in columns[10]]
     return Envelope(
         key=key.key,
         scope=key.scope,
         first_steps=np.array(columns[0], np.int64),
         last_steps=np.array(columns[1], np.int64),
-        counts=np.array(columns[2], np.int64),
-        not_finite=np.array(columns[3], np.int64),
+        counts=counts,
+        not_finite=not_finite,
         lows=np.array(columns[4], np.float64),
         low_steps=_steps(columns[5]),
         highs=np.array(columns[6], np.float64),
         high_steps=_steps(columns[7]),
-        means=np.array(columns[8], np.float64),
+        means=np.array(columns[8], np.float64) / np.maximum(counts - not_finite, 1),
         epochs=np.array(columns[9], np.float64),
         times=np.array(times, "datetime64[us]"),
     )

@@ -334,3 +334,10 @@ def nodes(plan):
     yield plan
     for each in plan.get("Plans", ()):
         yield from nodes(each)
+
+
+def test_the_mean_of_the_least_numbers_there_are_is_no_error(conn):
+    session = add_session(conn)
+    add_points(conn, session, {0: 0.0, 1: 5e-324})
+    found = reading.envelope(conn, session, "loss", buckets=1)
+    assert (found.lows[0], found.highs[0], found.means[0]) == (0, 5e-324, 0)
