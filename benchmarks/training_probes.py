@@ -16,7 +16,7 @@ from typing import Any
 from server_cpu import charged
 
 import arc_halo
-from arc_halo.training.background import Pending
+from arc_halo.training.checkpoints.background import Pending
 
 
 def read(*, url: str, directory: str, session: str, key: str, postmaster: int) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
     from arc_halo.store.training_reading import SessionRow
+    from arc_halo.training.checkpoints.retention import Mode
     from arc_halo.training.comparing import Comparison
-    from arc_halo.training.retention import Mode
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
 

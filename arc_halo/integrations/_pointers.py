@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from arc_halo.errors import CheckpointError
-from arc_halo.training.retention import CheckpointType
+from arc_halo.training.checkpoints.retention import CheckpointType
 
 FORMAT = 1
 MAX_BYTES = 4096

@@ -19,8 +19,8 @@ from arc_halo.integrations._pointers import Pointer
 from arc_halo.integrations._runs import Run
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_torch
-from arc_halo.training import generators
-from arc_halo.training.saving import Saved
+from arc_halo.training.checkpoints import generators
+from arc_halo.training.checkpoints.saving import Saved
 
 try:
     from lightning.fabric.loggers.logger import (  # pyright: ignore[reportMissingImports]
@@ -39,7 +39,7 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from arc_halo.api import Halo
     from arc_halo.store.checkpoints import Checkpoint
-    from arc_halo.training.loading import Contents
+    from arc_halo.training.checkpoints.loading import Contents
     from arc_halo.training.sessions import TrainingSession
 
 SCOPES = {

@@ -11,9 +11,9 @@ from typing import TypeVar
 from arc_halo.errors import InvalidInputError
 from arc_halo.store.training_sessions import NewSession, SessionRecord
 from arc_halo.store.trainings import Training
-from arc_halo.training.checkpoints import Keeping
+from arc_halo.training.checkpoints.checkpoints import Keeping
+from arc_halo.training.checkpoints.retention import Mode, Retention
 from arc_halo.training.logging import LogSettings
-from arc_halo.training.retention import Mode, Retention
 from arc_halo.training.system import reader
 from arc_halo.types import JsonObject
 

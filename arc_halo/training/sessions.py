@@ -28,8 +28,8 @@ from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
 from arc_halo.store.trainings import Training
-from arc_halo.training.checkpointing import Checkpointing
-from arc_halo.training.checkpoints import Checkpoints, Keeping
+from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
+from arc_halo.training.checkpoints.of_sessions import Checkpointing
 from arc_halo.training.configs import changed
 from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog

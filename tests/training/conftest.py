@@ -11,7 +11,7 @@ import pytest
 
 from arc_halo.plugins import PluginManager
 from arc_halo.store.connection import pool
-from arc_halo.training.checkpoints import Checkpoints
+from arc_halo.training.checkpoints.checkpoints import Checkpoints
 from arc_halo.weights.store import WeightStore
 
 Sql = Callable[..., list[tuple[Any, ...]]]

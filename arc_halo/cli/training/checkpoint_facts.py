@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from arc_halo.store.checkpoints import Checkpoint
-    from arc_halo.training.checkpoint_diff import CheckpointDiff, TensorChange
+    from arc_halo.training.checkpoints.comparing import CheckpointDiff, TensorChange
     from arc_halo.types import JsonObject
 
 SHORT = 8

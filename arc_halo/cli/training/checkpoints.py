@@ -45,7 +45,7 @@ def ls(invocation: Invocation, session: str) -> None:
     """
     from arc_halo.reconcile.report import as_json
     from arc_halo.store import checkpoints as store_of
-    from arc_halo.training.finding import find_session
+    from arc_halo.training.checkpoints.finding import find_session
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()
@@ -87,17 +87,17 @@ def diff(invocation: Invocation, first: str, second: str, exit_code: bool) -> in
       arc-halo training checkpoints diff night-2:best night-3:best --output json
     """
     from arc_halo.reconcile.report import as_json
-    from arc_halo.training import checkpoint_diff
-    from arc_halo.training.finding import find_checkpoint
+    from arc_halo.training.checkpoints import comparing
+    from arc_halo.training.checkpoints.finding import find_checkpoint
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         store = project.weights
         with project.connection() as conn:
             one, two = find_checkpoint(conn, first), find_checkpoint(conn, second)
-        sides = checkpoint_diff.look(store, one), checkpoint_diff.look(store, two)
-        with invocation.console.task("compare", checkpoint_diff.bytes_to_read(*sides)) as advance:
-            found = checkpoint_diff.compare(store, *sides, advance=advance)
+        sides = comparing.look(store, one), comparing.look(store, two)
+        with invocation.console.task("compare", comparing.bytes_to_read(*sides)) as advance:
+            found = comparing.compare(store, *sides, advance=advance)
     told = facts_of.diff_tables(found)
     summary = facts_of.diff_summary(found, f"{first} and {second}")
     render(
@@ -146,7 +146,7 @@ def restore(
     from arc_halo.formats.sharding import files_of
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_count, format_size
-    from arc_halo.training.finding import find_checkpoint
+    from arc_halo.training.checkpoints.finding import find_checkpoint
     from arc_halo.transfer import exporting
 
     with invocation.open(needs_database=True) as project:
@@ -206,8 +206,8 @@ def pin(invocation: Invocation, checkpoint: str, off: bool) -> None:
       arc-halo training checkpoints pin night-3:1000 --off
     """
     from arc_halo.reconcile.report import as_json
-    from arc_halo.training.checkpoints import Checkpoints
-    from arc_halo.training.finding import find_checkpoint
+    from arc_halo.training.checkpoints.checkpoints import Checkpoints
+    from arc_halo.training.checkpoints.finding import find_checkpoint
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()

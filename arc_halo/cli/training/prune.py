@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from arc_halo.project import Project
     from arc_halo.store.checkpoints import SessionName
     from arc_halo.store.rows import Connection
-    from arc_halo.training.pruning import Pruned
-    from arc_halo.training.retention import Retention
+    from arc_halo.training.checkpoints.pruning import Pruned
+    from arc_halo.training.checkpoints.retention import Retention
     from arc_halo.types import JsonObject
 
 HEADER = ("session", "step", "type", "size", "what", "why")
@@ -60,7 +60,7 @@ def prune(
       arc-halo training prune --all --keep-last 1 --yes
     """
     from arc_halo.sizes import format_count
-    from arc_halo.training.retention import Retention
+    from arc_halo.training.checkpoints.retention import Retention
 
     policy = Retention(keep_last=keep_last, keep_best=keep_best, keep_every=keep_every)
     if all_ is bool(sessions):
@@ -86,7 +86,7 @@ def prune(
 
 def _found(conn: Connection, sessions: Sequence[str], all_: bool) -> list[SessionName]:
     from arc_halo.store.checkpoints import sessions_with_checkpoints
-    from arc_halo.training.finding import find_session
+    from arc_halo.training.checkpoints.finding import find_session
 
     if all_:
         return sessions_with_checkpoints(conn)
@@ -99,7 +99,7 @@ def _policy(conn: Connection, named: SessionName, given: Retention) -> Retention
     from dataclasses import asdict
 
     from arc_halo.store import training_sessions, trainings
-    from arc_halo.training.retention import Retention
+    from arc_halo.training.checkpoints.retention import Retention
 
     session = training_sessions.find(conn, named.id)
     if not given.keeps_all or session is None or session.training_name is None:
@@ -116,7 +116,7 @@ def _pruned(
     *,
     dry_run: bool,
 ) -> list[tuple[SessionName, Pruned]]:
-    from arc_halo.training.pruning import prune as prune_session
+    from arc_halo.training.checkpoints.pruning import prune as prune_session
 
     told = []
     for place, (named, policy) in enumerate(found, 1):

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint
-from arc_halo.training.retention import Retention
-from arc_halo.training.saving import let_go, lock
+from arc_halo.training.checkpoints.retention import Retention
+from arc_halo.training.checkpoints.saving import let_go, lock
 from arc_halo.weights.store import WeightStore
 
 

@@ -14,8 +14,8 @@ from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint, NewCheckpoint, StateRow
 from arc_halo.store.rows import Connection
 from arc_halo.tensors import dtypes
-from arc_halo.training.retention import Candidate, Mode, Retention, best, decide
-from arc_halo.training.snapshots import Snapshot, as_metrics, metric_value
+from arc_halo.training.checkpoints.retention import Candidate, Mode, Retention, best, decide
+from arc_halo.training.checkpoints.snapshots import Snapshot, as_metrics, metric_value
 from arc_halo.types import JsonObject, TensorInfo
 from arc_halo.weights.building import Built, Recipe, build
 from arc_halo.weights.store import AUTO, WeightStore

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from arc_halo.errors import CheckpointError, FormatError, InvalidInputError
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array, as_torch
-from arc_halo.training import scalars
+from arc_halo.training.checkpoints import scalars
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from arc_halo.training.background import Pending
-from arc_halo.training.checkpoints import Checkpoints, Restored
-from arc_halo.training.choosing import Which, is_id
-from arc_halo.training.generators import Generators
-from arc_halo.training.retention import CheckpointType, Mode
-from arc_halo.training.saving import Saved
+from arc_halo.training.checkpoints.background import Pending
+from arc_halo.training.checkpoints.checkpoints import Checkpoints, Restored
+from arc_halo.training.checkpoints.choosing import Which, is_id
+from arc_halo.training.checkpoints.generators import Generators
+from arc_halo.training.checkpoints.retention import CheckpointType, Mode
+from arc_halo.training.checkpoints.saving import Saved
 
 
 class Checkpointing:

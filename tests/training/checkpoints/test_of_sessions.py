@@ -156,7 +156,7 @@ import os, sys
 import numpy as np
 import arc_halo
 url, directory, function = sys.argv[1:]
-from arc_halo.training import saving
+from arc_halo.training.checkpoints import saving
 from arc_halo.store import checkpoints
 whole = getattr(eval(function.split(".")[0]), function.split(".")[1])
 def killed(*given, **named):

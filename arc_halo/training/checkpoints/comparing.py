@@ -11,9 +11,9 @@ from arc_halo.store import builds, integrity
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.builds import NamedTensor
 from arc_halo.store.checkpoints import Checkpoint
-from arc_halo.training import scalars
-from arc_halo.training.distances import Distance, is_measurable, measure
-from arc_halo.training.states import describe_path
+from arc_halo.training.checkpoints import scalars
+from arc_halo.training.checkpoints.distances import Distance, is_measurable, measure
+from arc_halo.training.checkpoints.states import describe_path
 from arc_halo.weights.store import Advance, WeightStore, no_progress
 
 Change = Literal["added", "removed", "changed", "reshaped"]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from arc_halo.errors import CheckpointError
-from arc_halo.training import scalars
-from arc_halo.training.states import Leaf, flatten, unflatten
+from arc_halo.training.checkpoints import scalars
+from arc_halo.training.checkpoints.states import Leaf, flatten, unflatten
 
 FLOATS = st.floats() | st.binary(min_size=8, max_size=8).map(
     lambda raw: struct.unpack("<d", raw)[0]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from arc_halo.errors import CheckpointError, InvalidInputError, NotFoundError
-from arc_halo.training import saving
-from arc_halo.training.checkpoints import Checkpoints, Keeping
-from arc_halo.training.retention import Retention
+from arc_halo.training.checkpoints import saving
+from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
+from arc_halo.training.checkpoints.retention import Retention
 from arc_halo.weights.collecting import collect, simulate
 from arc_halo.weights.verifying import verify
 

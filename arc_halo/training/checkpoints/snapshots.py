@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import CheckpointError, InvalidInputError
-from arc_halo.training import generators
-from arc_halo.training.generators import Generators
-from arc_halo.training.holders import model_state, state_of
-from arc_halo.training.retention import CheckpointType
-from arc_halo.training.states import Leaf, flatten
+from arc_halo.training.checkpoints import generators
+from arc_halo.training.checkpoints.generators import Generators
+from arc_halo.training.checkpoints.holders import model_state, state_of
+from arc_halo.training.checkpoints.retention import CheckpointType
+from arc_halo.training.checkpoints.states import Leaf, flatten
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from arc_halo.training import checkpoint_diff, distances
+from arc_halo.training.checkpoints import comparing, distances
 
 
 def saved(checkpoints, step, model, **parts):
@@ -14,10 +14,10 @@ def saved(checkpoints, step, model, **parts):
 
 
 def compared(store, one, two):
-    sides = [checkpoint_diff.look(store, each) for each in (one, two)]
+    sides = [comparing.look(store, each) for each in (one, two)]
     told = []
-    found = checkpoint_diff.compare(store, *sides, advance=told.append)
-    assert sum(told) == checkpoint_diff.bytes_to_read(*sides)
+    found = comparing.compare(store, *sides, advance=told.append)
+    assert sum(told) == comparing.bytes_to_read(*sides)
     return found
 
 

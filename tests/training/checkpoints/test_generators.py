@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from arc_halo.errors import CheckpointError
-from arc_halo.training import generators
-from arc_halo.training.states import flatten, unflatten
+from arc_halo.training.checkpoints import generators
+from arc_halo.training.checkpoints.states import flatten, unflatten
 
 KINDS = {
     "pcg": lambda: np.random.default_rng(1),

@@ -14,15 +14,15 @@ from uuid import UUID
 from arc_halo.errors import CheckpointError, InvalidInputError, NotFoundError
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint
-from arc_halo.training import generators, holders, loading, saving, snapshots
-from arc_halo.training.background import Pending
-from arc_halo.training.choosing import Which, choose, is_id
-from arc_halo.training.generators import Generators
-from arc_halo.training.loading import Contents
-from arc_halo.training.pruning import Pruned, prune
-from arc_halo.training.retention import CheckpointType, Mode, Retention, with_rule
-from arc_halo.training.saving import Saved
-from arc_halo.training.snapshots import Snapshot
+from arc_halo.training.checkpoints import generators, holders, loading, saving, snapshots
+from arc_halo.training.checkpoints.background import Pending
+from arc_halo.training.checkpoints.choosing import Which, choose, is_id
+from arc_halo.training.checkpoints.generators import Generators
+from arc_halo.training.checkpoints.loading import Contents
+from arc_halo.training.checkpoints.pruning import Pruned, prune
+from arc_halo.training.checkpoints.retention import CheckpointType, Mode, Retention, with_rule
+from arc_halo.training.checkpoints.saving import Saved
+from arc_halo.training.checkpoints.snapshots import Snapshot
 from arc_halo.weights.store import WeightStore
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arc_halo.errors import InvalidInputError
-from arc_halo.training.retention import RULES, Candidate, Retention, best, decide
+from arc_halo.training.checkpoints.retention import RULES, Candidate, Retention, best, decide
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TYPES = ("full", "weights_only", "optimizer_only")

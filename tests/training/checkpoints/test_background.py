@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from arc_halo.training.background import Pending
+from arc_halo.training.checkpoints.background import Pending
 
 
 def test_a_result_is_waited_for_and_can_be_had_again():

@@ -9,8 +9,8 @@ from arc_halo.errors import InvalidInputError, NotFoundError
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint, SessionName
 from arc_halo.store.rows import Connection
-from arc_halo.training.choosing import choose
-from arc_halo.training.saving import history
+from arc_halo.training.checkpoints.choosing import choose
+from arc_halo.training.checkpoints.saving import history
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from arc_halo.errors import InvalidInputError, NotFoundError
-from arc_halo.training.checkpoints import Checkpoints
-from arc_halo.training.finding import find_checkpoint, find_session
+from arc_halo.training.checkpoints.checkpoints import Checkpoints
+from arc_halo.training.checkpoints.finding import find_checkpoint, find_session
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from arc_halo.errors import CheckpointError, CorruptChunkError
 from arc_halo.store import builds
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint, StateRow
-from arc_halo.training.snapshots import FORMAT
-from arc_halo.training.states import Leaf, unflatten
+from arc_halo.training.checkpoints.snapshots import FORMAT
+from arc_halo.training.checkpoints.states import Leaf, unflatten
 from arc_halo.weights.reading import read_array, read_arrays
 from arc_halo.weights.store import WeightStore
 
