@@ -20,8 +20,8 @@ from arc_halo.training.spool import Spool
 
 logger = logging.getLogger("arc_halo.training")
 
-MAX_NAME = 400
-"""Characters of a metric's name, or a scope's: both together fit into an index."""
+MAX_NAME_BYTES = 1200
+"""Of a metric's name, or a scope's: both together fit into an index."""
 
 MAX_EPOCH = 1e9
 MAX_STEP = 2**63 - 1
@@ -138,7 +138,8 @@ class PointLog:
         return found
 
     def _is_name(self, name: Any, of: str) -> bool:
-        if isinstance(name, str) and 0 < len(name) <= MAX_NAME and is_storable(name):
+        is_text = isinstance(name, str) and name != "" and is_storable(name)
+        if is_text and len(name.encode()) <= MAX_NAME_BYTES:
             self._known_names.add(name)
             return True
         self._tell(repr(name)[:80], f"{str(name)[:80]!r} is no name of a {of}: not recorded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -134,6 +135,22 @@ def test_nothing_that_is_logged_raises(
     told = [record.getMessage() for record in caplog.records]
     assert sum("loss: not recorded" in message for message in told) == 1
     assert sum("after the end of the session" in message for message in told) == 1
+
+
+@pytest.mark.parametrize("letters", [0x61, 0x4E00, 0x20000])
+def test_no_name_keeps_others_from_being_written(halo: Halo, ask: Ask, letters: int) -> None:
+    numbers = random.Random(7)
+    names = [
+        "".join(chr(letters + numbers.randrange(26)) for _ in range(length))
+        for length in (290, 400, 5000)
+    ]
+    with halo.training.session("story@1.0.0") as run:
+        for name in names:
+            run.log({name: 1}, step=1, scope=name)
+        run.log({"loss": 1}, step=2)
+        assert run.flush()
+    found = {row[0] for row in ask(POINTS)}
+    assert {names[0], "loss"} <= found <= {*names[:2], "loss"}
 
 
 def test_a_session_that_fails_says_why(halo: Halo, ask: Ask) -> None:
