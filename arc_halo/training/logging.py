@@ -66,7 +66,7 @@ class PointLog:
         """What the thread is writing, unless it is on the disk already."""
         self._wake, self._idle = threading.Event(), threading.Condition()
         self._rounds_wanted = self._rounds_done = 0
-        self._is_closing = False
+        self._is_closing = self._is_over = False
         self._failures, self._retry_at, self._beat_at = 0, 0.0, time.monotonic()
         self._step: int | None = None
         self._epoch: float | None = None
@@ -83,12 +83,12 @@ class PointLog:
         """Queue the points of a step. What is no number is left out, with a warning the first
         time."""
         if self.is_forked:
-            self._tell("fork", "points logged by a forked process are not recorded")
+            self.tell("fork", "points logged by a forked process are not recorded")
             return
         try:
             self._queue.extend(self._logged(metrics, step, epoch, scope))
         except Exception as exc:  # noqa: BLE001 - logging must not end a training
-            self._tell("log", f"points were not recorded: {type(exc).__name__}: {exc}")
+            self.tell("log", f"points were not recorded: {type(exc).__name__}: {exc}")
             return
         if len(self._queue) >= self._settings.queue_points:
             self._wake.set()
@@ -99,13 +99,22 @@ class PointLog:
 
         What is in the spool is on disk, and is written when the database is back.
         """
+        if self.is_forked:  # the thread is in the other process, and so may be who has the lock
+            return False
         with self._idle:
             self._rounds_wanted += 1
             wanted = self._rounds_wanted
             self._retry_at = 0.0
             self._wake.set()
-            self._idle.wait_for(lambda: self._rounds_done >= wanted, timeout)
-            return self._rounds_done >= wanted and not self._failures and not self.is_lost
+            self._idle.wait_for(lambda: self._is_over or self._rounds_done >= wanted, timeout)
+            is_done = self._rounds_done >= wanted or (self._is_over and not self._queue)
+            return is_done and not self._failures and not self.is_lost
+
+    def tell(self, about: str, message: str) -> None:
+        """Warn of a thing once."""
+        if about not in self._told:
+            self._told.add(about)
+            logger.warning("%s", message)
 
     def close(self, timeout: float | None = None) -> bool:
         """Write what waits and end the thread; False where some is left in the spool."""
@@ -132,7 +141,7 @@ class PointLog:
             try:
                 number = float(value)
             except Exception as exc:  # noqa: BLE001 - a value may be anything, and raise anything
-                self._tell(key, f"{key}: not recorded, since it is no number: {exc}")
+                self.tell(key, f"{key}: not recorded, since it is no number: {exc}")
                 continue
             found.append((key, scope, step, at, number, now))
         return found
@@ -142,7 +151,7 @@ class PointLog:
         if is_text and len(name.encode()) <= MAX_NAME_BYTES:
             self._known_names.add(name)
             return True
-        self._tell(repr(name)[:80], f"{str(name)[:80]!r} is no name of a {of}: not recorded")
+        self.tell(repr(name)[:80], f"{str(name)[:80]!r} is no name of a {of}: not recorded")
         return False
 
     def _epoch_of(self, epoch: Any) -> float:
@@ -150,14 +159,8 @@ class PointLog:
         number = float(epoch)
         if 0 <= number < MAX_EPOCH:
             return number
-        self._tell("epoch", f"epoch={number}: points are recorded without it")
+        self.tell("epoch", f"epoch={number}: points are recorded without it")
         return math.nan
-
-    def _tell(self, about: str, message: str) -> None:
-        """Warn of a thing once."""
-        if about not in self._told:
-            self._told.add(about)
-            logger.warning("%s", message)
 
     def _relieve(self) -> None:
         """Empty the queue to the disk, unless somebody else is at it: the thread is too slow."""
@@ -171,17 +174,20 @@ class PointLog:
                 self._taking.release()
 
     def _work(self) -> None:
-        while not (self._is_closing and not self._queue):
-            self._wake.wait(self._settings.flush_seconds)
-            self._wake.clear()
-            with self._idle:
-                wanted = self._rounds_wanted
-            try:
+        try:
+            while not (self._is_closing and not self._queue):
+                self._wake.wait(self._settings.flush_seconds)
+                self._wake.clear()
+                with self._idle:
+                    wanted = self._rounds_wanted
                 self._round()
-            finally:
                 with self._idle:
                     self._rounds_done = wanted
                     self._idle.notify_all()
+        finally:  # whoever waits for it waits no longer
+            with self._idle:
+                self._is_over = True
+                self._idle.notify_all()
 
     def _round(self) -> None:
         """Write all that waits, or keep it where it is safe until the next round."""
@@ -210,7 +216,7 @@ class PointLog:
         except LeaseLostError as exc:
             self.is_lost = True
             self.dropped += len(logged)
-            self._tell("lease", exc.message)
+            self.tell("lease", exc.message)
         except Exception as exc:  # noqa: BLE001 - the thread lives as long as the training
             self._failures += 1
             pause = min(MAX_PAUSE_SECONDS, self._settings.flush_seconds * 2.0**self._failures)
@@ -241,7 +247,7 @@ class PointLog:
             self._spool.put(Batch.of(logged))
         except TrainingError as exc:
             self.dropped += len(logged)
-            self._tell("spool", exc.message)
+            self.tell("spool", exc.message)
 
     def _take(self, limit: int) -> list[Logged]:
         queue = self._queue

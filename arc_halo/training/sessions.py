@@ -121,14 +121,14 @@ class TrainingSession(Checkpointing, Recording):
         the one after the last. A step that is logged again replaces what was there.
         """
         if self._is_over:
-            logger.warning("points were logged after the end of the session: not recorded")
+            self._log.tell("end", "points were logged after the end of the session: not recorded")
             return
         if step is None:
             step = 0 if self._is_new else self.step + 1
         elif type(step) is not int:
             step = _as_step(step)
         if not 0 <= step <= MAX_STEP:
-            logger.warning("points of the step %r were not recorded: it is no whole number", step)
+            self._log.tell("step", "points were not recorded: their step is no whole number from 0")
             return
         self._is_new = False
         self.step = step
@@ -414,7 +414,7 @@ def _as_step(step: Any) -> int:
     """Whole numbers of any kind; -1 for everything else."""
     try:
         return int(step.__index__())
-    except (AttributeError, TypeError):
+    except Exception:  # noqa: BLE001 - a tensor raises what it likes, and logging must not
         return -1
 
 

@@ -111,6 +111,15 @@ def test_copied_and_merged_points_have_their_times_alike(halo: Halo, ask: Ask) -
     assert abs((rows[0][0] - rows[1][0]).total_seconds()) < 1
 
 
+class Unreadable:
+    """As tensors are whose device is gone."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("no such device")
+
+    __float__ = __repr__ = __index__  # type: ignore[assignment]
+
+
 def test_nothing_that_is_logged_raises(
     halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +128,8 @@ def test_nothing_that_is_logged_raises(
             run.log({"loss": "high", "": 1, "nul\0": 2, "ok": True, "many": np.zeros(2)}, step=0)
         run.log({"loss": 1}, step=-1)
         run.log({"loss": 1}, step=2.5)  # type: ignore[arg-type]
+        run.log({"loss": 1}, step=Unreadable())  # type: ignore[arg-type]
+        run.log({"loss": Unreadable()}, step=2)
         run.log({"loss": 1}, step=2**63)
         run.log(None, step=1)  # type: ignore[arg-type]
         run.log({"loss": 1}, step=1, scope="")
@@ -127,13 +138,15 @@ def test_nothing_that_is_logged_raises(
         run.log({"loss": 1}, step=1, epoch=-1)
         run.log({"loss": 1}, step=2, epoch=math.inf)
         run.log({"loss": 1}, step=np.int32(7))  # type: ignore[arg-type]
-    run.log({"loss": 1}, step=8)
+    for _ in range(3):
+        run.log({"loss": 1}, step=8)
     assert [row[:4] for row in ask(POINTS)] == [
         ("loss", "train", 1, None), ("loss", "train", 2, None), ("loss", "train", 7, None),
         ("ok", "train", 0, None),
     ]  # fmt: skip
     told = [record.getMessage() for record in caplog.records]
     assert sum("loss: not recorded" in message for message in told) == 1
+    assert sum("no whole number" in message for message in told) == 1
     assert sum("after the end of the session" in message for message in told) == 1
 
 
@@ -468,6 +481,26 @@ def test_a_lock_that_is_waited_for_does_not_hold_up_the_end(halo: Halo, ask: Ask
     ask("COMMIT")
     assert halo.training.sync() == {run.id: 1}
     assert status(ask) == [("locked", "completed", 1)]
+
+
+def test_after_the_end_nothing_waits_to_be_written(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        run.log({"loss": 1}, step=1)
+    assert run.flush()
+    away = halo.training.session("story@1.0.0")
+    ask("ALTER TABLE training_metrics RENAME TO hidden")
+    away.log({"loss": 1}, step=1)
+    away.finish()
+    assert not away.flush()
+
+
+def test_a_forked_process_waits_for_nothing(halo: Halo) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        run.log({"loss": 1}, step=1)
+        if (child := os.fork()) == 0:
+            signal.alarm(20)
+            os._exit(run.flush())
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_ends_no_session(halo: Halo, ask: Ask) -> None:
