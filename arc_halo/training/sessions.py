@@ -22,6 +22,7 @@ from arc_halo.errors import (
     InvalidInputError,
     NotFoundError,
     RefusedError,
+    TrainingError,
 )
 from arc_halo.store import gradient_checkpoints, training_sessions
 from arc_halo.store.gradient_checkpoints import GradientCheckpoint
@@ -47,6 +48,7 @@ Resume = Literal["never", "allow", "must"]
 SILENT_SECONDS = 60.0
 """After so long without a sign of life a session counts as crashed."""
 
+ENDS = ("completed", "paused", "failed", "crashed")
 MAX_ERROR = 2000
 
 
@@ -92,9 +94,10 @@ class TrainingSession(Checkpointing, Recording):
         self._spool = Spool(
             place.spool_directory / str(record.id), limit_bytes=settings.spool_bytes
         )
-        self._spool.drop_end()
-        self._spool.drop_torn()
-        self._connect = place.connect
+        # A disk that gives nothing away takes no points either: that is told.
+        with suppress(OSError):
+            self._spool.drop_end()
+            self._spool.drop_torn()
         self._delivery = Delivery(place.connect, record.id, lease)
         self._log = PointLog(self._delivery, self._spool, settings)
         self._gradients = GradientRecorder(
@@ -182,8 +185,15 @@ class TrainingSession(Checkpointing, Recording):
         """Write what waits, and end the session; `paused` leaves it to be resumed.
 
         With the database away its points and its end wait in the spool: `halo.training.sync()`.
-        Raises what went wrong with a checkpoint that was being saved, when all else is done.
+        Raises what went wrong with a checkpoint that was being saved, when all else is done, and
+        `InvalidInputError` for a status that is no end.
         """
+        if status not in ENDS:
+            raise InvalidInputError(
+                f"status={status!r} is no end of a session",
+                hint=f"write {', '.join(ENDS)}",
+                code="AH006",
+            )
         if (trouble := self._end(status, error)) is not None:
             raise trouble
 
@@ -227,21 +237,30 @@ class TrainingSession(Checkpointing, Recording):
         if self._is_over or self._log.is_forked:
             return None
         self._is_over = True
+        try:
+            trouble = self._close_checkpoints()
+            if self._system is not None:
+                self._system.close()
+            is_written = self._log.close()
+            self._gradients.close()
+            self._tell_end(is_written, status, None if error is None else _cleaned(error))
+        except BaseException:  # Ctrl-C, while the database is waited for: it has not ended yet
+            self._is_over = False
+            raise
         atexit.unregister(self.end_with_program)
-        trouble = self._close_checkpoints()
-        if self._system is not None:
-            self._system.close()
-        is_written = self._log.close()
-        self._gradients.close()
+        return trouble
+
+    def _tell_end(self, is_written: bool, status: str, error: str | None) -> None:
+        """Tell the database how it ended, or where that cannot be, the local disk."""
         try:
             if is_written:
                 self._delivery.end(status, error)
             elif not self._log.is_lost:
-                self._spool.put_end(self._lease, status, error)
+                self._leave_end(status, error)
         except LeaseLostError as exc:
             logger.warning("%s", exc.message)
         except ArcHaloError:
-            self._spool.put_end(self._lease, status, error)
+            self._leave_end(status, error)
         finally:
             self._delivery.close()
             if self._spool.files() or self._spool.end():
@@ -250,7 +269,12 @@ class TrainingSession(Checkpointing, Recording):
                     "`arc-halo training sync` writes it",
                     self._spool.directory,
                 )
-        return trouble
+
+    def _leave_end(self, status: str, error: str | None) -> None:
+        try:
+            self._spool.put_end(self._lease, status, error)
+        except TrainingError as exc:
+            logger.warning("%s", exc.message)
 
     def _end_without_raising(self, status: str, error: str | None) -> None:
         """End it where an exception is under way already, or nobody is there to catch one."""
@@ -405,9 +429,17 @@ def _found(conn: Connection, session_id: UUID) -> SessionRecord:
 
 
 def _told(error: BaseException) -> str:
-    """What is kept of why a session failed: one line, without the passwords of addresses."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return redact(text.replace("\0", "\ufffd"))[:MAX_ERROR]
+    """What is kept of why a session failed."""
+    try:
+        return _cleaned(f"{type(error).__name__}: {error}")
+    except Exception:  # noqa: BLE001 - what an error says of itself may be an error
+        return type(error).__name__
+
+
+def _cleaned(text: str) -> str:
+    """One line that can be stored, without the passwords of addresses."""
+    storable = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return redact(" ".join(storable.split()))[:MAX_ERROR]
 
 
 def _as_step(step: Any) -> int:

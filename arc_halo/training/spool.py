@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +17,8 @@ import numpy as np
 from arc_halo.errors import TrainingError
 from arc_halo.store.training_points import Points
 from arc_halo.training.points import Batch
+
+logger = logging.getLogger("arc_halo.training")
 
 MAGIC = b"arc-halo points 1\n"
 SUFFIX = ".points"
@@ -99,11 +103,16 @@ class Spool:
 
     def end(self) -> tuple[UUID, str, str | None] | None:
         """The lease, status and error that a session has ended with."""
+        path = self.directory / END
         try:
-            told = json.loads((self.directory / END).read_bytes())
-        except FileNotFoundError:
+            told = json.loads(path.read_bytes())
+            return UUID(told["lease"]), str(told["status"]), told["error"]
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return UUID(told["lease"]), str(told["status"]), told["error"]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            path.rename(path.with_suffix(DAMAGED))
+            logger.warning("%s is damaged: how that session ended is not known", path)
+            return None
 
     def drop_end(self) -> None:
         (self.directory / END).unlink(missing_ok=True)
@@ -153,11 +162,16 @@ def decode(data: bytes) -> Batch | None:
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is whole or not there, whatever happens meanwhile."""
     made = path.with_suffix(f".{os.getpid()}.new")
-    with made.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    made.rename(path)
+    try:
+        with made.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        made.rename(path)
+    except BaseException:  # what is left of it would fill the disk
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,26 @@ def test_a_spool_that_cannot_be_written_is_our_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(TrainingError, match="cannot be spooled"):
         Spool(tmp_path / "file" / "spool", limit_bytes=10**6).put(batch_of(1))
+
+
+def test_what_a_full_disk_took_of_a_batch_is_not_left_there(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, limit_bytes=10**6)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(TrainingError, match="cannot be spooled"):
+            spool.put(batch_of(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_end_is_put_aside(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, limit_bytes=10**6)
+    for damaged in (b"", b"{}", b"[]", b'{"lease": 5, "status": "failed", "error": null}'):
+        (tmp_path / "end.json").write_bytes(damaged)
+        assert spool.end() is None
+        assert [path.name for path in tmp_path.iterdir()] == ["end.damaged"]
 
 
 def test_times_are_kept_to_the_microsecond() -> None:

@@ -180,9 +180,69 @@ def test_a_session_that_fails_says_why(halo: Halo, ask: Ask) -> None:
 def test_passwords_in_what_ended_a_session_are_covered(halo: Halo, ask: Ask) -> None:
     with pytest.raises(OSError, match="hunter2"), halo.training.session("story@1.0.0"):
         raise OSError("no way to postgresql://me:hunter2@there/db")
-    ((error,),) = ask("SELECT error FROM training_sessions")
-    assert "hunter2" not in error
-    assert "there/db" in error
+    halo.training.session("story@1.0.0").finish("failed", "postgresql://me:hunter2@there/db")
+    for (error,) in ask("SELECT error FROM training_sessions"):
+        assert "hunter2" not in error
+        assert "there/db" in error
+
+
+def test_whatever_an_error_says_the_session_has_failed(halo: Halo, ask: Ask) -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    for error in (OSError("no file caf\udce9.txt"), OSError("nul\0"), Speechless()):
+        with pytest.raises(type(error)) as caught, halo.training.session("story@1.0.0"):
+            raise error
+        assert caught.value is error
+    assert ask("SELECT status, error FROM training_sessions ORDER BY started_at") == [
+        ("failed", "OSError: no file caf?.txt"),
+        ("failed", "OSError: nul\ufffd"),
+        ("failed", "Speechless"),
+    ]
+
+
+def test_what_is_no_end_ends_no_session(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="mine") as run:
+        for word in ("done", "running"):
+            with pytest.raises(InvalidInputError, match="no end of a session"):
+                run.finish(word)
+        run.log({"loss": 1}, step=1)
+    assert status(ask) == [("mine", "completed", 1)]
+
+
+def test_with_neither_database_nor_disk_the_error_is_still_the_program_s(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    (halo.project.directory / ".arc-halo").write_text("not a directory")
+    with (  # noqa: PT012
+        pytest.raises(ZeroDivisionError),
+        halo.training.session("story@1.0.0") as run,
+    ):
+        ask("ALTER TABLE training_metrics RENAME TO hidden")
+        run.log({"loss": 1}, step=1)
+        run.log({"loss": 1 / 0}, step=2)
+    assert run.dropped == 1
+    assert "the end of a session cannot be spooled" in caplog.text
+
+
+def test_an_end_that_was_interrupted_is_made_up_for(halo: Halo, ask: Ask) -> None:
+    ask("BEGIN; LOCK training_metrics IN ACCESS EXCLUSIVE MODE")
+    with pytest.raises(KeyboardInterrupt), halo:  # noqa: PT012
+        run = halo.training.session("story@1.0.0", name="hasty")
+        run.log({"loss": 1}, step=1)
+        wait = run._log._idle.wait_for
+
+        def interrupted(*given: Any) -> bool:
+            run._log._idle.wait_for = wait  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        run._log._idle.wait_for = interrupted  # type: ignore[method-assign]
+        try:
+            run.finish()
+        finally:
+            ask("COMMIT")
+    assert status(ask) == [("hasty", "paused", 1)]
 
 
 def test_an_interrupted_session_is_paused(halo: Halo, ask: Ask) -> None:
