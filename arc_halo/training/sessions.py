@@ -7,8 +7,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from arc_halo.errors import (
     TrainingError,
 )
 from arc_halo.store import gradient_checkpoints, training_sessions
+from arc_halo.store.connection import translate
 from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
@@ -141,7 +142,7 @@ class TrainingSession(Checkpointing, Recording):
         """Record which layers are computed again in the backward pass, in place of what was
         recorded before. It waits for the database; raises `DatabaseError`."""
         rows = [GradientCheckpoint(**asdict(layer)) for layer in plan.layers]
-        with self._connect() as conn, conn.transaction():
+        with _opened(self._connect) as conn, conn.transaction():
             gradient_checkpoints.replace(conn, self.id, rows)
 
     @property
@@ -168,7 +169,7 @@ class TrainingSession(Checkpointing, Recording):
         Keys that are there are replaced. Raises `DatabaseError`, and `TrainingError` where the
         session is no longer this program's.
         """
-        with self._connect() as conn:
+        with _opened(self._connect) as conn:
             whole = training_sessions.configure(
                 conn,
                 self.id,
@@ -292,7 +293,7 @@ def begin(
     training: Training | None = None,
 ) -> TrainingSession:
     """A new session."""
-    with place.connect() as conn:
+    with _opened(place.connect) as conn:
         session_id, lease = training_sessions.begin(conn, new, program)
         record = _found(conn, session_id)
     return TrainingSession(
@@ -318,7 +319,7 @@ def resume(
     _check_resumable(record, program)
     if config and (differences := changed(record.config, config)):
         logger.warning("the session goes on with another config: %s", ", ".join(differences))
-    with place.connect() as conn:
+    with _opened(place.connect) as conn:
         lease = training_sessions.take_up(conn, record, config or record.config, program)
         if lease is None:
             raise RefusedError(
@@ -362,47 +363,69 @@ def this_program(git_commit: str | None = None, git_dirty: bool | None = None) -
 def sync(place: Place) -> dict[UUID, int]:
     """Write what sessions of this machine left in their spools; how many points of each.
 
-    Those of running sessions are left to them, and those of deleted ones are dropped. Raises
-    `DatabaseError`, `TrainingError`.
+    Those of running sessions are left to them. So are those that the database does not know: it
+    may be another database. Raises `DatabaseError`, `TrainingError`, when all else is written.
     """
     written: dict[UUID, int] = {}
-    program = this_program()
+    trouble: ArcHaloError | None = None
     for directory in sorted(place.spool_directory.glob("*-*-*-*-*")):
-        with suppress(ValueError):
+        try:
             session_id = UUID(directory.name)
-            with place.connect() as conn:
-                record = training_sessions.find(conn, session_id)
-            spool = Spool(directory, limit_bytes=0)
-            if record is None or _is_over(spool, record) or not is_alive(record, program):
-                written[session_id] = _sync_one(place, spool, record)
+        except ValueError:
+            continue
+        try:
+            count = _sync_one(place, directory, session_id)
+        except ArcHaloError as exc:
+            trouble = trouble or exc
+        else:
+            if count is not None:
+                written[session_id] = count
+    if trouble is not None:
+        raise trouble
     return written
 
 
-def _is_over(spool: Spool, record: SessionRecord) -> bool:
-    """Whether the program that had the session last has ended it, and could not say so."""
+def _sync_one(place: Place, directory: Path, session_id: UUID) -> int | None:
+    """How many points of a session were written; None where it is left alone."""
+    with _opened(place.connect) as conn:
+        record = training_sessions.find(conn, session_id)
+    if record is None:
+        logger.warning(
+            "this database has no session %s: what waits in %s is left there. "
+            "Remove the directory if the session was deleted",
+            session_id,
+            directory,
+        )
+        return None
+    spool = Spool(directory, limit_bytes=0)
     ended = spool.end()
-    return ended is not None and ended[0] == record.lease
-
-
-def _sync_one(place: Place, spool: Spool, record: SessionRecord | None) -> int:
+    is_over = ended is not None and ended[0] == record.lease
+    if not is_over and is_alive(record, this_program()):
+        return None
     count = 0
     for path, batch in spool.batches():
-        if record is not None:
-            delivery = Delivery(place.connect, record.id, record.lease)
-            try:
-                delivery.deliver_leftover(batch)
-            finally:
-                delivery.close()
-            count += len(batch)
+        delivery = Delivery(place.connect, record.id, record.lease)
+        try:
+            delivery.deliver_leftover(batch)
+        finally:
+            delivery.close()
+        count += len(batch)
         spool.drop(path)
-    if record is not None and (ended := spool.end()) is not None:
+    if ended is not None:
         lease, status, error = ended
-        with place.connect() as conn:
+        with _opened(place.connect) as conn:
             training_sessions.end(conn, record.id, lease, status, error)
     spool.drop_end()
     spool.drop_torn()
     spool.close()
     return count
+
+
+@contextmanager
+def _opened(connect: Callable[[], Connection]) -> Iterator[Connection]:
+    """A connection for a moment, whose errors are ours."""
+    with translate(), connect() as conn:
+        yield conn
 
 
 def _check_resumable(record: SessionRecord, program: Program) -> None:

@@ -20,11 +20,18 @@ import psycopg
 import pytest
 
 import arc_halo
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, TrainingError
+from arc_halo.errors import (
+    DatabaseError,
+    InvalidInputError,
+    NotFoundError,
+    RefusedError,
+    TrainingError,
+)
 from arc_halo.training.logging import LogSettings, PointLog
 from arc_halo.training.spool import Spool
 
 Halo = arc_halo.Halo
+CreateDatabase = Callable[[str | None], str]
 Ask = Callable[..., list[tuple[Any, ...]]]
 POINTS = """
 SELECT metric_key, scope, step, epoch, value FROM training_series
@@ -378,7 +385,6 @@ def test_a_session_that_was_deleted_is_told_once(
             run.log({"loss": 2}, step=step)
             assert not run.flush()
     assert caplog.text.count("no longer this program's") == 1
-    assert halo.training.sync() == {run.id: 0}
 
 
 LOST = """
@@ -454,6 +460,52 @@ def test_what_a_session_left_on_disk_is_synced_later(halo: Halo, ask: Ask, tmp_p
     assert [row[2] for row in ask(POINTS)] == [1, 2]
     assert status(ask) == [("away", "completed", 2)]
     assert halo.training.sync() == {}
+
+
+def test_another_database_takes_nothing_of_what_waits(
+    halo: Halo,
+    ask: Ask,
+    create_database: CreateDatabase,
+    template: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = halo.training.session("story@1.0.0", name="away")
+    ask("ALTER TABLE training_metrics RENAME TO hidden")
+    run.log({"loss": 2}, step=2)
+    run.finish()
+    with arc_halo.connect(create_database(template), project=halo.project.directory) as other:
+        assert other.training.sync() == {}
+    assert f"no session {run.id}" in caplog.text
+    ask("ALTER TABLE hidden RENAME TO training_metrics")
+    assert halo.training.sync() == {run.id: 1}
+
+
+def test_what_cannot_be_synced_holds_nothing_else_up(halo: Halo, ask: Ask) -> None:
+    runs = sorted((halo.training.session("story@1.0.0") for _ in range(3)), key=lambda run: run.id)
+    ask("ALTER TABLE training_metrics RENAME TO hidden")
+    for run in runs:
+        run.log({"loss": 2}, step=2)
+        run.finish()
+    ask("ALTER TABLE hidden RENAME TO training_metrics")
+    first = runs[0]._spool.files()[0]
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match="are damaged"):
+        halo.training.sync()
+    assert ask("SELECT count(*) FROM training_metrics") == [(2,)]
+    assert halo.training.sync() == {runs[0].id: 0}
+    assert {row[1] for row in status(ask)} == {"completed"}
+
+
+def test_what_the_database_refuses_is_our_error(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="odd") as run:
+        with pytest.raises(DatabaseError, match="out of range"):
+            run.configure(total_steps=2**70)
+        with pytest.raises(DatabaseError, match="total_epochs_check"):
+            halo.training.session("story@1.0.0", total_epochs=-1)
+        ask("ALTER TABLE training_sessions RENAME TO hidden")
+        with pytest.raises(DatabaseError):
+            run.configure({"lr": 1})
+        ask("ALTER TABLE hidden RENAME TO training_sessions")
 
 
 def test_late_points_replace_nothing_recorded_since(halo: Halo, ask: Ask) -> None:

@@ -14,7 +14,8 @@ def sync(invocation: Invocation) -> None:
 
     While the database is away, a session keeps its points in .arc-halo/training of the project, and
     writes them when it is back. Where the training ended before, this does. Points that were
-    recorded since are not replaced; sessions that are at work are left to their programs.
+    recorded since are not replaced; sessions that are at work are left to their programs, and those
+    that the database does not know stay where they are.
 
     \b
     Example:
