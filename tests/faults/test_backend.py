@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from arc_halo.formats.safetensors import arc_halo_weight_formats
 from arc_halo.transfer.exporting import export_weights
 from arc_halo.weights.reading import read_array, read_arrays, read_pieces
 from tests.faults.scenes import check_error
+from tests.faults.servers import wait_for
 
 (SAFETENSORS,) = arc_halo_weight_formats()
 
@@ -152,6 +154,8 @@ def kill_all(scene):
         "AND pid <> pg_backend_pid() ORDER BY pid"
     )
     os.kill(pids[0][0], signal.SIGKILL)
+    # Until it notices, a busy server takes connections, and answers on the others.
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for (pid,) in pids))
     return pids
 
 
