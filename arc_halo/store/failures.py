@@ -151,5 +151,7 @@ _UNKNOWN = Failure(pattern="", hint="`arc-halo doctor` says more")
 
 
 def _is_lost(exc: psycopg.Error) -> bool:
-    # Without a SQLSTATE the server said nothing: the socket did, or the pool.
-    return isinstance(exc, psycopg.OperationalError) and exc.sqlstate is None
+    # Without a SQLSTATE the server said nothing: the socket did, or the pool. Where libpq notices
+    # before it sends, psycopg has no class for it either.
+    is_of_line = isinstance(exc, psycopg.OperationalError) or type(exc) is psycopg.DatabaseError
+    return is_of_line and exc.sqlstate is None

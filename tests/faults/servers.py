@@ -135,6 +135,13 @@ class Server:
         return name
 
 
+def kill_process(pid: int) -> None:
+    """SIGKILL to one process of a server, which has noticed when this returns: until then it takes
+    connections, and lets the others work."""
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,7 @@ from arc_halo.formats.safetensors import arc_halo_weight_formats
 from arc_halo.transfer.exporting import export_weights
 from arc_halo.weights.reading import read_array, read_arrays, read_pieces
 from tests.faults.scenes import check_error
-from tests.faults.servers import wait_for
+from tests.faults.servers import kill_process
 
 (SAFETENSORS,) = arc_halo_weight_formats()
 
@@ -41,7 +38,7 @@ def test_an_import_whose_server_process_is_killed_goes_on_in_the_next(
     closed = gate(table, when, commit=commit)
     with scene.store() as store:
         running = scene.running(lambda: scene.bring_in(store))
-        os.kill(closed.wait(), signal.SIGKILL)
+        kill_process(closed.wait())
         check_error(running.exception(60), ConnectionFailedError)
     scene.server.wait()
     closed.remove()
@@ -151,11 +148,9 @@ def kill_all(scene):
     """SIGKILL to one server process of the database: the server then ends all others itself."""
     pids = scene.query(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() "
-        "AND pid <> pg_backend_pid() ORDER BY pid"
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY pid"
     )
-    os.kill(pids[0][0], signal.SIGKILL)
-    # Until it notices, a busy server takes connections, and answers on the others.
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for (pid,) in pids))
+    kill_process(pids[0][0])
     return pids
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import re
 import socket
@@ -313,6 +314,20 @@ def test_a_lost_connection_is_told_apart(database):
         assert caught.value.error_code == "AH040"
         with pytest.raises(ConnectionFailedError, match="lost"), translate():
             victim.execute("SELECT 1")
+
+
+def test_a_line_that_is_cut_within_a_statement_is_a_lost_connection(database):
+    with connect(database) as victim:
+        with pytest.raises(ConnectionFailedError, match="lost"), translate():
+            _copy_over_a_cut_line(victim)
+
+
+def _copy_over_a_cut_line(conn):
+    with conn.cursor() as cursor, cursor.copy("COPY pg_class TO STDOUT") as copy:
+        with socket.socket(fileno=os.dup(conn.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+        while copy.read():
+            pass
 
 
 def test_other_errors_pass_through_translate():
