@@ -81,6 +81,7 @@ class Training:
         `best_mode` which is the best. With `system_seconds` the machine is measured as well, in
         the scope `system`. Raises `RefusedError` where a program is at work on the session.
         """
+        from arc_halo.training.configs import check_plain, check_texts
         from arc_halo.training.defaults import (
             Given,
             check_model,
@@ -93,6 +94,8 @@ class Training:
         from arc_halo.training.sessions import resume as take_up
 
         check_resume(resume)
+        check_plain(config=config, dataset=dataset, tags=tags)
+        check_texts(name=name, group=group, notes=notes)
         with self._project.connection() as conn:
             declared = None if training is None else _declared(conn, training)
             full_name = _full_name(conn, model, declared)
@@ -304,7 +307,7 @@ def _fork_step(parent: SessionRecord | None, at_step: int | None) -> int | None:
             "a fork needs both: the session, and the step it goes on from",
             hint="write fork_from=SESSION, at_step=STEP",
         )
-    if not 0 <= at_step <= parent.current_step:
+    if not hasattr(at_step, "__index__") or not 0 <= at_step <= parent.current_step:
         raise RefusedError(
             f"the session {parent.name or parent.id} has no step {at_step}: it came to "
             f"{parent.current_step}",

@@ -32,7 +32,7 @@ from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
 from arc_halo.store.trainings import Training
 from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
 from arc_halo.training.checkpoints.of_sessions import Checkpointing
-from arc_halo.training.configs import changed
+from arc_halo.training.configs import changed, check_plain
 from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
@@ -166,15 +166,16 @@ class TrainingSession(Checkpointing, Recording):
     ) -> None:
         """Add to the config what is known only now, and say how long the training will be.
 
-        Keys that are there are replaced. Raises `DatabaseError`, and `TrainingError` where the
-        session is no longer this program's.
+        Keys that are there are replaced. Raises `InvalidInputError` for what JSON does not hold,
+        `DatabaseError`, and `TrainingError` where the session is no longer this program's.
         """
+        check_plain(config=config)
         with _opened(self._connect) as conn:
             whole = training_sessions.configure(
                 conn,
                 self.id,
                 self._lease,
-                config=config or {},
+                config=dict(config or {}),
                 total_epochs=total_epochs,
                 total_steps=total_steps,
             )

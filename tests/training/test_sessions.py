@@ -496,6 +496,42 @@ def test_what_cannot_be_synced_holds_nothing_else_up(halo: Halo, ask: Ask) -> No
     assert {row[1] for row in status(ask)} == {"completed"}
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        math.nan,
+        [math.inf],
+        Path("data"),
+        np.float32(1),
+        {"deep": {1, 2}},
+        "nul\0",
+        "\udc80",
+        {"\0": 1},
+    ],
+)
+def test_a_setting_that_cannot_be_kept_is_named(halo: Halo, ask: Ask, setting: Any) -> None:
+    settings = {"lr": 0.1, "odd": setting}
+    for given in ({"config": settings}, {"dataset": settings}, {"tags": settings}):
+        with pytest.raises(InvalidInputError, match=f"{next(iter(given))}.odd"):
+            halo.training.session("story@1.0.0", **given)  # type: ignore[arg-type]
+    with halo.training.session("story@1.0.0", config={"lr": np.float64(0.1)}) as run:
+        with pytest.raises(InvalidInputError, match=r"config\.odd"):
+            run.configure(settings)
+        run.configure({"layers": (1, None, True)})
+    assert ask("SELECT config FROM training_sessions") == [
+        ({"lr": 0.1, "layers": [1, None, True]},)
+    ]
+
+
+@pytest.mark.parametrize("text", ["nul\0", "\ud800", 5])
+def test_a_text_that_cannot_be_kept_is_named(halo: Halo, text: Any) -> None:
+    for name in ("name", "group", "notes"):
+        with pytest.raises(InvalidInputError, match=name):
+            halo.training.session("story@1.0.0", **{name: text})
+    with pytest.raises(InvalidInputError, match="config"):
+        halo.training.session("story@1.0.0", config=[text])  # type: ignore[arg-type]
+
+
 def test_what_the_database_refuses_is_our_error(halo: Halo, ask: Ask) -> None:
     with halo.training.session("story@1.0.0", name="odd") as run:
         with pytest.raises(DatabaseError, match="out of range"):
