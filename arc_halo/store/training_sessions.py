@@ -75,10 +75,12 @@ SET current_step = %(step)s
 WHERE id = %(id)s AND current_step < %(step)s
 """
 
+# A clock that was set back does not keep a session from its end.
 END = """
 UPDATE training_sessions
 SET status = %(status)s, error = %(error)s, heartbeat_at = clock_timestamp(),
-    finished_at = CASE WHEN %(status)s <> 'paused' THEN clock_timestamp() END
+    finished_at = CASE WHEN %(status)s <> 'paused'
+                  THEN greatest(clock_timestamp(), started_at) END
 WHERE id = %(id)s AND lease = %(lease)s
 """
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Axis = Literal["step", "epoch", "time"]
 FORMATS = ("png", "svg", "pdf")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MAX_CURVES = len(LETTERS)
 SHARED, OUTSIDE = "*", "\N{MULTIPLICATION SIGN}"
 MIN_WIDTH, MIN_HEIGHT = 20, 4
 
@@ -96,12 +97,7 @@ def draw(
 
     A `*` is where curves share a place; crosses below the axis tell of values that have none.
     """
-    if len(curves) > len(LETTERS):
-        raise InvalidInputError(
-            f"{len(curves)} series have no room in one plot: at most {len(LETTERS)}",
-            hint="choose fewer with --metric, or draw them to a file",
-            code="AH007",
-        )
+    check_count(len(curves))
     frame = _frame(curves, is_log)
     ticks = _ticks(frame, max(height, MIN_HEIGHT))
     margin = max(map(len, ticks))
@@ -119,6 +115,16 @@ def draw(
     if marks:
         lines.append(f"{OUTSIDE}  NaN or infinite" + ", or not positive" * is_log)
     return [line.rstrip() for line in lines]
+
+
+def check_count(count: int, most: int | None = MAX_CURVES) -> None:
+    """Raise `InvalidInputError` for more curves than can be told from one another."""
+    if most is not None and count > most:
+        raise InvalidInputError(
+            f"{count} series have no room in one plot: at most {most}",
+            hint="choose fewer with --metric, or draw them to a file",
+            code="AH007",
+        )
 
 
 def check_image(path: Path) -> None:

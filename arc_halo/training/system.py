@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import suppress
 
 from arc_halo.errors import ArcHaloError
 
@@ -48,21 +49,23 @@ def reader() -> Callable[[], Reading]:
         raise ArcHaloError(
             "psutil is not installed", hint="pip install 'arc-halo[system]'", code="AH030"
         ) from exc
-    process, directory = psutil.Process(), str(Path.cwd())
+    process, directory = psutil.Process(), os.curdir
     psutil.cpu_percent()
     process.cpu_percent()
 
     def read() -> Reading:
         memory = psutil.virtual_memory()
         with process.oneshot():
-            return {
+            found = {
                 "cpu_percent": psutil.cpu_percent(),
                 "memory_percent": memory.percent,
                 "memory_available_bytes": memory.available,
                 "process_cpu_percent": process.cpu_percent(),
                 "process_memory_bytes": process.memory_info().rss,
                 "process_threads": process.num_threads(),
-                "disk_free_bytes": psutil.disk_usage(directory).free,
             }
+        with suppress(OSError):  # a directory may be deleted while a program is in it
+            found["disk_free_bytes"] = psutil.disk_usage(directory).free
+        return found
 
     return read

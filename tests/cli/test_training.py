@@ -234,6 +234,17 @@ def test_a_plot_in_json_is_what_it_would_draw(training, sessions):
     assert training("plot", "night-3", "--output", "markdown")[1].startswith("```text\n")
 
 
+def test_a_plot_that_has_no_room_is_refused(training, sessions, database):
+    with connect(database) as conn:
+        for n in range(26):
+            add_points(conn, sessions[0], {0: 1.0}, f"more-{n}")
+    code, text = training("plot", "night-2", "--metric", "*")
+    assert code == 4
+    assert "no room in one plot" in text
+    for size in (("--width", "1000000"), ("--height", "1000000")):
+        assert training("plot", "night-2", *size)[0] == 64
+
+
 def test_a_plot_goes_to_a_file_once(training, tmp_path):
     file = tmp_path / "loss.svg"
     assert training("plot", "night-2", "night-3", "--file", file)[0] == 0

@@ -29,6 +29,7 @@ from arc_halo.errors import (
 )
 from arc_halo.training.logging import LogSettings, PointLog
 from arc_halo.training.spool import Spool
+from arc_halo.training.system import reader
 
 Halo = arc_halo.Halo
 CreateDatabase = Callable[[str | None], str]
@@ -697,6 +698,21 @@ def test_the_machine_is_measured_by_the_second(halo: Halo, ask: Ask) -> None:
     seconds = [row[2] for row in ask(POINTS) if row[0] == "cpu_percent"]
     assert len(seconds) == len(set(seconds)) >= 2
     assert status(ask) == [("watched", "completed", 5)]
+
+
+def test_the_machine_is_measured_where_the_directory_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert reader()()["process_memory_bytes"] > 2**20
+
+
+def test_a_clock_that_was_set_back_keeps_no_session_from_its_end(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", name="early"):
+        ask("UPDATE training_sessions SET started_at = now() + interval '1 day'")
+    assert status(ask) == [("early", "completed", 0)]
 
 
 def test_settings_that_make_no_sense_are_refused(halo: Halo) -> None:

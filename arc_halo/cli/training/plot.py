@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from arc_halo.types import JsonObject
 
 IMAGE_BUCKETS = 2000
+MAX_COLUMNS, MAX_LINES = 2000, 500
 
 
 @click.command("plot")
@@ -46,8 +47,12 @@ IMAGE_BUCKETS = 2000
 @click.option("--first", type=click.IntRange(min=0), metavar="STEP", help="From this step on.")
 @click.option("--last", type=click.IntRange(min=0), metavar="STEP", help="Up to this step.")
 @click.option("--log", "is_log", is_flag=True, help="Values on a logarithmic axis.")
-@click.option("--width", type=click.IntRange(min=20), metavar="COLUMNS", help="Of the drawing.")
-@click.option("--height", type=click.IntRange(min=4), metavar="LINES", help="Of the drawing.")
+@click.option(
+    "--width", type=click.IntRange(20, MAX_COLUMNS), metavar="COLUMNS", help="Of the drawing."
+)
+@click.option(
+    "--height", type=click.IntRange(4, MAX_LINES), metavar="LINES", help="Of the drawing."
+)
 @click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -98,7 +103,8 @@ def plot(
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
-            found = _envelopes(conn, sessions, metric, scope, buckets, first or 0, last)
+            most = plotting.MAX_CURVES if file is None else None
+            found = _envelopes(conn, sessions, metric, scope, buckets, first or 0, last, most)
     curves = [plotting.curve(label, each, axis, is_log=is_log) for label, _, each in found]
     title = curves[0].label if len(curves) == 1 else None
     if file is not None:
@@ -129,24 +135,32 @@ def _envelopes(
     buckets: int,
     first: int,
     last: int | None,
+    most: int | None,
 ) -> list[tuple[str, str, Envelope]]:
-    """Each series that is asked for: what it is called, the id of its session, and its shape."""
+    """Each series that is asked for: what it is called, the id of its session, and its shape.
+
+    Raises `InvalidInputError` before it reads more than `most`.
+    """
     from arc_halo.cli.training import telling
-    from arc_halo.training import reading
+    from arc_halo.training import plotting, reading
 
     rows = list(
         {row.id: row for row in (reading.session(conn, each) for each in sessions)}.values()
     )
+    where = None if scope == "*" else scope
+    named = [
+        (name, row.id, key)
+        for name, row in zip(telling.labels(rows), rows, strict=True)
+        for key in reading.list_series(conn, row.id, metric=metric, scope=where)
+    ]
+    plotting.check_count(len(named), most)
     found = []
-    for name, row in zip(telling.labels(rows), rows, strict=True):
-        where = None if scope == "*" else scope
-        for key in reading.list_series(conn, row.id, metric=metric, scope=where):
-            shape = reading.envelope(
-                conn, row.id, key.key, scope=key.scope, buckets=buckets, first=first, last=last
-            )
-            if len(shape):
-                label = printable(f"{name} {key}", one_line=True)
-                found.append((label, str(row.id), shape))
+    for name, id, key in named:
+        shape = reading.envelope(
+            conn, id, key.key, scope=key.scope, buckets=buckets, first=first, last=last
+        )
+        if len(shape):
+            found.append((printable(f"{name} {key}", one_line=True), str(id), shape))
     if not found:
         what = f"{metric!r}" + ("" if scope == "*" else f" of {scope}")
         raise NotFoundError(
