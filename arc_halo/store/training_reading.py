@@ -25,6 +25,8 @@ MAX_STEP = 2**63 - 1
 PAGE_POINTS = 50_000
 """Points that are read at a time: few enough to be put in order in the server's memory."""
 
+SUMMARIES_AT_ONCE = 500
+
 SESSIONS = """
 SELECT v.session_id AS id, v.session_name AS name, v.model_name, v.model_version, v.status,
        v.group_name, v.training_name, s.tags, s.notes, s.config, s.dataset, s.host,
@@ -164,6 +166,35 @@ CROSS JOIN LATERAL (
 WHERE found.count > 0
 ORDER BY bucket.first
 """  # noqa: S608
+
+# As the envelope has them, of many series at once: each is what one session has of it.
+SUMMARIES = """
+SELECT found.count, found.count - found.finite, found.first_step, found.last_step, last.value,
+       found.low, low.step, found.high, high.step,
+       CASE WHEN found.summed = found.finite THEN found.sum / nullif(found.finite, 0) END
+FROM unnest(%(series)s::int[], %(up_to)s::bigint[])
+    WITH ORDINALITY AS span (series_id, up_to, place)
+CROSS JOIN LATERAL (
+    SELECT min(step) AS first_step, max(step) AS last_step, count(*) AS count,
+           count(*) FILTER (WHERE value > '-Infinity' AND value < 'Infinity') AS finite,
+           min(value) FILTER (WHERE value > '-Infinity' AND value < 'Infinity') AS low,
+           max(value) FILTER (WHERE value > '-Infinity' AND value < 'Infinity') AS high,
+           count(*) FILTER (WHERE value > -1e288 AND value < 1e288) AS summed,
+           sum(value) FILTER (WHERE value > -1e288 AND value < 1e288) AS sum
+    FROM training_metrics AS m WHERE m.series_id = span.series_id AND m.step <= span.up_to
+) AS found
+LEFT JOIN training_metrics AS last
+       ON last.series_id = span.series_id AND last.step = found.last_step
+CROSS JOIN LATERAL (
+    SELECT min(m.step) AS step FROM training_metrics AS m
+    WHERE m.series_id = span.series_id AND m.step <= span.up_to AND m.value = found.low
+) AS low
+CROSS JOIN LATERAL (
+    SELECT min(m.step) AS step FROM training_metrics AS m
+    WHERE m.series_id = span.series_id AND m.step <= span.up_to AND m.value = found.high
+) AS high
+ORDER BY span.place
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +354,22 @@ def envelope(
     with conn.transaction():
         conn.execute(PLAN_SETTINGS)
         return conn.execute(ENVELOPE, asked).fetchall()
+
+
+def summaries(conn: Connection, spans: Sequence[Span]) -> Iterator[tuple[Any, ...]]:
+    """A row for each of these, every one the only span of its series: how many points, and how many
+    of them are no finite numbers; the first and the last step, and the last value; of the finite
+    ones the least with its first step, the greatest with its first step, and the mean."""
+    for start in range(0, len(spans), SUMMARIES_AT_ONCE):
+        some = spans[start : start + SUMMARIES_AT_ONCE]
+        asked = {
+            "series": [span.series_id for span in some],
+            "up_to": [span.up_to for span in some],
+        }
+        with conn.transaction():
+            conn.execute(PLAN_SETTINGS)
+            rows = conn.execute(SUMMARIES, asked).fetchall()
+        yield from rows
 
 
 def _arrays(spans: Sequence[Span]) -> dict[str, Any]:

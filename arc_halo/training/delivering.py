@@ -109,7 +109,8 @@ class Delivery:
             with translate():
                 is_new = self._connection is None
                 conn = self._connection = self._connection or self._connect()
-                watch.start()
+                with suppress(RuntimeError):  # some Pythons start no thread while they end
+                    watch.start()
                 if is_new:
                     self._look(conn)
                 yield conn

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
@@ -218,7 +218,12 @@ def summaries(
 ) -> list[Summary]:
     """What became of every series of a session, by scope and key."""
     lines = _lines(conn, session_id, metric=metric, scope=scope)
-    found = (_summary(conn, key, spans) for key, spans in lines)
+    single = [spans[0] for _, spans in lines if len(spans) == 1]
+    rows = training_reading.summaries(conn, single)
+    found = (
+        _summary_of(key, next(rows)) if len(spans) == 1 else _summary(conn, key, spans)
+        for key, spans in lines
+    )
     return [each for each in found if each is not None]
 
 
@@ -346,6 +351,27 @@ def _summary(conn: Connection, key: SeriesKey, spans: Sequence[Span]) -> Summary
         high=float(whole.highs[0]) if is_there else None,
         high_step=int(whole.high_steps[0]) if is_there else None,
         mean=None if math.isnan(mean) else mean,
+    )
+
+
+def _summary_of(key: SeriesKey, row: Sequence[Any]) -> Summary | None:
+    """None where the points have been deleted meanwhile."""
+    count, not_finite, first_step, last_step, last, low, low_step, high, high_step, mean = row
+    if not count:
+        return None
+    return Summary(
+        key=key.key,
+        scope=key.scope,
+        count=count,
+        not_finite=not_finite,
+        first_step=first_step,
+        last_step=last_step,
+        last=last,
+        low=low,
+        low_step=low_step,
+        high=high,
+        high_step=high_step,
+        mean=mean,
     )
 
 

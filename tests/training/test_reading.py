@@ -226,6 +226,19 @@ def test_series_are_listed_by_scope_and_key(conn):
     assert [each.key for each in reading.summaries(conn, session, metric="l?")] == ["lr"]
 
 
+@with_conn
+@given(listed=st.lists(histories, min_size=1, max_size=5))
+def test_series_are_summed_up_together_as_they_are_one_by_one(conn, monkeypatch, listed):
+    monkeypatch.setattr(training_reading, "SUMMARIES_AT_ONCE", 2)
+    session = add_session(conn)
+    for i, points in enumerate(listed):
+        add_points(conn, session, points, f"metric-{i}")
+    expected = [reading._summary(conn, key, spans) for key, spans in reading._lines(conn, session)]
+    found = reading.summaries(conn, session)
+    assert str(found) == str(expected)
+    assert [each.count for each in found] == [len(points) for points in listed if points]
+
+
 def test_a_series_without_a_finite_value_has_no_extremes(conn):
     session = add_session(conn)
     add_points(conn, session, {1: math.nan, 2: math.inf})

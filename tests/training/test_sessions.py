@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -707,6 +708,20 @@ def test_the_machine_is_measured_where_the_directory_is_gone(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert reader()()["process_memory_bytes"] > 2**20
+
+
+def test_where_no_thread_can_be_started_any_more_a_session_ends_still(
+    halo: Halo, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = halo.training.session("story@1.0.0", name="last")
+
+    def refused(timer: threading.Timer) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Timer, "start", refused)
+    run.log({"loss": 1}, step=1)
+    run.end_with_program()
+    assert status(ask) == [("last", "completed", 1)]
 
 
 def test_a_clock_that_was_set_back_keeps_no_session_from_its_end(halo: Halo, ask: Ask) -> None:
