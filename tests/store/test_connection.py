@@ -317,9 +317,12 @@ def test_a_lost_connection_is_told_apart(database):
 
 
 def test_a_line_that_is_cut_within_a_statement_is_a_lost_connection(database):
-    with connect(database) as victim:
-        with pytest.raises(ConnectionFailedError, match="lost"), translate():
-            _copy_over_a_cut_line(victim)
+    with (
+        connect(database) as victim,
+        pytest.raises(ConnectionFailedError, match="lost"),
+        translate(),
+    ):
+        _copy_over_a_cut_line(victim)
 
 
 def _copy_over_a_cut_line(conn):
