@@ -171,7 +171,7 @@ ORDER BY bucket.first
 SUMMARIES = """
 SELECT found.count, found.count - found.finite, found.first_step, found.last_step, last.value,
        found.low, low.step, found.high, high.step,
-       CASE WHEN found.summed = found.finite THEN found.sum / nullif(found.finite, 0) END
+       CASE WHEN found.summed = found.finite THEN found.sum END
 FROM unnest(%(series)s::int[], %(up_to)s::bigint[])
     WITH ORDINALITY AS span (series_id, up_to, place)
 CROSS JOIN LATERAL (

@@ -356,7 +356,7 @@ def _summary(conn: Connection, key: SeriesKey, spans: Sequence[Span]) -> Summary
 
 def _summary_of(key: SeriesKey, row: Sequence[Any]) -> Summary | None:
     """None where the points have been deleted meanwhile."""
-    count, not_finite, first_step, last_step, last, low, low_step, high, high_step, mean = row
+    count, not_finite, first_step, last_step, last, low, low_step, high, high_step, total = row
     if not count:
         return None
     return Summary(
@@ -371,7 +371,7 @@ def _summary_of(key: SeriesKey, row: Sequence[Any]) -> Summary | None:
         low_step=low_step,
         high=high,
         high_step=high_step,
-        mean=mean,
+        mean=None if total is None else total / (count - not_finite),
     )
 
 
