@@ -24,7 +24,7 @@ from arc_halo.errors import (
     RefusedError,
     TrainingError,
 )
-from arc_halo.store import gradient_checkpoints, training_sessions
+from arc_halo.store import gradient_checkpoints, training_points, training_sessions
 from arc_halo.store.connection import translate
 from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.store.rows import Connection
@@ -76,6 +76,7 @@ class TrainingSession(Checkpointing, Recording):
         settings: LogSettings,
         *,
         is_resumed: bool,
+        is_new: bool,
         keeping: Keeping | None = None,
         training: Training | None = None,
     ) -> None:
@@ -91,7 +92,7 @@ class TrainingSession(Checkpointing, Recording):
         self._connect = place.connect
         self._lease = lease
         self._is_over = False
-        self._is_new = not is_resumed and record.forked_at_step is None
+        self._is_new = is_new
         self._spool = Spool(
             place.spool_directory / str(record.id), limit_bytes=settings.spool_bytes
         )
@@ -128,7 +129,7 @@ class TrainingSession(Checkpointing, Recording):
             self._log.tell("end", "points were logged after the end of the session: not recorded")
             return
         if step is None:
-            step = 0 if self._is_new else self.step + 1
+            step = self.next_step
         elif type(step) is not int:
             step = _as_step(step)
         if not 0 <= step <= MAX_STEP:
@@ -144,6 +145,11 @@ class TrainingSession(Checkpointing, Recording):
         rows = [GradientCheckpoint(**asdict(layer)) for layer in plan.layers]
         with _opened(self._connect) as conn, conn.transaction():
             gradient_checkpoints.replace(conn, self.id, rows)
+
+    @property
+    def next_step(self) -> int:
+        """The step to go on with: the one after the last, 0 where nothing was logged yet."""
+        return 0 if self._is_new else self.step + 1
 
     @property
     def dropped(self) -> int:
@@ -298,7 +304,14 @@ def begin(
         session_id, lease = training_sessions.begin(conn, new, program)
         record = _found(conn, session_id)
     return TrainingSession(
-        place, record, lease, settings, is_resumed=False, keeping=keeping, training=training
+        place,
+        record,
+        lease,
+        settings,
+        is_resumed=False,
+        is_new=record.forked_at_step is None,
+        keeping=keeping,
+        training=training,
     )
 
 
@@ -329,8 +342,18 @@ def resume(
                 code="AH076",
             )
         record = _found(conn, record.id)
+        # Its program may have been lost before it had written anything.
+        is_new = record.forked_at_step is None and record.current_step == 0
+        is_new = is_new and not training_points.series(conn, record.id)
     return TrainingSession(
-        place, record, lease, settings, is_resumed=True, keeping=keeping, training=training
+        place,
+        record,
+        lease,
+        settings,
+        is_resumed=True,
+        is_new=is_new,
+        keeping=keeping,
+        training=training,
     )
 
 

@@ -272,6 +272,25 @@ def test_a_paused_session_goes_on(halo: Halo, ask: Ask) -> None:
     assert status(ask) == [("long", "completed", 42)]
 
 
+def test_a_session_that_has_logged_nothing_goes_on_with_its_first_step(
+    halo: Halo, ask: Ask
+) -> None:
+    run = halo.training.session("story@1.0.0", name="slow")
+    assert run.next_step == 0
+    run.pause()
+    run = halo.training.session("story@1.0.0", name="slow", resume="must")
+    assert run.next_step == 0
+    run.log({"loss": 1})
+    assert run.next_step == 1
+    run.pause()
+    with halo.training.session("story@1.0.0", name="slow", resume="must") as run:
+        assert run.next_step == 1
+        run.log({"loss": 2})
+    assert [row[2] for row in ask(POINTS)] == [0, 1]
+    with halo.training.session("story@1.0.0", fork_from="slow", at_step=0) as fork:
+        assert fork.next_step == 1
+
+
 def test_a_completed_session_is_not_gone_on_with(halo: Halo, ask: Ask) -> None:
     with halo.training.session("story@1.0.0", name="done"):
         pass
