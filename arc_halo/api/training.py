@@ -81,7 +81,7 @@ class Training:
         `best_mode` which is the best. With `system_seconds` the machine is measured as well, in
         the scope `system`. Raises `RefusedError` where a program is at work on the session.
         """
-        from arc_halo.training.configs import check_plain, check_texts
+        from arc_halo.training.configs import check_plain, check_texts, covered
         from arc_halo.training.defaults import (
             Given,
             check_model,
@@ -96,6 +96,7 @@ class Training:
         check_resume(resume)
         check_plain(config=config, dataset=dataset, tags=tags)
         check_texts(name=name, group=group, notes=notes)
+        config, dataset, tags, notes = map(covered, (config, dataset, tags, notes))
         with self._project.connection() as conn:
             declared = None if training is None else _declared(conn, training)
             full_name = _full_name(conn, model, declared)

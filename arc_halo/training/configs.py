@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from arc_halo.config import redact
 from arc_halo.errors import InvalidInputError
 from arc_halo.names import is_storable
 
@@ -16,6 +17,19 @@ def check_plain(**given: Any) -> None:
         if settings is not None and not isinstance(settings, Mapping):
             raise _not_plain(name, settings, "settings are a dict")
         _check(name, dict(settings or {}))
+
+
+def covered(value: Any) -> Any:
+    """Settings, or a text, without the passwords of addresses: what is recorded, many may read."""
+    match value:
+        case str():
+            return redact(value)
+        case Mapping():
+            return {key: covered(each) for key, each in value.items()}
+        case list() | tuple():
+            return [covered(each) for each in value]
+        case _:
+            return value
 
 
 def check_texts(**given: Any) -> None:

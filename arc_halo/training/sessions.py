@@ -32,7 +32,7 @@ from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
 from arc_halo.store.trainings import Training
 from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
 from arc_halo.training.checkpoints.of_sessions import Checkpointing
-from arc_halo.training.configs import changed, check_plain
+from arc_halo.training.configs import changed, check_plain, covered
 from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
@@ -181,7 +181,7 @@ class TrainingSession(Checkpointing, Recording):
                 conn,
                 self.id,
                 self._lease,
-                config=dict(config or {}),
+                config=covered(config or {}),
                 total_epochs=total_epochs,
                 total_steps=total_steps,
             )

@@ -195,6 +195,22 @@ def test_passwords_in_what_ended_a_session_are_covered(halo: Halo, ask: Ask) -> 
         assert "there/db" in error
 
 
+def test_passwords_in_what_a_session_is_given_are_covered(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = "postgresql://me:hunter2@there/db"
+    settings = {"lr": 0.1, "data": {"at": [there]}}
+    given: dict[str, Any] = {"config": settings, "dataset": settings, "tags": {"at": there}}
+    halo.training.session("story@1.0.0", **given, notes=there).pause()
+    with halo.training.session("story@1.0.0", **given, resume="must") as run:
+        run.configure({"more": there})
+    assert "another config" not in caplog.text
+    assert settings["data"] == {"at": [there]}
+    ((row,),) = ask("SELECT to_jsonb(s)::text FROM training_sessions AS s")
+    assert "hunter2" not in row
+    assert row.count("postgresql://me:***@there/db") == 5
+
+
 def test_whatever_an_error_says_the_session_has_failed(halo: Halo, ask: Ask) -> None:
     class Speechless(Exception):
         def __str__(self) -> str:
