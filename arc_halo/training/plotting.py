@@ -32,6 +32,7 @@ SHARED, OUTSIDE = "*", "\N{MULTIPLICATION SIGN}"
 MIN_WIDTH, MIN_HEIGHT = 20, 4
 
 _LARGEST = sys.float_info.max
+_LARGEST_DRAWN = 1e300
 _MAX_POWER = 308.25
 """Ten to the power of more than that is no number."""
 _NOTHING = np.empty(0, np.float64)
@@ -159,11 +160,11 @@ def image(
         label = _as_written(each.label)
         (line,) = axes.plot(
             np.repeat(each.x, 2),
-            np.stack([each.low, each.high], axis=1).ravel(),
+            _drawable(np.stack([each.low, each.high], axis=1).ravel()),
             linewidth=0.6,
             alpha=0.5,
         )
-        axes.plot(each.x, each.mean, linewidth=1.2, color=line.get_color(), label=label)
+        axes.plot(each.x, _drawable(each.mean), linewidth=1.2, color=line.get_color(), label=label)
         if each.outside.size:
             axes.plot(
                 each.outside,
@@ -187,6 +188,11 @@ def image(
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(written, format=format, metadata=undated[format])
     return written.getvalue()
+
+
+def _drawable(values: Floats) -> Floats:
+    """Without what is so large that matplotlib finds no marks for an axis: it is at the edge."""
+    return np.clip(values, -_LARGEST_DRAWN, _LARGEST_DRAWN)
 
 
 def _as_written(label: str) -> str:

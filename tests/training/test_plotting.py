@@ -139,6 +139,11 @@ def test_an_image_is_the_same_bytes_each_time(format, begins):
     assert first == plotting.image(curves, format, title="loss", is_log=True)
 
 
+def test_the_greatest_numbers_there_are_have_an_image():
+    most = sys.float_info.max
+    assert plotting.image([curve([most, -most, 0.0])], "png")
+
+
 def test_a_file_that_is_no_image_is_refused():
     with pytest.raises(InvalidInputError):
         plotting.check_image(Path("loss.gif"))
