@@ -272,7 +272,13 @@ def _resumable(
     if resume == "never":
         return None
     if id is not None:
-        return _find(conn, id)
+        given = _find(conn, id)
+        if given.model != model:
+            raise InvalidInputError(
+                f"the session {given.name or given.id} is of {given.model}, not of {model}",
+                hint=f'write session("{given.model}", id=...)',
+            )
+        return given
     found = training_sessions.newest(conn, name=name, model=model, training_name=training)
     if found is not None and (resume == "must" or found.status != "completed"):
         return found

@@ -307,6 +307,14 @@ def test_a_session_that_has_logged_nothing_goes_on_with_its_first_step(
         assert fork.next_step == 1
 
 
+def test_a_session_of_another_model_is_not_gone_on_with(halo: Halo, ask: Ask) -> None:
+    run = halo.training.session("story@1.0.0", name="mine")
+    run.pause()
+    with pytest.raises(InvalidInputError, match=r"of story@1\.0\.0, not of story@2\.0\.0"):
+        halo.training.session("story@2.0.0", id=run.id, resume="must")
+    assert status(ask) == [("mine", "paused", 0)]
+
+
 def test_a_completed_session_is_not_gone_on_with(halo: Halo, ask: Ask) -> None:
     with halo.training.session("story@1.0.0", name="done"):
         pass
