@@ -9,7 +9,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from arc_halo.errors import ArcHaloError, TrainingError
@@ -64,7 +66,9 @@ class PointLog:
         self._taking = threading.Lock()
         self._in_flight: list[Logged] = []
         """What the thread is writing, unless it is on the disk already."""
-        self._wake, self._idle = threading.Event(), threading.Condition()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        """Whose `put` may be interrupted by a signal whose handler logs too; an Event's may not."""
+        self._idle = threading.Condition()
         self._rounds_wanted = self._rounds_done = 0
         self._is_closing = self._is_over = False
         self._failures, self._retry_at, self._beat_at = 0, 0.0, time.monotonic()
@@ -91,7 +95,8 @@ class PointLog:
             self.tell("log", f"points were not recorded: {type(exc).__name__}: {exc}")
             return
         if len(self._queue) >= self._settings.queue_points:
-            self._wake.set()
+            if self._wake.empty():
+                self._wake.put(None)
             self._relieve()
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -105,7 +110,7 @@ class PointLog:
             self._rounds_wanted += 1
             wanted = self._rounds_wanted
             self._retry_at = 0.0
-            self._wake.set()
+            self._wake.put(None)
             self._idle.wait_for(lambda: self._is_over or self._rounds_done >= wanted, timeout)
             is_done = self._rounds_done >= wanted or (self._is_over and not self._queue)
             return is_done and not self._failures and not self.is_lost
@@ -120,7 +125,7 @@ class PointLog:
         """Write what waits and end the thread; False where some is left in the spool."""
         is_written = self.flush(timeout)
         self._is_closing = True
-        self._wake.set()
+        self._wake.put(None)
         self._thread.join(timeout)
         if self.dropped:
             logger.warning("%d points were not recorded", self.dropped)
@@ -176,8 +181,7 @@ class PointLog:
     def _work(self) -> None:
         try:
             while not (self._is_closing and not self._queue):
-                self._wake.wait(self._settings.flush_seconds)
-                self._wake.clear()
+                self._rest()
                 with self._idle:
                     wanted = self._rounds_wanted
                 self._round()
@@ -188,6 +192,13 @@ class PointLog:
             with self._idle:
                 self._is_over = True
                 self._idle.notify_all()
+
+    def _rest(self) -> None:
+        """Wait for the next round, or until somebody asks for one."""
+        with suppress(Empty):
+            self._wake.get(timeout=self._settings.flush_seconds)
+            while True:
+                self._wake.get_nowait()
 
     def _round(self) -> None:
         """Write all that waits, or keep it where it is safe until the next round."""

@@ -623,6 +623,32 @@ def test_a_full_queue_goes_to_the_disk(
     run.finish()
 
 
+def test_a_signal_s_handler_may_log_however_full_the_queue_is(halo: Halo, ask: Ask) -> None:
+    run = halo.training.session("story@1.0.0")
+    run._log._settings = LogSettings(flush_seconds=0.05, queue_points=300)
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        run.log({"handled": handled}, step=handled)
+        handled += 1
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    try:
+        for step in range(60_000):
+            run.log({"loss": step}, step=step)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    run.finish()
+    counted = "SELECT count(*) FROM training_metrics JOIN training_series ON id = series_id"
+    assert ask(f"{counted} WHERE metric_key = 'loss'") == [(60_000,)]
+    assert ask(f"{counted} WHERE metric_key = 'handled'") == [(handled,)]
+
+
 def test_what_is_written_is_on_disk_before_what_came_after_it(halo: Halo, ask: Ask) -> None:
     run = halo.training.session("story@1.0.0", name="hurried", flush_seconds=0.01)
     ask("BEGIN; LOCK training_metrics IN ACCESS EXCLUSIVE MODE")
