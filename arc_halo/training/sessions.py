@@ -38,7 +38,7 @@ from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
 from arc_halo.training.recomputing import RecomputingPlan
 from arc_halo.training.recording import GradientRecorder, Recording
-from arc_halo.training.spool import Spool
+from arc_halo.training.spool import ENDS, Spool
 from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
 from arc_halo.weights.store import WeightStore
@@ -49,7 +49,6 @@ Resume = Literal["never", "allow", "must"]
 SILENT_SECONDS = 60.0
 """After so long without a sign of life a session counts as crashed."""
 
-ENDS = ("completed", "paused", "failed", "crashed")
 MAX_ERROR = 2000
 
 
@@ -400,6 +399,7 @@ def sync(place: Place) -> dict[UUID, int]:
         try:
             count = _sync_one(place, directory, session_id)
         except ArcHaloError as exc:
+            logger.warning("what waits in %s could not be written: %s", directory, exc.message)
             trouble = trouble or exc
         else:
             if count is not None:

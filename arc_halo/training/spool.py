@@ -24,6 +24,9 @@ MAGIC = b"arc-halo points 1\n"
 SUFFIX = ".points"
 DAMAGED = ".damaged"
 END = "end.json"
+ENDS = ("completed", "paused", "failed", "crashed")
+"""How a session may end."""
+
 ROW = np.dtype(
     [("series", "<i4"), ("epoch", "<f4"), ("step", "<i8"), ("value", "<f8"), ("micros", "<i8")]
 )
@@ -106,7 +109,9 @@ class Spool:
         path = self.directory / END
         try:
             told = json.loads(path.read_bytes())
-            return UUID(told["lease"]), str(told["status"]), told["error"]
+            if told["status"] not in ENDS:
+                raise ValueError(f"{told['status']} is no end")
+            return UUID(told["lease"]), told["status"], told["error"]
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, LookupError, AttributeError):

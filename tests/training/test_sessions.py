@@ -236,6 +236,28 @@ def test_what_is_no_end_ends_no_session(halo: Halo, ask: Ask) -> None:
     assert status(ask) == [("mine", "completed", 1)]
 
 
+def test_an_end_that_is_none_holds_no_sync_up(
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask("ALTER TABLE training_metrics ADD CONSTRAINT small CHECK (value < 10)")
+    runs = sorted((halo.training.session("story@1.0.0") for _ in range(3)), key=lambda run: run.id)
+    ask("ALTER TABLE training_metrics RENAME TO hidden")
+    for run, value in zip(runs, (2, 20, 2), strict=True):
+        run.log({"loss": value}, step=2)
+        run.finish()
+    ask("ALTER TABLE hidden RENAME TO training_metrics")
+    end = runs[0]._spool.directory / "end.json"
+    end.write_text(end.read_text().replace("completed", "success"))
+    ask("UPDATE training_sessions SET heartbeat_at = now() - interval '2 minutes'")
+    with pytest.raises(DatabaseError, match="small"):
+        halo.training.sync()
+    assert "how that session ended is not known" in caplog.text
+    assert f"what waits in {runs[1]._spool.directory} could not be written" in caplog.text
+    assert ask("SELECT count(*) FROM training_metrics") == [(2,)]
+    ask("ALTER TABLE training_metrics DROP CONSTRAINT small")
+    assert halo.training.sync() == {runs[0].id: 0, runs[1].id: 1}
+
+
 def test_with_neither_database_nor_disk_the_error_is_still_the_program_s(
     halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
