@@ -52,10 +52,18 @@ def read(path: Path) -> Pointer:
     return found
 
 
+def find(path: Path) -> Pointer | None:
+    """What a file points to; None where there is none, or another's."""
+    return _found(path) if path.is_file() else None
+
+
 def is_only(path: Path, pointer: Pointer, others: Iterable[Path] = ()) -> bool:
-    """Whether no other file, of those beside it and of `others`, points to the same checkpoint."""
-    near = {*path.parent.iterdir(), *others} - {path}
-    return all(_found(other) != pointer for other in near if other.is_file())
+    """Whether no other file, of those beside it and of `others`, points to the same checkpoint.
+
+    A link to the file is no other.
+    """
+    near = {each.resolve() for each in (*path.parent.iterdir(), *others)} - {path.resolve()}
+    return all(find(other) != pointer for other in near)
 
 
 def _found(path: Path) -> Pointer | None:

@@ -141,8 +141,12 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
         """
         saved = self._save(checkpoint)
         pointer = Pointer(session=saved.session_id, step=saved.step, type=saved.type, id=saved.id)
-        _pointers.write(Path(path), pointer)
-        self._files.add(Path(path))
+        file = Path(path)
+        before = _pointers.find(file)
+        _pointers.write(file, pointer)
+        self._files.add(file)
+        if before is not None and before != pointer:
+            self._let_go(before, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -164,12 +168,15 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
         file = Path(path)
         if not file.is_file():
             return
-        pointer = _pointers.read(file)
+        self._let_go(_pointers.read(file), file)
+        file.unlink()
+        self._files.discard(file)
+
+    def _let_go(self, pointer: Pointer, file: Path) -> None:
+        """Remove what a file means no longer, if it is the session's and no other file means it."""
         if _pointers.is_only(file, pointer, self._files) and pointer.session == self._session.id:
             with suppress(NotFoundError):  # the session's retention may have let it go
                 self._session.checkpoints.remove(self._meant(pointer).id)
-        file.unlink()
-        self._files.discard(file)
 
     def _save(self, checkpoint: Mapping[str, Any]) -> Checkpoint:
         parts = dict(checkpoint)

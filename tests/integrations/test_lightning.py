@@ -250,6 +250,26 @@ def test_what_lightning_removes_goes_unless_another_file_means_it(
         assert module.layer.weight.tolist() == weights
 
 
+@pytest.mark.parametrize("last", [True, "link"])
+def test_what_the_last_file_pointed_to_goes_when_it_is_overwritten(
+    halo: arc_halo.Halo, make: Make, module: Any, tmp_path: Path, last: Any
+) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    # With the third, the second goes from the best while it is still the last.
+    values = iter([2.0, 3.0, 1.0, 4.0, 0.0])
+    module.on_validation_epoch_end = lambda: module.log("loss", next(values))
+    given = {"monitor": "loss", "save_top_k": 2, "save_last": last}
+    kept = ModelCheckpoint(tmp_path, save_on_train_epoch_end=False, **given)
+    with halo.training.session("story@1.0.0") as run:
+        parts = {"plugins": [checkpoint_io(run)], "enable_checkpointing": True}
+        parts |= {"callbacks": [kept], "num_sanity_val_steps": 0}
+        make(logger(run), max_epochs=5, **parts).fit(module)
+        files = [Path(file) for file in (*kept.best_k_models, kept.last_model_path)]
+        assert {json.loads(file.read_text())["step"] for file in files} == {12, 20}
+        assert {point.step for point in run.checkpoints.list()} == {12, 20}
+
+
 def test_what_is_pinned_stays_when_lightning_removes_its_file(
     halo: arc_halo.Halo, make: Make, module: Any, tmp_path: Path
 ) -> None:
