@@ -110,9 +110,21 @@ SELECT point.value
 FROM training_series AS series
 JOIN training_metrics AS point ON point.series_id = series.id AND point.step = %(step)s
 WHERE series.session_id = %(session_id)s
-  AND CASE series.scope WHEN 'train' THEN series.metric_key
-                        ELSE series.scope || '/' || series.metric_key END = %(name)s
+  AND %(name)s IN (series.scope || '/' || series.metric_key,
+                   CASE series.scope WHEN 'train' THEN series.metric_key END)
 ORDER BY series.id LIMIT 1
+"""
+
+# What is logged only after a checkpoint was saved, such as an evaluation of it, counts too.
+FILL_METRIC = """
+UPDATE model_checkpoints AS checkpoint
+SET metrics = checkpoint.metrics || jsonb_build_object(%(name)s::text, point.value)
+FROM training_series AS series
+JOIN training_metrics AS point ON point.series_id = series.id
+WHERE checkpoint.session_id = %(session_id)s AND series.session_id = %(session_id)s
+  AND point.step = checkpoint.step AND NOT jsonb_exists(checkpoint.metrics, %(name)s)
+  AND %(name)s IN (series.scope || '/' || series.metric_key,
+                   CASE series.scope WHEN 'train' THEN series.metric_key END)
 """
 
 CLEAR_BEST = """
@@ -337,6 +349,13 @@ def logged(conn: Connection, session_id: UUID, name: str, step: int) -> float | 
     fields = {"session_id": session_id, "name": name, "step": step}
     row = conn.execute(LOGGED, fields).fetchone()
     return None if row is None else float(str(row[0]))
+
+
+def fill_metric(conn: Connection, session_id: UUID, name: str) -> bool:
+    """Give the checkpoints that have no value of a metric what was logged of it at their steps;
+    whether there was such a one."""
+    done = conn.execute(FILL_METRIC, {"session_id": session_id, "name": name})
+    return done.rowcount > 0
 
 
 def set_best(

@@ -26,7 +26,6 @@ MAX_NAME_BYTES = 1200
 """Of a metric's name, or a scope's: both together fit into an index."""
 
 MAX_EPOCH = 1e9
-MAX_STEP = 2**63 - 1
 MAX_PAUSE_SECONDS = 30.0
 BATCH_POINTS = 100_000
 """Points written in one transaction at most."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import operator
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from arc_halo.store.gradients import GradientRow
 from arc_halo.tensors import dtypes
 from arc_halo.training.delivering import Delivery
 from arc_halo.training.gradients import SCOPE, TOTAL, Gradient, read, total_norm
-from arc_halo.training.logging import MAX_STEP, PointLog
+from arc_halo.training.logging import PointLog
+from arc_halo.training.steps import whole_step
 from arc_halo.types import TensorInfo
 from arc_halo.weights.building import Recipe, build
 from arc_halo.weights.store import WeightStore
@@ -170,10 +170,7 @@ class GradientRecorder:
 
 
 def _whole(step: Any) -> int:
-    try:
-        found = operator.index(step)
-    except TypeError:
-        found = -1
-    if not 0 <= found <= MAX_STEP:
-        raise InvalidInputError(f"step={step!r}: write a whole number from 0")
+    found = whole_step(step)
+    if found is None:
+        raise InvalidInputError(f"step={step!r:.80}: write a whole number from 0")
     return found

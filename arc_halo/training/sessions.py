@@ -34,11 +34,12 @@ from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
 from arc_halo.training.checkpoints.of_sessions import Checkpointing
 from arc_halo.training.configs import changed, check_plain, covered
 from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
-from arc_halo.training.logging import MAX_STEP, LogSettings, PointLog
+from arc_halo.training.logging import LogSettings, PointLog
 from arc_halo.training.points import SYSTEM
 from arc_halo.training.recomputing import RecomputingPlan
 from arc_halo.training.recording import GradientRecorder, Recording
 from arc_halo.training.spool import ENDS, Spool
+from arc_halo.training.steps import MAX_STEP, whole_step
 from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
 from arc_halo.weights.store import WeightStore
@@ -127,12 +128,16 @@ class TrainingSession(Checkpointing, Recording):
         if self._is_over:
             self._log.tell("end", "points were logged after the end of the session: not recorded")
             return
+        given = step
         if step is None:
             step = self.next_step
         elif type(step) is not int:
-            step = _as_step(step)
-        if not 0 <= step <= MAX_STEP:
-            self._log.tell("step", "points were not recorded: their step is no whole number from 0")
+            step = whole_step(step)
+        if step is None or not 0 <= step <= MAX_STEP:
+            self._log.tell(
+                "step",
+                f"points were not recorded: their step, {_shown(given)}, is no whole number from 0",
+            )
             return
         self._is_new = False
         self.step = step
@@ -489,12 +494,12 @@ def _cleaned(text: str) -> str:
     return redact(" ".join(storable.split()))[:MAX_ERROR]
 
 
-def _as_step(step: Any) -> int:
-    """Whole numbers of any kind; -1 for everything else."""
+def _shown(given: Any) -> str:
+    """What was given, as far as it can be told."""
     try:
-        return int(step.__index__())
-    except Exception:  # noqa: BLE001 - a tensor raises what it likes, and logging must not
-        return -1
+        return repr(given)[:80]
+    except Exception:  # noqa: BLE001 - what cannot be shown must not end a training either
+        return type(given).__name__
 
 
 def _is_process(pid: int) -> bool:

@@ -159,6 +159,16 @@ def test_nothing_that_is_logged_raises(
     assert sum("after the end of the session" in message for message in told) == 1
 
 
+def test_steps_may_be_whole_floats(halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        for step in (1, 2.0, np.float32(3), np.float64(4), np.int8(5), np.array(6.0)):
+            run.log({"loss": 1}, step=step)  # type: ignore[arg-type]
+        for step in ("7", True, 7.5, math.nan, math.inf):
+            run.log({"loss": 1}, step=step)  # type: ignore[arg-type]
+    assert [row[2] for row in ask(POINTS)] == [1, 2, 3, 4, 5, 6]
+    assert "their step, '7', is no whole number from 0" in caplog.text
+
+
 @pytest.mark.parametrize("letters", [0x61, 0x4E00, 0x20000])
 def test_no_name_keeps_others_from_being_written(halo: Halo, ask: Ask, letters: int) -> None:
     numbers = random.Random(7)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import index
 from threading import Lock
 from types import TracebackType
 from typing import Any
 from uuid import UUID
 
-from arc_halo.errors import CheckpointError, InvalidInputError, NotFoundError
+from arc_halo.errors import ArcHaloError, CheckpointError, InvalidInputError, NotFoundError
+from arc_halo.names import is_storable
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint
 from arc_halo.training.checkpoints import generators, holders, loading, saving, snapshots
@@ -23,7 +24,10 @@ from arc_halo.training.checkpoints.pruning import Pruned, prune
 from arc_halo.training.checkpoints.retention import CheckpointType, Mode, Retention, with_rule
 from arc_halo.training.checkpoints.saving import Saved
 from arc_halo.training.checkpoints.snapshots import Snapshot
+from arc_halo.training.steps import whole_step
 from arc_halo.weights.store import WeightStore
+
+logger = logging.getLogger("arc_halo.training")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,7 @@ class Keeping:
     best_mode: Mode = "min"
 
     def __post_init__(self) -> None:
+        _check_metric(self.best_metric)
         _check_mode(self.best_mode)
 
 
@@ -89,6 +94,9 @@ class Checkpoints:
         self._settle = settle
         self._lock = Lock()
         self._pending: Pending[Saved] | None = None
+        self._saves = 0
+        self._is_measured = False
+        """Whether some checkpoint has a value of the best metric, or it was told that none has."""
 
     def save(
         self,
@@ -115,8 +123,8 @@ class Checkpoints:
         `model` is a module, several by name, or a mapping of arrays; the other parts are whatever
         has a `state_dict()`, or plain states. The random generators of Python, numpy and torch
         are kept unless `rng` is False. One of the same step and type, from before a resume, is
-        replaced. Where the session's best metric is not among `metrics`, what was logged of it at
-        that step counts.
+        replaced. Where the best metric is not among `metrics`, what is logged of it at that step
+        counts, before or after.
 
         With `async_` all of it is copied before this returns a `Pending`: memory for one more
         model and state is held until it is stored. The next save waits for that, and raises what
@@ -125,13 +133,9 @@ class Checkpoints:
         step = _checked_step(step)
         mode = best_mode or self._keeping.best_mode
         _check_mode(mode)
+        _check_metric(best_metric)
         measured = snapshots.as_metrics(metrics)
         metric = best_metric or self._keeping.best_metric
-        if best_metric is not None and best_metric not in measured:
-            raise InvalidInputError(
-                f"the best is told by {best_metric!r}, which is not among the metrics",
-                hint=f"there are {', '.join(map(repr, measured)) or 'none'}",
-            )
         facts = saving.Facts(
             session_id=self._session_id,
             lease=self._lease,
@@ -225,6 +229,7 @@ class Checkpoints:
 
     def list(self) -> Sequence[Checkpoint]:
         """The session's own checkpoints, by step."""
+        self._tell_best()
         with self._store.pool.connection() as conn:
             return store_of.checkpoints(conn, [self._session_id])
 
@@ -238,6 +243,8 @@ class Checkpoints:
 
         By its id it may be any session's. Raises `NotFoundError`.
         """
+        if which == "best":
+            self._tell_best()
         with self._store.pool.connection() as conn:
             if is_id(which):
                 found = store_of.by_id(conn, UUID(str(which)))
@@ -285,12 +292,25 @@ class Checkpoints:
     def prune(self, policy: Retention | Mapping[str, int], *, dry_run: bool = False) -> Pruned:
         """Let go what a policy does not keep; what goes, what stays and why."""
         kept_by = Retention.of(policy)
+        if self._settle is not None:
+            self._settle()
         return prune(self._store, self._session_id, kept_by, lease=self._lease, dry_run=dry_run)
 
     def close(self) -> None:
         """Wait for a save that is under way, and raise what went wrong with it."""
         with self._lock:
             self._finish()
+
+    def end(self) -> None:
+        """Have the best be told by what was logged until now, where this program has saved one.
+
+        What keeps it from that is warned of.
+        """
+        if self._saves:
+            try:
+                self._tell_best()
+            except ArcHaloError as exc:
+                logger.warning("which checkpoint is the best is not known anew: %s", exc.message)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -310,7 +330,35 @@ class Checkpoints:
     def _store_in(self, store: WeightStore, snapshot: Snapshot, facts: saving.Facts) -> Saved:
         if self._settle is not None:
             self._settle()
-        return saving.save(store, snapshot, facts, self._keeping.policy)
+        saved = saving.save(store, snapshot, facts, self._keeping.policy)
+        self._saves += 1
+        if self._keeping.policy.keep_best and not self._is_measured:
+            self._check_measured(store, facts.best_metric)
+        return saved
+
+    def _check_measured(self, store: WeightStore, metric: str | None) -> None:
+        """Warn, once, where no checkpoint has a value that says whether it is one of the best.
+
+        The first of all may be measured only after it was saved.
+        """
+        with store.pool.connection() as conn:
+            points = store_of.checkpoints(conn, [self._session_id])
+        self._is_measured = saving.has_value(points)
+        if not self._is_measured and (len(points) > 1 or self._saves > 1):
+            self._is_measured = True
+            logger.warning(
+                "keep_best keeps nothing: no checkpoint has a value of %r, neither in `metrics` "
+                "nor logged at its step",
+                metric,
+            )
+
+    def _tell_best(self) -> None:
+        """Have the best be told by what was logged until now, if it is this program's to tell."""
+        if self._lease is None or (self._settle is not None and self._settle() is False):
+            return
+        with self._store.pool.connection() as conn, conn.transaction():
+            if store_of.lock_session(conn, self._session_id) == self._lease:
+                saving.choose_best(conn, self._session_id)
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None
@@ -331,9 +379,18 @@ def _missing(point: Checkpoint, parts: Sequence[str]) -> CheckpointError:
 
 
 def _checked_step(step: Any) -> int:
-    if isinstance(step, bool) or not hasattr(step, "__index__") or index(step) < 0:
-        raise InvalidInputError(f"the step is {step!r}: it is a whole number from 0 on")
-    return index(step)
+    whole = whole_step(step)
+    if whole is None:
+        raise InvalidInputError(f"the step is {step!r:.80}: it is a whole number from 0 on")
+    return whole
+
+
+def _check_metric(metric: Any) -> None:
+    if metric is not None and not (isinstance(metric, str) and metric and is_storable(metric)):
+        raise InvalidInputError(
+            f"best_metric={metric!r:.80} names no metric",
+            hint="write a text, such as 'eval/loss'",
+        )
 
 
 def _check_mode(mode: str) -> None:

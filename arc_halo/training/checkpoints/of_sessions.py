@@ -113,4 +113,5 @@ class Checkpointing:
             self.checkpoints.close()
         except Exception as exc:  # noqa: BLE001  it is raised, or told, when the session has ended
             return exc
+        self.checkpoints.end()
         return None

@@ -119,8 +119,8 @@ def candidates(points: Sequence[Checkpoint], metric: str | None) -> list[Candida
 
 
 def measured_by(points: Sequence[Checkpoint]) -> tuple[str | None, Mode | None]:
-    """The metric that tells a session's best, and its direction: the one last used."""
-    named = [each for each in points if each.best_metric is not None]
+    """The metric that tells a session's best, and its direction: the last that has a value."""
+    named = [each for each in points if each.best_metric in each.metrics]
     if not named:
         return None, None
     last = max(named, key=lambda each: each.created_at)
@@ -128,8 +128,11 @@ def measured_by(points: Sequence[Checkpoint]) -> tuple[str | None, Mode | None]:
 
 
 def let_go(conn: Connection, session_id: UUID, policy: Retention) -> list[Checkpoint]:
-    """Apply the policy to a locked session; what goes, by step. What stays says why."""
-    points = store_of.checkpoints(conn, [session_id])
+    """Apply the policy to a locked session; what goes, by step. What stays says why.
+
+    The best is told first, with what was logged since checkpoints were saved.
+    """
+    points = choose_best(conn, session_id)
     metric, mode = measured_by(points)
     decision = decide(candidates(points, metric), policy, mode)
     kept = [(id_, ", ".join(rules) or None) for id_, rules in decision.kept.items()]
@@ -140,15 +143,38 @@ def let_go(conn: Connection, session_id: UUID, policy: Retention) -> list[Checkp
     return [point for point in points if point.id in gone]
 
 
+def choose_best(conn: Connection, session_id: UUID) -> list[Checkpoint]:
+    """Have the best of a locked session be known; its checkpoints.
+
+    One that has no value of the best metric gets what was logged at its step, by now.
+    """
+    points = store_of.checkpoints(conn, [session_id])
+    named = {each.best_metric for each in points if each.best_metric is not None}
+    filled = [store_of.fill_metric(conn, session_id, name) for name in sorted(named)]
+    if any(filled):
+        points = store_of.checkpoints(conn, [session_id])
+    metric, mode = measured_by(points)
+    found = best(candidates(points, metric), mode) if mode is not None else None
+    if [each.id for each in points if each.is_best] != ([found.id] if found else []):
+        store_of.set_best(conn, session_id, found.id if found else None, metric, mode)
+        points = store_of.checkpoints(conn, [session_id])
+    return points
+
+
+def has_value(points: Sequence[Checkpoint]) -> bool:
+    """Whether the best of these can be told: one of them has a value of its best metric."""
+    return any(each.best_metric in each.metrics for each in points)
+
+
 def _measured(store: WeightStore, facts: Facts) -> Facts:
-    """With the best metric as it was logged at the step, or without one where it was not."""
+    """With the best metric as it was logged at the step, if it was by now."""
     name = facts.best_metric
     if name is None or name in facts.metrics:
         return facts
     with store.pool.connection() as conn:
         value = store_of.logged(conn, facts.session_id, name, facts.step)
     if value is None:
-        return replace(facts, best_metric=None)
+        return facts
     return replace(facts, metrics={**facts.metrics, **as_metrics({name: value})})
 
 
@@ -253,19 +279,10 @@ def _enter(
         size_bytes=sum(sets[root][1] for root in roots),
     )
     store_of.insert(conn, new, list(_rows(snapshot)))
-    if facts.best_metric is not None or (earlier is not None and earlier.is_best):
-        _choose_best(conn, facts.session_id)
     gone = let_go(conn, facts.session_id, policy)
     entered = store_of.by_id(conn, new.id)
     assert entered is not None
     return entered, tuple(point.step for point in gone)
-
-
-def _choose_best(conn: Connection, session_id: UUID) -> None:
-    points = store_of.checkpoints(conn, [session_id])
-    metric, mode = measured_by(points)
-    found = best(candidates(points, metric), mode) if mode is not None else None
-    store_of.set_best(conn, session_id, found.id if found else None, metric, mode)
 
 
 def _replaced(points: Sequence[Checkpoint], type_: str, step: int) -> Checkpoint | None:

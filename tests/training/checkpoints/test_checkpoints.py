@@ -332,8 +332,10 @@ def test_latest_is_one_that_holds_what_is_asked_for(checkpoints):
         {"model": 5},
         {"model": {"w": np.zeros(1)}, "step": -1},
         {"model": {"w": np.zeros(1)}, "step": True},
+        {"model": {"w": np.zeros(1)}, "step": "7"},
+        {"model": {"w": np.zeros(1)}, "step": 7.5},
         {"model": {"w": np.zeros(1)}, "metrics": {"loss": "low"}},
-        {"model": {"w": np.zeros(1)}, "best_metric": "loss"},
+        {"model": {"w": np.zeros(1)}, "best_metric": 5},
         {"model": {"w": np.zeros(1)}, "best_mode": "least"},
     ],
 )
@@ -341,6 +343,13 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_saved(checkpoints, given)
     with pytest.raises(InvalidInputError):
         checkpoints.save(**{"step": 1, **given})
     assert checkpoints.list() == []
+
+
+def test_a_step_may_be_a_whole_float(checkpoints):
+    assert checkpoints.save(step=5.0, model={"w": np.zeros(1)}).checkpoint.step == 5
+    assert checkpoints.save(step=np.float32(6), model={"w": np.zeros(1)}).checkpoint.step == 6
+    with pytest.raises(InvalidInputError, match="the step is '7'"):
+        checkpoints.save(step="7", model={"w": np.zeros(1)})
 
 
 def test_what_cannot_be_kept_is_told_by_its_part_and_path(checkpoints):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -88,6 +89,49 @@ def test_the_best_is_told_by_what_was_logged_at_the_step_of_the_checkpoint(halo)
         (3, {"eval/loss": 2}, False),
         (9, {"eval/loss": 2.5}, False),
     ]
+
+
+def test_what_is_logged_after_a_checkpoint_tells_the_best_too(halo, sql, caplog):
+    keeping = {"retention": {"keep_best": 1}, "best_metric": "eval/acc", "best_mode": "max"}
+    with halo.training.session("story@1", **keeping) as run:
+        for step, acc in enumerate([0.5, 0.9, 0.7, math.nan, 0.8]):
+            run.checkpoint(step=step, model={"w": np.full(3, step)})
+            run.log({"acc": acc}, step=step, scope="eval")
+        assert [point.step for point in run.checkpoints.list()] == [1, 4]
+        assert run.checkpoints.find("best").step == 1
+        run.checkpoint(step=5, model={"w": np.full(3, 5)})
+        run.log({"acc": 0.95}, step=5, scope="eval")
+    assert sql("SELECT step, metrics, is_best FROM model_checkpoints ORDER BY step") == [
+        (1, {"eval/acc": 0.9}, False),
+        (5, {"eval/acc": 0.95}, True),
+    ]
+    assert "keep_best" not in caplog.text
+
+
+def test_what_is_not_flushed_yet_tells_what_is_pruned(halo):
+    with halo.training.session("story@1", best_metric="loss", flush_seconds=60) as run:
+        for step, loss in enumerate([3, 1, 2]):
+            run.checkpoint(step=step, model={"w": np.full(3, step)})
+            run.log({"loss": loss}, step=step)
+        run.checkpoint(step=3, model={"w": np.full(3, 3)})
+        assert [p.step for p in run.checkpoints.prune({"keep_best": 1}).gone] == [0, 2]
+
+
+def test_a_metric_named_with_a_checkpoint_may_be_logged_too(halo):
+    with halo.training.session("story@1") as run:
+        for step, acc in enumerate([1, 3, 2]):
+            run.log({"acc": acc}, step=step)
+            run.checkpoint(model={"w": np.full(3, step)}, best_metric="acc", best_mode="max")
+        assert run.checkpoints.find("best").step == 1
+
+
+def test_a_best_metric_that_nothing_has_is_told_once(halo, caplog):
+    keeping = {"retention": {"keep_best": 2}, "best_metric": "eval/accc"}
+    with halo.training.session("story@1", **keeping) as run:
+        for step in range(4):
+            run.checkpoint(step=step, model={"w": np.full(3, step)})
+            run.log({"acc": step}, step=step, scope="eval")
+    assert caplog.text.count("no checkpoint has a value of 'eval/accc'") == 1
 
 
 def test_a_policy_of_no_sense_begins_no_session(halo, sql):
