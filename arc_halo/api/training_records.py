@@ -1,10 +1,11 @@
-"""A session that `halo.training.get` found, to be read: its series, envelopes and summaries."""
+"""A session that `halo.training.get` found, to be read: its series, summaries and checkpoints."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from arc_halo.api.training_checkpoints import RecordedCheckpoints
 from arc_halo.project import Project
 from arc_halo.types import JsonObject
 
@@ -34,6 +35,11 @@ class RecordedSession:
     @property
     def config(self) -> JsonObject:
         return self.about.config
+
+    @property
+    def checkpoints(self) -> RecordedCheckpoints:
+        """Its checkpoints: to be listed, read and restored."""
+        return RecordedCheckpoints(self._project, self.id)
 
     def __repr__(self) -> str:
         return f"<training session {self.name or self.id} of {self.about.model}>"
