@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from arc_halo.store.training_reading import SessionRow
     from arc_halo.training.checkpoints.retention import Mode
     from arc_halo.training.comparing import Comparison
+    from arc_halo.training.deleting import Deletion
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
 
@@ -193,6 +195,23 @@ class Training:
 
         with self._project.connection() as conn:
             return RecordedSession(self._project, reading.session(conn, session))
+
+    def delete(self, *sessions: str | UUID, force: bool = False) -> Deletion:
+        """Delete sessions, named as for `get`, with their points and checkpoints; all or none.
+
+        What they had is told. Forks of them stay, with their own points alone. Raises
+        `NotFoundError`, and `RefusedError` where a program is at work on one, and without `force`
+        where checkpoints are pinned or forks would lose history.
+        """
+        from arc_halo.training import deleting, reading
+        from arc_halo.training.sessions import this_program
+
+        with self._project.connection() as conn:
+            ids = list(dict.fromkeys(reading.session(conn, each).id for each in sessions))
+            found = deleting.delete(conn, ids, this_program(), force=force)
+        for each in ids:  # What waits there for the database has no session any more.
+            shutil.rmtree(self._place.spool_directory / str(each), ignore_errors=True)
+        return found
 
     def compare(
         self, *sessions: str | UUID, metric: str = "*", scope: str | None = None

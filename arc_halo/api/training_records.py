@@ -90,6 +90,22 @@ class RecordedSession:
         with self._project.connection() as conn:
             return reading.summaries(conn, self.id, metric=metric, scope=scope)
 
+    def annotate(self, *, tags: JsonObject | None = None, notes: str | None = None) -> None:
+        """Add tags to those it has, and replace its notes where some are given.
+
+        `about` has them then. Raises `InvalidInputError` for what JSON does not hold, and
+        `NotFoundError` where the session is gone.
+        """
+        from arc_halo.store import training_sessions
+        from arc_halo.training import reading
+        from arc_halo.training.configs import check_plain, check_texts, covered
+
+        check_plain(tags=tags)
+        check_texts(notes=notes)
+        with self._project.connection() as conn:
+            training_sessions.annotate(conn, self.id, covered(tags or {}), covered(notes))
+            self.about = reading.session(conn, self.id)
+
     def forks(self) -> list[SessionRow]:
         """The sessions that went on from this one, the oldest first."""
         from arc_halo.training import reading

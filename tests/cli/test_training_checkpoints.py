@@ -193,3 +193,37 @@ def test_what_is_declared_of_a_training_is_the_rule_where_none_is_given(
 def test_pruning_wants_to_know_what_and_how_much(trained, capsys, arguments):
     assert run(["training", "prune", *arguments]) == 64
     assert steps(capsys) == [10, 20, 30, 40, 50]
+
+
+def test_rm_lists_what_goes_and_is_refused_where_nobody_can_be_asked(halo, trained, capsys):
+    assert run(["training", "rm", "tune"]) == 5
+    said = capsys.readouterr().err
+    assert "5 checkpoints would go" in said
+    assert "once it is older than the grace" in said
+    assert "say `--yes`" in said
+    code, facts = told(capsys, "rm", "tune", "--dry-run")
+    assert (code, facts["is_done"], facts["sessions"][0]["checkpoint_count"]) == (0, False, 5)
+    assert len(steps(capsys)) == 5
+    code, facts = told(capsys, "rm", "tune", "--yes")
+    assert (code, facts["is_done"]) == (0, True)
+    assert facts["own_bytes"] > 0
+    assert halo.training.list() == []
+
+
+def test_rm_asks_before_it_deletes(halo, trained, capsys, monkeypatch):
+    answers = iter([False, True])
+    monkeypatch.setattr("arc_halo.cli.console.Console.is_interactive", True)
+    monkeypatch.setattr("arc_halo.cli.console.Console.confirm", lambda *_: next(answers))
+    assert run(["training", "rm", "tune"]) == 5
+    assert "nothing was changed" in capsys.readouterr().err
+    assert run(["training", "rm", "tune"]) == 0
+    assert "1 session, 0 points and 5 checkpoints went." in capsys.readouterr().out
+
+
+def test_rm_of_what_was_forked_or_pinned_needs_force(halo, trained, capsys):
+    with halo.training.session("story@1", name="child", fork_from="tune", at_step=0):
+        pass
+    assert run(["training", "rm", "tune", "--yes"]) == 5
+    assert "--force" in capsys.readouterr().err
+    assert run(["training", "rm", "tune", "--yes", "--force"]) == 0
+    assert "Forks that lose a part of their history: child." in capsys.readouterr().out

@@ -10,6 +10,7 @@ from arc_halo.cli.training.export import export
 from arc_halo.cli.training.ls import ls
 from arc_halo.cli.training.plot import plot
 from arc_halo.cli.training.prune import prune
+from arc_halo.cli.training.rm import rm
 from arc_halo.cli.training.show import show
 from arc_halo.cli.training.sync import sync
 
@@ -30,8 +31,9 @@ def training() -> None:
       arc-halo training export night-3 -o night-3.csv
       arc-halo training checkpoints ls night-3
       arc-halo training prune night-3 --keep-last 3
+      arc-halo training rm night-1
     """
 
 
-for _command in (ls, show, compare, plot, export, checkpoints, prune, sync):
+for _command in (ls, show, compare, plot, export, checkpoints, prune, rm, sync):
     training.add_command(_command)
