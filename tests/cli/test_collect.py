@@ -52,3 +52,21 @@ def test_without_a_manifest_twenty_are_kept(history, capsys):
 def test_what_is_no_time_is_refused(history, capsys, grace):
     assert run(["tensors", "gc", "--grace", grace]) == 64
     assert "no period of time" in capsys.readouterr().err
+
+
+def test_how_much_is_too_young_is_told(history, capsys):
+    (history / "arc_halo.yaml").write_text(MANIFEST % 20)
+    with connect(project=history) as halo:
+        halo.models.delete("m")
+    stored = collect(capsys, "--dry-run")["freed_bytes"]
+    assert stored > 0
+    for form in (["--dry-run"], []):
+        told = collect(capsys, "--grace", "24h", *form)
+        assert (told["freed_bytes"], told["too_young_bytes"]) == (0, stored)
+        assert run(["tensors", "gc", "--grace", "24h", *form]) == 0
+        said = capsys.readouterr().out
+        assert "Nothing to collect.\n" in said
+        assert "younger than the grace of 24h" in said
+    assert collect(capsys)["too_young_bytes"] == 0
+    assert run(["tensors", "gc"]) == 0
+    assert capsys.readouterr().out == "Nothing to collect.\n"

@@ -41,8 +41,9 @@ def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
 
     A model's history keeps its last weight sets, 20 or what `settings.retain_revisions` says. It
     works in short transactions, imports may go on meanwhile, and an interrupted run is simply run
-    again. PostgreSQL uses the freed space again once autovacuum has been there; `VACUUM FULL
-    chunk_bodies` would return it to the disk.
+    again. What nothing refers to, but is younger than the grace, is told. PostgreSQL uses the freed
+    space again once autovacuum has been there; `VACUUM FULL chunk_bodies` would return it to the
+    disk.
 
     \b
     Examples:
@@ -54,6 +55,7 @@ def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
     from arc_halo.weights.collecting import collect, simulate
 
     wait = parse_grace(grace)
+    too_young = 0
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         if dry_run:
@@ -68,10 +70,18 @@ def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
                     tell=lambda what: invocation.console.note(f"looking at {what}"),
                     advance=advance,
                 )
+        if wait:
+            free = simulate(
+                project.weights, grace=timedelta(0), retain_revisions=project.retain_revisions
+            )
+            too_young = max(free.freed_bytes - dry_run * done.freed_bytes, 0)
+    facts = {**dataclasses.asdict(done), "too_young_bytes": too_young, "dry_run": dry_run}
     render(
         invocation,
-        text=lambda: invocation.console.print(_as_text(done, dry_run)),
-        json=lambda: as_json({**dataclasses.asdict(done), "dry_run": dry_run}),
+        text=lambda: invocation.console.print(
+            _as_text(done, dry_run) + _told_young(too_young, grace.strip())
+        ),
+        json=lambda: as_json(facts),
         markdown=lambda: markdown_table(("what", "would go" if dry_run else "went"), _rows(done)),
     )
 
@@ -102,6 +112,17 @@ def _as_text(done: Collected, dry_run: bool) -> str:
     if done.bodies:
         text += ", without the bodies that no chunk named"
     return f"{text}. PostgreSQL uses its space again after its next vacuum."
+
+
+def _told_young(size_bytes: int, grace: str) -> str:
+    from arc_halo.sizes import format_size
+
+    if not size_bytes:
+        return ""
+    return (
+        f"\n{format_size(size_bytes)} that nothing refers to are younger than the grace of "
+        f"{grace}: a later run takes them, or one with a shorter `--grace`."
+    )
 
 
 def _rows(done: Collected) -> list[tuple[str, str]]:

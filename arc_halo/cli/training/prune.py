@@ -51,7 +51,8 @@ def prune(
 
     Without `--keep-…` the rules are those that are declared for the session's training. The latest
     of each type, the best, what is pinned and what a fork came from always stay. It lists what
-    would go and asks first. What nothing else needs of the weights, `arc-halo tensors gc` takes.
+    would go and asks first. What nothing else needs of the weights, `arc-halo tensors gc` takes,
+    once it is older than the grace.
 
     \b
     Examples:
@@ -158,7 +159,8 @@ def _render(
         verb = "went" if is_done else "would go"
         summary = (
             f"{format_count(gone, 'checkpoint')} {verb}; {format_size(own_bytes)} of what is "
-            "stored nothing else needs: `arc-halo tensors gc` frees it."
+            "stored nothing else needs: `arc-halo tensors gc` frees it, once it is older than the "
+            "grace (24h unless told otherwise)."
         )
     render(
         invocation,
