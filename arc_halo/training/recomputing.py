@@ -107,23 +107,16 @@ class RecomputingPlan:
     @property
     def peak_bytes(self) -> int | None:
         """The most kept at one time: what the plan leaves, and one layer computed again."""
-        whole, saved = self.activation_bytes, self.saved_bytes
-        if whole is None or saved is None:
-            return None
-        return whole - saved + max((layer.saved_bytes or 0 for layer in self.layers), default=0)
+        return _peak(self.layers)
 
     def __str__(self) -> str:
         """One line for people."""
         count = format_count(len(self.layers), "layer")
         text = f"{self.checkpointed_count:,} of {count} computed again"
-        whole, peak = self.activation_bytes, self.peak_bytes
-        if whole is None or peak is None:
+        if (estimate := _estimate_text(self.layers)) is None:
             return text
         batch = f"{self.batch_size:,} x {self.sequence_length:,} tokens in {self.dtype}"
-        return (
-            f"{text}: about {format_size(peak)} of activations for {batch}, "
-            f"{format_size(whole)} without"
-        )
+        return f"{text}: {estimate}, for {batch}"
 
 
 def plan(
@@ -213,11 +206,8 @@ def recorded_text(layers: Sequence[GradientCheckpoint]) -> str | None:
         return None
     count = sum(layer.is_checkpointed for layer in layers)
     text = f"{count:,} of {format_count(len(layers), 'layer')}"
-    saved = _total([layer.saved_bytes for layer in layers])
-    whole = _total([layer.activation_bytes for layer in layers])
-    if saved is None or whole is None:
-        return text
-    return f"{text}: saves about {format_size(saved)} of {format_size(whole)}"
+    estimate = _estimate_text(layers)
+    return text if estimate is None else f"{text}: {estimate}"
 
 
 def chosen_layers(layers: Layers, count: int) -> frozenset[int]:
@@ -279,6 +269,28 @@ def _saved(whole: int | None, hidden: int, is_checkpointed: bool) -> int | None:
     if whole is None:
         return None
     return whole - hidden if is_checkpointed else 0
+
+
+def _estimate_text(layers: Sequence[PlannedLayer | GradientCheckpoint]) -> str | None:
+    """What is kept and when, in words; None where it is not known."""
+    whole = _total([layer.activation_bytes for layer in layers])
+    saved = _total([layer.saved_bytes for layer in layers])
+    peak = _peak(layers)
+    if whole is None or saved is None or peak is None:
+        return None
+    return (
+        f"about {format_size(peak)} of activations at the peak, "
+        f"{format_size(whole - saved)} after the forward pass, {format_size(whole)} without"
+    )
+
+
+def _peak(layers: Sequence[PlannedLayer | GradientCheckpoint]) -> int | None:
+    """What is left after the forward pass, and the largest layer that is computed again."""
+    whole = _total([layer.activation_bytes for layer in layers])
+    saved = _total([layer.saved_bytes for layer in layers])
+    if whole is None or saved is None:
+        return None
+    return whole - saved + max((layer.saved_bytes or 0 for layer in layers), default=0)
 
 
 def _total(parts: Sequence[int | None]) -> int | None:

@@ -175,8 +175,8 @@ def test_a_plan_says_what_gradient_checkpointing_saves(workshop, manifest):
     workshop.write(manifest)
     plan = workshop.plan()
     said = (
-        "2 of 2 layers computed again: about 135 kB of activations for "
-        "2 x 128 tokens in F32, 254 kB without"
+        "2 of 2 layers computed again: about 135 kB of activations at the peak, 16.4 kB after the "
+        "forward pass, 254 kB without, for 2 x 128 tokens in F32"
     )
     assert texts(plan)[:2] == ["+ training/tuning", f"    {said}"]
     assert said in plan_markdown(plan)

@@ -135,7 +135,9 @@ def test_what_is_kept_at_most_is_what_is_left_and_one_layer_computed_again():
 def test_the_line_for_people_has_the_batch_it_is_for():
     text = str(plan(GPT2, layers=[0], batch_size=3, sequence_length=2048, dtype="BF16"))
     assert text.startswith("1 of 4 layers computed again: about ")
-    assert "for 3 x 2,048 tokens in BF16" in text
+    assert " of activations at the peak, " in text
+    assert " after the forward pass, " in text
+    assert text.endswith(" without, for 3 x 2,048 tokens in BF16")
 
 
 def test_without_a_length_nothing_is_estimated():
