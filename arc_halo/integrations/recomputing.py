@@ -30,10 +30,11 @@ def recompute(
     """Have layers of a module computed again, as the training of `run` declares or as is said here.
 
     `layers` is `all`, `none`, `{"every": 2}` or a list of numbers, `modules` the name of the list
-    of layers where the family of the model does not say it. The plan is recorded with the
-    session. What an earlier call had asked of the module holds no more; None where nobody asks
-    for anything. Losses, gradients, the names of parameters and the random numbers drawn stay what
-    they are. Raises `InvalidInputError` for layers that the module does not have.
+    of layers where the family of the model does not say it; named alone, all of it. The plan is
+    recorded with the session. What an earlier call had asked of the module holds no more; None
+    where nobody asks for anything. Losses, gradients, the names of parameters and the random
+    numbers drawn stay what they are. Raises `InvalidInputError` for layers that the module does not
+    have.
     """
     asked = _asked(run, layers, modules)
     if asked is None:
@@ -92,9 +93,17 @@ def _asked(
     run: TrainingSession | None, layers: Layers | None, modules: str | None
 ) -> dict[str, Any] | None:
     """The arguments of a plan: what is declared, with what is given in its place."""
+    if modules is not None and not isinstance(modules, str):
+        raise InvalidInputError(
+            "`modules` is the name of the list that has the layers, and only one",
+            hint='write modules="model.layers", and say which of them by `layers`',
+            code="AH006",
+        )
     declared = run.training.gradient_checkpointing if run and run.training else None
     if declared is None and layers is None:
-        return None
+        if modules is None:
+            return None
+        layers = "all"
     asked: dict[str, Any] = asdict(declared) if declared else {"modules": None}
     given = {"layers": layers, "modules": modules}
     return asked | {name: value for name, value in given.items() if value is not None}

@@ -63,6 +63,8 @@ class Recording:
             return
         at = self.step if step is None else _whole(step)
         found = read(source)
+        if found and all(each.norm is None for each in found):
+            self._log.tell("gradients", "there are no gradients to record: do it after `backward`")
         self._log.put({g.name: g.norm for g in found if g.norm is not None}, at, epoch, SCOPE)
         if (total := total_norm(found)) is not None:
             self._log.put({TOTAL: total}, at, epoch, "train")

@@ -220,6 +220,16 @@ def test_layers_that_are_not_there_are_told() -> None:
         recompute(model, layers=[4])
 
 
+def test_a_list_of_layers_named_alone_is_all_of_them_and_several_are_refused() -> None:
+    model = model_of(LLAMA)
+    planned = recompute(model, modules="model.layers")
+    assert planned is not None
+    assert planned.checkpointed_count == 4
+    several: Any = ["model.layers"]
+    with pytest.raises(InvalidInputError, match="name of the list"):
+        recompute(model, modules=several)
+
+
 @pytest.fixture
 def halo(tmp_path: Path, database: str) -> Iterator[Halo]:
     with arc_halo.connect(database, project=tmp_path) as opened:

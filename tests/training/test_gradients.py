@@ -141,6 +141,15 @@ def test_after_the_end_nothing_is_recorded(
     assert sql(SERIES) == []
 
 
+def test_gradients_that_are_not_there_yet_are_told_once(
+    halo: Halo, caplog: pytest.LogCaptureFixture
+) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        for _ in range(2):
+            run.record_gradients({"a": None})
+    assert caplog.text.count("no gradients to record: do it after `backward`") == 1
+
+
 @pytest.mark.parametrize("step", [-1, 1.5, "1", 2**63])
 def test_a_step_that_is_none_is_refused(halo: Halo, step: Any) -> None:
     with halo.training.session("story@1") as run, pytest.raises(InvalidInputError, match="step="):
