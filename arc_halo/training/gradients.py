@@ -11,6 +11,7 @@ import numpy as np
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.tensors.torch_tensors import as_array
+from arc_halo.training.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +22,8 @@ SCOPE = "gradients"
 TOTAL = "gradient_norm"
 """The norm of all of them together, which stands beside the loss."""
 
-WRAPPERS = ("DataParallel", "DistributedDataParallel")
 COMPILED = "_orig_mod."
+"""What stands before the names of what is compiled within a module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,7 @@ def _named(source: Any) -> Iterator[tuple[str, bool, Any]]:
         for name, value in source.items():
             yield str(name), value is not None, value
         return
-    while type(source).__name__ in WRAPPERS and hasattr(source, "module"):
-        source = source.module
+    source = unwrapped(source)
     if not hasattr(source, "named_parameters"):
         raise InvalidInputError(
             f"a {type(source).__name__} has no gradients",

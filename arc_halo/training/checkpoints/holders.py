@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arc_halo.errors import CheckpointError, FormatError, InvalidInputError
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array, as_torch
+from arc_halo.training.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -163,11 +164,14 @@ def _dtypes(state: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...]
 
 
 def _members(model: Any) -> Iterator[tuple[str, Any]]:
-    """The model, or, of a mapping of modules, each with the prefix of its names."""
+    """The model, or, of a mapping of modules, each with the prefix of its names.
+
+    Of one that is compiled or trained in parallel it is the module itself.
+    """
     if isinstance(model, Mapping) and any(map(_has_state, model.values())):
-        yield from ((f"{name}.", member) for name, member in model.items())
+        yield from ((f"{name}.", unwrapped(member)) for name, member in model.items())
     else:
-        yield "", model
+        yield "", unwrapped(model)
 
 
 def _values(member: Any) -> Mapping[Any, Any]:

@@ -265,6 +265,24 @@ def test_a_torch_model_is_read_as_arrays_and_back(checkpoints):
     assert (arrays["weight"] == model.weight.detach().numpy()).all()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_that_is_compiled_or_parallel_is_the_module_itself(checkpoints):
+    import torch
+
+    model, _ = of_torch()
+    weights = model.weight.detach().numpy().copy()
+    for step, around in enumerate((torch.compile, torch.nn.DataParallel)):
+        checkpoints.save(step=step, model=around(model), rng=False)
+        for fresh in (model, torch.nn.DataParallel(model), torch.compile(model)):
+            model.weight.data.zero_()
+            checkpoints.restore(step, model=fresh, rng=False)
+            assert (model.weight.detach().numpy() == weights).all()
+    checkpoints.save(step=2, model={"one": torch.compile(model)}, rng=False)
+    model.weight.data.zero_()
+    checkpoints.restore(2, model={"one": model}, rng=False)
+    assert (model.weight.detach().numpy() == weights).all()
+
+
 @pytest.mark.parametrize("what", ["sparse", "meta", "subclass"])
 def test_a_tensor_whose_values_are_not_plainly_there_is_refused(checkpoints, what):
     import torch
