@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, NotFoundError
+from arc_halo.errors import ArcHaloError, ConnectionFailedError, NotFoundError
 from arc_halo.integrations import _pointers
 from arc_halo.integrations._configs import as_config
 from arc_halo.integrations._metrics import Scopes
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from arc_halo.store.checkpoints import Checkpoint
     from arc_halo.training.checkpoints.loading import Contents
     from arc_halo.training.sessions import TrainingSession
+
+logger = logging.getLogger("arc_halo.training")
 
 SCOPES = {
     f"{name}{separator}": scope
@@ -137,9 +139,12 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
     ) -> None:
         """Save it at its step, with the random generators, which Lightning leaves out.
 
-        Raises `CheckpointError` for what cannot be kept, and names it.
+        A database that is away is warned of, and the file is left as it is. Raises
+        `CheckpointError` for what cannot be kept, and names it.
         """
         saved = self._save(checkpoint)
+        if saved is None:
+            return
         pointer = Pointer(session=saved.session_id, step=saved.step, type=saved.type, id=saved.id)
         file = Path(path)
         before = _pointers.find(file)
@@ -175,13 +180,21 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
     def _let_go(self, pointer: Pointer, file: Path) -> None:
         """Remove what a file means no longer, if it is the session's and no other file means it."""
         if _pointers.is_only(file, pointer, self._files) and pointer.session == self._session.id:
-            with suppress(NotFoundError):  # the session's retention may have let it go
+            try:
                 self._session.checkpoints.remove(self._meant(pointer).id)
+            except NotFoundError:  # the session's retention may have let it go
+                pass
+            except ConnectionFailedError as exc:
+                logger.warning("the checkpoint of step %d stays: %s", pointer.step, exc.message)
 
-    def _save(self, checkpoint: Mapping[str, Any]) -> Checkpoint:
+    def _save(self, checkpoint: Mapping[str, Any]) -> Checkpoint | None:
         parts = dict(checkpoint)
-        model = parts.pop("state_dict")
-        given = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "model": model}
+        given: dict[str, Any] = {
+            "step": checkpoint["global_step"],
+            "epoch": checkpoint["epoch"],
+            "model": parts.pop("state_dict"),
+            "on_failure": "warn",
+        }
         if "optimizer_states" not in parts:
             saved = self._session.checkpoint(type="weights_only", **given)
         else:
@@ -192,8 +205,7 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
                 metrics=monitored(parts),
                 **given,
             )
-        assert isinstance(saved, Saved)
-        return saved.checkpoint
+        return saved.checkpoint if isinstance(saved, Saved) else None
 
     def _find(self, path: str) -> Checkpoint:
         if Path(path).is_file():

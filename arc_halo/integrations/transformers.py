@@ -88,7 +88,10 @@ class ArcHaloCallback(TrainerCallback):  # type: ignore[misc]  # the base is unt
         lr_scheduler: Any,
         **_: Any,
     ) -> None:
-        """Save what the Trainer saves, with what was evaluated at this step."""
+        """Save what the Trainer saves, with what was evaluated at this step.
+
+        A database that is away is warned of.
+        """
         session = self._run.session
         if not self._has_checkpoints or session is None or not state.is_world_process_zero:
             return
@@ -104,6 +107,7 @@ class ArcHaloCallback(TrainerCallback):  # type: ignore[misc]  # the base is unt
             metrics=metrics if step == state.global_step else {},
             best_metric=best if step == state.global_step and best in metrics else None,
             best_mode="max" if args.greater_is_better else "min",
+            on_failure="warn",
         )
 
     def on_predict(

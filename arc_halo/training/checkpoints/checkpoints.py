@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, CheckpointError, InvalidInputError, NotFoundError
+from arc_halo.errors import (
+    ArcHaloError,
+    CheckpointError,
+    ConnectionFailedError,
+    InvalidInputError,
+    NotFoundError,
+)
 from arc_halo.names import is_storable
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint
@@ -28,6 +34,8 @@ from arc_halo.training.steps import whole_step
 from arc_halo.weights.store import WeightStore
 
 logger = logging.getLogger("arc_halo.training")
+
+OnFailure = Literal["raise", "warn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +102,8 @@ class Checkpoints:
         self._settle = settle
         self._lock = Lock()
         self._pending: Pending[Saved] | None = None
+        self._forgives = False
+        """Whether a database that is away is only warned of by what is pending."""
         self._saves = 0
         self._is_measured = False
         """Whether some checkpoint has a value of the best metric, or it was told that none has."""
@@ -117,7 +127,8 @@ class Checkpoints:
         named_generators: Generators | None = None,
         pinned: bool = False,
         async_: bool = False,
-    ) -> Saved | Pending[Saved]:
+        on_failure: OnFailure = "raise",
+    ) -> Saved | Pending[Saved] | None:
         """Save a checkpoint at `step`; it can be seen when all of it is stored, and never before.
 
         `model` is a module, several by name, or a mapping of arrays; the other parts are whatever
@@ -129,8 +140,13 @@ class Checkpoints:
         With `async_` all of it is copied before this returns a `Pending`: memory for one more
         model and state is held until it is stored. The next save waits for that, and raises what
         went wrong with it.
+
+        With `on_failure` "warn" a database that is away is only warned of: None comes back, and
+        the next save goes on. All else is raised still.
         """
         step = _checked_step(step)
+        if on_failure not in ("raise", "warn"):
+            raise InvalidInputError(f"on_failure is {on_failure!r:.80}: it is 'raise' or 'warn'")
         mode = best_mode or self._keeping.best_mode
         _check_mode(mode)
         _check_metric(best_metric)
@@ -163,10 +179,17 @@ class Checkpoints:
                 named=named_generators,
                 copy=async_,
             )
-            store = self._store
-            if not async_:
-                return self._store_in(store, snapshot, facts)
-            self._pending = Pending(lambda: self._store_in(store, snapshot, facts))
+            try:
+                store = self._store
+                if not async_:
+                    return self._store_in(store, snapshot, facts)
+            except ConnectionFailedError as exc:
+                if on_failure == "raise":
+                    raise
+                _warn_of(facts, exc)
+                return None
+            self._forgives = on_failure == "warn"
+            self._pending = Pending(lambda: self._store_later(store, snapshot, facts, on_failure))
             return self._pending
 
     def restore(
@@ -336,6 +359,16 @@ class Checkpoints:
             self._check_measured(store, facts.best_metric)
         return saved
 
+    def _store_later(
+        self, store: WeightStore, snapshot: Snapshot, facts: saving.Facts, on_failure: OnFailure
+    ) -> Saved:
+        try:
+            return self._store_in(store, snapshot, facts)
+        except ConnectionFailedError as exc:
+            if on_failure == "warn":
+                _warn_of(facts, exc)
+            raise
+
     def _check_measured(self, store: WeightStore, metric: str | None) -> None:
         """Warn, once, where no checkpoint has a value that says whether it is one of the best.
 
@@ -362,8 +395,13 @@ class Checkpoints:
 
     def _finish(self) -> None:
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending is None:
+            return
+        try:
             pending.raise_untold()
+        except ConnectionFailedError:
+            if not self._forgives:  # else it was warned of
+                raise
 
 
 PARTS = ("model", "optimizer", "scheduler", "scaler", "data", "rng", "extra")
@@ -383,6 +421,10 @@ def _checked_step(step: Any) -> int:
     if whole is None:
         raise InvalidInputError(f"the step is {step!r:.80}: it is a whole number from 0 on")
     return whole
+
+
+def _warn_of(facts: saving.Facts, exc: ConnectionFailedError) -> None:
+    logger.warning("the checkpoint of step %d was not saved: %s", facts.step, exc.message)
 
 
 def _check_metric(metric: Any) -> None:

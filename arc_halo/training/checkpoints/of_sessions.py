@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from arc_halo.training.checkpoints.background import Pending
-from arc_halo.training.checkpoints.checkpoints import Checkpoints, Restored
+from arc_halo.training.checkpoints.checkpoints import Checkpoints, OnFailure, Restored
 from arc_halo.training.checkpoints.choosing import Which, is_id
 from arc_halo.training.checkpoints.generators import Generators
 from arc_halo.training.checkpoints.retention import CheckpointType, Mode
@@ -43,10 +43,12 @@ class Checkpointing:
         named_generators: Generators | None = None,
         pinned: bool = False,
         async_: bool = False,
-    ) -> Saved | Pending[Saved]:
+        on_failure: OnFailure = "raise",
+    ) -> Saved | Pending[Saved] | None:
         """Save what training can resume from, at `step` or at the one that was logged last.
 
-        As `Checkpoints.save`, which says what each part may be.
+        As `Checkpoints.save`, which says what each part may be; None where it was not saved, with
+        `on_failure` "warn".
         """
         self._check_at_work()
         return self.checkpoints.save(
@@ -66,6 +68,7 @@ class Checkpointing:
             named_generators=named_generators,
             pinned=pinned,
             async_=async_,
+            on_failure=on_failure,
         )
 
     def restore(

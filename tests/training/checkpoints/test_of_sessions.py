@@ -8,15 +8,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 
 import arc_halo
-from arc_halo.errors import CheckpointError, DatabaseError, InvalidInputError, NotFoundError
+from arc_halo.errors import (
+    CheckpointError,
+    ConnectionFailedError,
+    DatabaseError,
+    InvalidInputError,
+    NotFoundError,
+)
 from arc_halo.weights.collecting import collect
 
 Sql = Callable[..., list[tuple[Any, ...]]]
@@ -26,6 +34,27 @@ Sql = Callable[..., list[tuple[Any, ...]]]
 def halo(tmp_path: Path, database: str) -> Iterator[arc_halo.Halo]:
     with arc_halo.connect(database, project=tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture
+def away(database):
+    """A time in which the database takes no connections."""
+
+    @contextmanager
+    def away():
+        with psycopg.connect(database, autocommit=True) as conn:
+            name = "datname = current_database()"
+            conn.execute(f"UPDATE pg_database SET datallowconn = false WHERE {name}")
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                f"WHERE {name} AND pid <> pg_backend_pid()"
+            )
+            try:
+                yield
+            finally:
+                conn.execute(f"UPDATE pg_database SET datallowconn = true WHERE {name}")
+
+    return away
 
 
 def test_a_session_goes_on_where_its_checkpoint_was(halo, sql):
@@ -132,6 +161,47 @@ def test_a_best_metric_that_nothing_has_is_told_once(halo, caplog):
             run.checkpoint(step=step, model={"w": np.full(3, step)})
             run.log({"acc": step}, step=step, scope="eval")
     assert caplog.text.count("no checkpoint has a value of 'eval/accc'") == 1
+
+
+@pytest.mark.parametrize("async_", [False, True])
+def test_a_database_that_is_away_is_only_warned_of_where_that_is_wanted(
+    halo, sql, away, caplog, async_
+):
+    model = {"w": np.zeros(3)}
+    with halo.training.session("story@1") as run:
+        run.checkpoint(step=1, model=model, on_failure="warn")
+        run.checkpoints._store.pool.timeout = 1
+        with away():
+            run.log({"loss": 1}, step=2)
+            saved = run.checkpoint(step=2, model=model, async_=async_, on_failure="warn")
+            if async_:
+                assert saved.wait()
+                with pytest.raises(ConnectionFailedError):
+                    saved.result()
+            else:
+                assert saved is None
+            assert caplog.text.count("the checkpoint of step 2 was not saved") == 1
+            with pytest.raises(CheckpointError):
+                run.checkpoint(model=model, extra=object(), on_failure="warn")
+            with pytest.raises(ConnectionFailedError):
+                run.checkpoint(step=3, model=model)
+            with pytest.raises(InvalidInputError, match="on_failure"):
+                run.checkpoint(step=3, model=model, on_failure="ignore")
+        run.checkpoints._store.pool.timeout = 30
+        run.checkpoint(step=4, model=model, on_failure="warn")
+    assert sql("SELECT step FROM model_checkpoints ORDER BY step") == [(1,), (4,)]
+    assert sql("SELECT step FROM training_metrics") == [(2,)]
+
+
+def test_a_session_ends_where_its_last_checkpoint_was_only_to_be_warned_of(halo, sql, away):
+    with halo.training.session("story@1") as run:
+        run.checkpoint(step=1, model={"w": np.zeros(3)})
+        run.checkpoints._store.pool.timeout = 1
+        with away():
+            run.checkpoint(step=2, model={"w": np.zeros(3)}, async_=True, on_failure="warn")
+            run.finish()
+    halo.training.sync()
+    assert sql("SELECT status FROM training_sessions") == [("completed",)]
 
 
 def test_a_policy_of_no_sense_begins_no_session(halo, sql):
