@@ -64,8 +64,9 @@ class Invocation:
     ) -> Project:
         """The project these options name. Nothing is started yet.
 
-        What `needs_database` wants a manifest's, or one that is named: a command that only reads
-        must not make a new database in whatever directory it is run.
+        What `needs_database` wants a manifest's, one that is named, or the embedded one that is
+        there already: a command that only reads must not make a new database in whatever directory
+        it is run.
         """
         from arc_halo.project import Project
 
@@ -73,11 +74,14 @@ class Invocation:
             named = (self.database_url, *map(os.environ.get, DATABASE_VARIABLES))
             needs_manifest = not any(named)
         directory = self.project_directory
+        has_own = needs_database and _has_embedded(directory or Path.cwd())
+        needs_manifest = needs_manifest and not has_own
         if needs_manifest and (directory is None or not (directory / PROJECT_FILE).is_file()):
             where = "here or in a directory above" if directory is None else f"in {directory}"
             raise UsageError(
                 f"there is no {PROJECT_FILE} {where}",
-                hint="run `arc-halo init` to begin a project, or name one with `--project DIR`",
+                hint="run `arc-halo init` to begin a project, or name one with `--project DIR`"
+                + (", or a database with `--database-url URL`" if needs_database else ""),
             )
         return Project(
             directory or Path.cwd(),
@@ -86,6 +90,13 @@ class Invocation:
             waiting=self.console.note,
             executor=executor,
         )
+
+
+def _has_embedded(directory: Path) -> bool:
+    """Whether the directory has a bundled server's database."""
+    from arc_halo.bundled.place import Place
+
+    return Place(directory).data.is_dir()
 
 
 def _into_invocation(context: click.Context, parameter: click.Parameter, value: Any) -> None:

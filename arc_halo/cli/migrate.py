@@ -104,7 +104,7 @@ def _connection(invocation: Invocation) -> AbstractContextManager[Connection]:
     @contextmanager
     def opened() -> Iterator[Connection]:
         with (
-            invocation.open() as project,
+            invocation.open(needs_database=True) as project,
             connect(project.url, direct=True, waiting=invocation.console.note) as conn,
             translate(),
         ):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import arc_halo
 from arc_halo import embedded
 from arc_halo.cli.main import run
 
@@ -190,3 +191,29 @@ def test_sigterm_ends_the_embedded_server_too(checkout):
     process.communicate(timeout=60)
     assert process.returncode in (143, 0)
     assert not embedded.status(checkout).running
+
+
+def test_where_there_is_no_manifest_the_hint_names_the_database_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ARC_HALO_DATABASE_URL", raising=False)
+    assert run(["training", "ls"]) == 64
+    assert "`--database-url URL`" in capsys.readouterr().err
+
+
+def test_the_embedded_database_of_a_directory_needs_no_manifest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ARC_HALO_DATABASE_URL", raising=False)
+    monkeypatch.delenv("NEON_DATABASE_URL", raising=False)
+    try:
+        assert run(["training", "ls", "--database-url", "embedded"]) == 4
+        shown = capsys.readouterr().err
+        assert "error[AH041]" in shown
+        assert "run 'arc-halo migrate up'" in shown
+        assert run(["migrate", "up"]) == 0
+        with arc_halo.connect() as halo, halo.training.session("story@1", name="tune"):
+            pass
+        capsys.readouterr()
+        assert run(["training", "ls"]) == 0
+        assert "tune" in capsys.readouterr().out
+    finally:
+        embedded.stop(tmp_path, force=True)
