@@ -141,3 +141,29 @@ def test_tags_and_notes_are_added_to_a_session_that_is_over(halo, completed):
     halo.training.delete("tune")
     with pytest.raises(NotFoundError):
         completed.annotate(notes="too late")
+
+
+def test_a_key_may_say_its_scope(halo):
+    with halo.training.session("story@1", name="scopes") as run:
+        run.log({"loss": 2.0}, step=0)
+        run.log({"loss": 3.0}, step=0, scope="eval")
+        run.log({"val/acc": 4.0}, step=0)
+    found = halo.training.get("scopes")
+    for key, scope, value in (
+        ("loss", None, 2),
+        ("train/loss", None, 2),
+        ("eval/loss", None, 3),
+        ("eval/loss", "eval", 3),
+        ("val/acc", None, 4),
+        ("train/val/acc", None, 4),
+    ):
+        series = found.series(key, scope)
+        assert series.values.tolist() == [value]
+        assert found.envelope(key, scope).highs.tolist() == [value]
+    assert (found.series("eval/loss").key, found.series("eval/loss").scope) == ("loss", "eval")
+    with pytest.raises(NotFoundError, match="no series 'eval/loss' of train"):
+        found.series("eval/loss", "train")
+    with pytest.raises(InvalidInputError, match="another scope"):
+        found.summaries(metric="eval/*", scope="train")
+    assert [str(key) for key in found.list_series(metric="eval/*")] == ["eval/loss"]
+    assert [str(key) for key in found.list_series(metric="val/*")] == ["train/val/acc"]

@@ -45,17 +45,18 @@ class RecordedSession:
         return f"<training session {self.name or self.id} of {self.about.model}>"
 
     def list_series(self, *, metric: str = "*", scope: str | None = None) -> list[SeriesKey]:
-        """The series that have points, by scope and key; `metric` is a pattern with * and ?."""
+        """The series that have points, by scope and key; `metric` is `loss`, `grad*`, `eval/*`."""
         from arc_halo.training import reading
 
         with self._project.connection() as conn:
             return reading.list_series(conn, self.id, metric=metric, scope=scope)
 
     def series(
-        self, key: str, scope: str = "train", *, first: int = 0, last: int | None = None
+        self, key: str, scope: str | None = None, *, first: int = 0, last: int | None = None
     ) -> Series:
         """The points of a series with steps from `first` to `last`, as arrays.
 
+        The scope is `train` unless it is said: as `scope`, or in the key, as `eval/loss`.
         Raises `NotFoundError`.
         """
         from arc_halo.training import reading
@@ -66,7 +67,7 @@ class RecordedSession:
     def envelope(
         self,
         key: str,
-        scope: str = "train",
+        scope: str | None = None,
         *,
         buckets: int = 1000,
         first: int = 0,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUCKETS = 1000
+TRAIN = "train"
 PREFIX_DIGITS = 6
 """Of an id, at least so many name a session."""
 
@@ -154,7 +155,8 @@ def forks(conn: Connection, session_id: UUID) -> list[SessionRow]:
 def list_series(
     conn: Connection, session_id: UUID, *, metric: str = "*", scope: str | None = None
 ) -> list[SeriesKey]:
-    """The series of a session by scope and key; `metric` is a pattern with * and ?."""
+    """The series of a session by scope and key; `metric` is a pattern with * and ?, of keys or as
+    `eval/*`. Raises `InvalidInputError` where that says another scope than `scope`."""
     return [key for key, _ in _lines(conn, session_id, metric=metric, scope=scope)]
 
 
@@ -163,18 +165,21 @@ def series(
     session_id: UUID,
     key: str,
     *,
-    scope: str = "train",
+    scope: str | None = None,
     first: int = 0,
     last: int | None = None,
 ) -> Series:
-    """The points of a series with steps from `first` to `last`. Raises `NotFoundError`."""
-    spans = _spans(conn, session_id, key, scope)
+    """The points of a series with steps from `first` to `last`; `eval/loss` says the scope too.
+
+    Raises `NotFoundError`.
+    """
+    named, spans = _spans(conn, session_id, key, scope)
     found = list(training_reading.pages(conn, spans, first=first, last=_end(last)))
     columns = {
         name: np.concatenate([getattr(_NO_POINTS, name), *(getattr(page, name) for page in found)])
         for name in ("steps", "values", "epochs", "times")
     }
-    return Series(key=key, scope=scope, **columns)
+    return Series(key=named.key, scope=named.scope, **columns)
 
 
 def pages(
@@ -198,7 +203,7 @@ def envelope(
     session_id: UUID,
     key: str,
     *,
-    scope: str = "train",
+    scope: str | None = None,
     buckets: int = BUCKETS,
     first: int = 0,
     last: int | None = None,
@@ -209,8 +214,8 @@ def envelope(
     """
     if buckets < 1:
         raise InvalidInputError(f"{buckets} buckets hold nothing", code="AH007")
-    spans = _spans(conn, session_id, key, scope)
-    return _envelope(conn, SeriesKey(key=key, scope=scope), spans, buckets, first, _end(last))
+    named, spans = _spans(conn, session_id, key, scope)
+    return _envelope(conn, named, spans, buckets, first, _end(last))
 
 
 def summaries(
@@ -266,18 +271,28 @@ def _resolved(conn: Connection, named: str) -> UUID:
     return best.id
 
 
-def _spans(conn: Connection, session_id: UUID, key: str, scope: str) -> list[Span]:
-    spans = training_reading.spans(conn, session_id, key=key, scope=scope)
-    if not spans:
-        known = [each for each, _ in _lines(conn, session_id)]
-        others = sorted(each.scope for each in known if each.key == key)
-        close = did_you_mean(key, [each.key for each in known if each.scope == scope])
-        hint = f"it has one of {', '.join(others)}" if others else close
-        raise NotFoundError(
-            f"the session has no series {key!r} of {scope}",
-            hint=hint or "`arc-halo training show` lists them",
-        )
-    return spans
+def _spans(
+    conn: Connection, session_id: UUID, key: str, scope: str | None
+) -> tuple[SeriesKey, list[Span]]:
+    """A series by its key and scope, `train` where none is said, or as `eval/loss`."""
+    wanted = SeriesKey(key=key, scope=scope or TRAIN)
+    before, slash, rest = key.partition("/")
+    named = SeriesKey(key=rest, scope=before) if slash else wanted
+    for each in (wanted, named):
+        if each is wanted or scope in (None, each.scope):
+            spans = training_reading.spans(conn, session_id, key=each.key, scope=each.scope)
+            if spans:
+                return each, spans
+    known = [each for each, _ in _lines(conn, session_id)]
+    others = sorted(each.scope for each in known if each.key == key)
+    close = did_you_mean(key, [each.key for each in known if each.scope == wanted.scope])
+    hint = f"it has one of {', '.join(others)}" if others else close
+    if named in known:
+        hint = f"{key!r} says the scope: leave the other one out"
+    raise NotFoundError(
+        f"the session has no series {key!r} of {wanted.scope}",
+        hint=hint or "`arc-halo training show` lists them",
+    )
 
 
 def _lines(
@@ -286,7 +301,22 @@ def _lines(
     """Every series that has points, with its spans."""
     spans = training_reading.spans(conn, session_id, scope=scope)
     grouped = groupby(spans, lambda span: SeriesKey(key=span.key, scope=span.scope))
-    return [(key, list(each)) for key, each in grouped if fnmatchcase(key.key, metric)]
+    found = [(key, list(each)) for key, each in grouped if _fits(key, metric)]
+    before, slash, _ = metric.partition("/")
+    if not found and slash and scope not in (None, before):
+        every = training_reading.spans(conn, session_id)
+        if any(_fits(SeriesKey(key=each.key, scope=each.scope), metric) for each in every):
+            raise InvalidInputError(
+                f"{metric!r} says another scope than {scope!r}",
+                hint="leave one of the two out",
+                code="AH006",
+            )
+    return found
+
+
+def _fits(key: SeriesKey, metric: str) -> bool:
+    """`metric` is a pattern of keys, or as `eval/*` of scopes and keys."""
+    return fnmatchcase(key.key, metric) or ("/" in metric and fnmatchcase(str(key), metric))
 
 
 def _envelope(

@@ -344,3 +344,38 @@ def test_what_waits_on_the_disk_is_written(training, sessions, database, tmp_pat
     with connect(database) as conn:
         row = conn.execute("SELECT max(step) FROM training_metrics").fetchone()
     assert row == (101,)
+
+
+@pytest.mark.parametrize("metric", ["eval/accuracy", "eval/*", "*/accuracy"])
+def test_a_metric_may_say_its_scope(training, metric):
+    drawn = found_json(training, "plot", "night-2", "--metric", metric)
+    assert [(each["scope"], each["key"]) for each in drawn["curves"]] == [("eval", "accuracy")]
+    shown = found_json(training, "show", "night-2", "--metric", metric)
+    assert [(each["scope"], each["key"]) for each in shown["series"]] == [("eval", "accuracy")]
+    compared = found_json(training, "compare", "night-2", "night-3", "--metric", metric)
+    assert [each["scope"] for each in compared["metrics"]] == ["eval"]
+    code, text = training("export", "night-2", "--metric", metric)
+    assert (code, len(text.splitlines())) == (0, 5)
+
+
+@pytest.mark.parametrize("command", ["plot", "show", "compare", "export"])
+def test_a_scope_that_the_metric_contradicts_is_refused(training, command):
+    code, text = training(command, "night-2", "--metric", "eval/accuracy", "--scope", "train")
+    assert code != 0
+    assert "says another scope than 'train'" in text
+
+
+def test_a_plot_of_nothing_says_in_which_scopes_the_metric_is(training):
+    code, text = training("plot", "night-2", "--metric", "accuracy")
+    assert code == 1
+    assert "no point of 'accuracy' of train" in text
+    assert "there is one of eval" in text
+
+
+def test_what_no_metric_fits_is_told(sessions, capsys):
+    assert run(["training", "show", "night-2", "--metric", "zz"]) == 0
+    assert "no series of the session fits" in capsys.readouterr().err
+    assert run(["training", "export", "night-2", "--metric", "zz"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 1
+    assert "no point fits" in shown.err

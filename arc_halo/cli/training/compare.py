@@ -22,7 +22,9 @@ Table = tuple["Sequence[str]", "Sequence[Sequence[str]]"]
 
 @click.command("compare")
 @click.argument("sessions", nargs=-1, required=True)
-@click.option("--metric", metavar="GLOB", default="*", help="Only these metrics: * and ? are wild.")
+@click.option(
+    "--metric", metavar="GLOB", default="*", help="Only these metrics: loss, eval/loss, grad*."
+)
 @click.option("--scope", metavar="SCOPE", help="Only this scope: train, eval, system.")
 @click.option(
     "--value",

@@ -22,7 +22,9 @@ from arc_halo.errors import RefusedError, UsageError
     show_default=True,
     help="A .parquet, or CSV in any other; - is standard output.",
 )
-@click.option("--metric", metavar="GLOB", default="*", help="Only these metrics: * and ? are wild.")
+@click.option(
+    "--metric", metavar="GLOB", default="*", help="Only these metrics: loss, eval/loss, grad*."
+)
 @click.option("--scope", metavar="SCOPE", help="Only this scope: train, eval, system.")
 @click.option("--force", is_flag=True, help="Overwrite FILE if it is there.")
 @click.pass_obj
@@ -63,9 +65,13 @@ def export(
         with project.connection() as conn:
             pages = exporting.pages(conn, sessions, metric=metric, scope=scope)
             if is_stdout:
-                exporting.write_csv(pages, sys.stdout)
-                return
-            count = exporting.write_file(pages, out)
+                count = exporting.write_csv(pages, sys.stdout)
+            else:
+                count = exporting.write_file(pages, out)
+    if not count:
+        invocation.console.note("no point fits: there is nothing below the header", "warn")
+    if is_stdout:
+        return
     text = f"Exported {format_count(count, 'point')} to {out}"
     render(
         invocation,

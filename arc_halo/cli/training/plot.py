@@ -14,10 +14,11 @@ from arc_halo.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from arc_halo.store.rows import Connection
     from arc_halo.training.plotting import Axis, Curve
-    from arc_halo.training.reading import Envelope
+    from arc_halo.training.reading import Envelope, SeriesKey
     from arc_halo.types import JsonObject
 
 IMAGE_BUCKETS = 2000
@@ -31,10 +32,10 @@ MAX_COLUMNS, MAX_LINES = 2000, 500
     metavar="GLOB",
     default="loss",
     show_default=True,
-    help="The metrics to draw: * and ? are wild.",
+    help="The metrics to draw: loss, eval/loss, grad*.",
 )
 @click.option(
-    "--scope", metavar="SCOPE", default="train", show_default=True, help="Their scope; * for all."
+    "--scope", metavar="SCOPE", help="Their scope; * for all, train unless the metric says it."
 )
 @click.option(
     "--over",
@@ -65,7 +66,7 @@ def plot(
     invocation: Invocation,
     sessions: tuple[str, ...],
     metric: str,
-    scope: str,
+    scope: str | None,
     axis: Axis,
     first: int | None,
     last: int | None,
@@ -131,7 +132,7 @@ def _envelopes(
     conn: Connection,
     sessions: Sequence[str],
     metric: str,
-    scope: str,
+    scope: str | None,
     buckets: int,
     first: int,
     last: int | None,
@@ -147,11 +148,10 @@ def _envelopes(
     rows = list(
         {row.id: row for row in (reading.session(conn, each) for each in sessions)}.values()
     )
-    where = None if scope == "*" else scope
     named = [
         (name, row.id, key)
         for name, row in zip(telling.labels(rows), rows, strict=True)
-        for key in reading.list_series(conn, row.id, metric=metric, scope=where)
+        for key in _keys(conn, row.id, metric, scope)
     ]
     plotting.check_count(len(named), most)
     found = []
@@ -162,12 +162,30 @@ def _envelopes(
         if len(shape):
             found.append((printable(f"{name} {key}", one_line=True), str(id), shape))
     if not found:
-        what = f"{metric!r}" + ("" if scope == "*" else f" of {scope}")
+        says_scope = scope is None and "/" in metric
+        what = f"{metric!r}" + ("" if scope == "*" or says_scope else f" of {scope or 'train'}")
+        there = {
+            key.scope for row in rows for key in reading.list_series(conn, row.id, metric=metric)
+        }
         raise NotFoundError(
             f"there is no point of {what} in {', '.join(map(repr, sessions))}",
-            hint="`arc-halo training show` lists them; choose with --metric and --scope",
+            hint=f"there is one of {', '.join(sorted(there))}: choose with --scope"
+            if there and not named
+            else "`arc-halo training show` lists them; choose with --metric and --scope",
         )
     return found
+
+
+def _keys(conn: Connection, session: UUID, metric: str, scope: str | None) -> list[SeriesKey]:
+    """The series that are meant: of `train`, unless the scope or the metric says others."""
+    from arc_halo.training import reading
+
+    if scope is not None:
+        where = None if scope == "*" else scope
+        return reading.list_series(conn, session, metric=metric, scope=where)
+    every = reading.list_series(conn, session, metric=metric)
+    in_train = [key for key in every if key.scope == reading.TRAIN]
+    return in_train or (every if "/" in metric else [])
 
 
 def _facts(found: tuple[str, str, Envelope], curve: Curve) -> JsonObject:

@@ -24,7 +24,7 @@ SERIES = ("series", "points", "last step", "last", "least", "at", "greatest", "a
     "--metric",
     metavar="GLOB",
     default="*",
-    help="Only series of these metrics: * and ? are wild.",
+    help="Only series of these metrics: loss, eval/loss, grad*.",
 )
 @click.option("--scope", metavar="SCOPE", help="Only series of this scope: train, eval, system.")
 @click.pass_obj
@@ -70,6 +70,8 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
         invocation.console.print("\n".join(lines))
         if rows:
             invocation.console.print("\n" + table(SERIES, rows))
+        elif metric != "*" or scope is not None:
+            invocation.console.note("no series of the session fits --metric and --scope", "warn")
         if unfinite := sum(each.not_finite for each in summaries):
             invocation.console.note(f"values that are NaN or infinite: {unfinite}", "warn")
 
