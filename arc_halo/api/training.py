@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakSet
@@ -61,7 +61,7 @@ class Training:
         total_steps: int | None = None,
         dataset: JsonObject | None = None,
         group: str | None = None,
-        tags: JsonObject | None = None,
+        tags: JsonObject | Sequence[str] | None = None,
         notes: str | None = None,
         retention: Mapping[str, int] | None = None,
         best_metric: str | None = None,
@@ -83,7 +83,16 @@ class Training:
         `best_mode` which is the best. With `system_seconds` the machine is measured as well, in
         the scope `system`. Raises `RefusedError` where a program is at work on the session.
         """
-        from arc_halo.training.configs import check_plain, check_texts, covered
+        from arc_halo.training.configs import (
+            MAX_GROUP,
+            MAX_NAME,
+            as_tags,
+            check_lengths,
+            check_plain,
+            check_texts,
+            check_totals,
+            covered,
+        )
         from arc_halo.training.defaults import (
             Given,
             check_model,
@@ -96,9 +105,12 @@ class Training:
         from arc_halo.training.sessions import resume as take_up
 
         check_resume(resume)
-        check_plain(config=config, dataset=dataset, tags=tags)
+        labels: JsonObject | None = as_tags(tags)
+        check_plain(config=config, dataset=dataset, tags=labels)
         check_texts(name=name, group=group, notes=notes)
-        config, dataset, tags, notes = map(covered, (config, dataset, tags, notes))
+        check_lengths(name=(name, MAX_NAME), group=(group, MAX_GROUP))
+        check_totals(total_epochs=total_epochs, total_steps=total_steps)
+        config, dataset, labels, notes = map(covered, (config, dataset, labels, notes))
         with self._project.connection() as conn:
             declared = None if training is None else _declared(conn, training)
             full_name = _full_name(conn, model, declared)
@@ -137,7 +149,7 @@ class Training:
             config=config,
             dataset=dataset,
             group=group,
-            tags=tags,
+            tags=labels,
             notes=notes,
         )
         new = new_session(
@@ -288,16 +300,16 @@ def _resumable(
     training: str | None,
 ) -> SessionRecord | None:
     """The session to go on with; None where one is to be begun."""
-    if resume == "never":
-        return None
     if id is not None:
-        given = _find(conn, id)
+        given = _with_id(conn, id, resume)
         if given.model != model:
             raise InvalidInputError(
                 f"the session {given.name or given.id} is of {given.model}, not of {model}",
                 hint=f'write session("{given.model}", id=...)',
             )
         return given
+    if resume == "never":
+        return None
     found = training_sessions.newest(conn, name=name, model=model, training_name=training)
     if found is not None and (resume == "must" or found.status != "completed"):
         return found
@@ -308,6 +320,26 @@ def _resumable(
             hint="write resume='allow' to begin one where there is none",
         )
     return None
+
+
+def _with_id(conn: Connection, id: str | UUID, resume: Resume) -> SessionRecord:
+    """The session of an id, which is there to be gone on with."""
+    hint = "ids are given by the database: call a session what you like with `name=`"
+    session_id = id if isinstance(id, UUID) else as_uuid(id)
+    if session_id is None:
+        raise InvalidInputError(f"id={id!r:.80} is no UUID", hint=hint)
+    found = training_sessions.find(conn, session_id)
+    if found is None and resume == "never":
+        raise InvalidInputError("a new session cannot be given an id", hint=hint)
+    if found is None:
+        raise NotFoundError(f"there is no training session {session_id} to go on with", hint=hint)
+    if resume == "never":
+        raise RefusedError(
+            f"there is a session {session_id} already",
+            hint="write resume='allow' to go on with it, or leave `id` out to begin another",
+            code="AH076",
+        )
+    return found
 
 
 def _find(conn: Connection, session: str | UUID) -> SessionRecord:

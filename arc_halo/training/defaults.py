@@ -125,6 +125,12 @@ def keeping(
     if retention is None and declared is not None and declared.retention is not None:
         retention = dataclasses.asdict(declared.retention)
     policy = Retention.of(retention)
+    if policy.keep_best is not None and best_metric is None:
+        raise InvalidInputError(
+            "keep_best: nothing says which metric decides what is best",
+            hint='write best_metric="eval/loss", or leave `keep_best` out',
+            code="AH027",
+        )
     return Keeping(policy=policy, best_metric=best_metric, best_mode=best_mode or "min")
 
 

@@ -609,12 +609,45 @@ def test_a_text_that_cannot_be_kept_is_named(halo: Halo, text: Any) -> None:
         halo.training.session("story@1.0.0", config=[text])  # type: ignore[arg-type]
 
 
+def test_what_makes_no_session_is_told(halo: Halo, ask: Ask) -> None:
+    for name, value in (
+        ("total_steps", -4),
+        ("total_steps", "7"),
+        ("total_epochs", 2**31),
+        ("name", "n" * 201),
+        ("group", "g" * 129),
+        ("tags", "a"),
+        ("tags", [1]),
+    ):
+        with pytest.raises(InvalidInputError, match=name):
+            halo.training.session("story@1.0.0", **{name: value})  # type: ignore[arg-type]
+    assert ask("SELECT count(*) FROM training_sessions") == [(0,)]
+
+
+def test_tags_may_be_a_list(halo: Halo, ask: Ask) -> None:
+    with halo.training.session("story@1.0.0", tags=["long", "late"]):
+        assert ask("SELECT tags FROM training_sessions") == [({"long": True, "late": True},)]
+
+
+def test_an_id_is_one_that_there_is(halo: Halo) -> None:
+    with halo.training.session("story@1.0.0") as run:
+        run.pause()
+    with pytest.raises(RefusedError, match="already"):
+        halo.training.session("story@1.0.0", id=run.id)
+    with pytest.raises(InvalidInputError, match="no UUID") as caught:
+        halo.training.session("story@1.0.0", id="mine", resume="allow")
+    assert "`name=`" in str(caught.value.hint)
+    with pytest.raises(NotFoundError, match="to go on with"):
+        halo.training.session("story@1.0.0", id=uuid4(), resume="allow")
+    with pytest.raises(InvalidInputError, match="cannot be given an id"):
+        halo.training.session("story@1.0.0", id=uuid4())
+    halo.training.session("story@1.0.0", id=str(run.id), resume="allow").finish()
+
+
 def test_what_the_database_refuses_is_our_error(halo: Halo, ask: Ask) -> None:
     with halo.training.session("story@1.0.0", name="odd") as run:
         with pytest.raises(DatabaseError, match="out of range"):
             run.configure(total_steps=2**70)
-        with pytest.raises(DatabaseError, match="total_epochs_check"):
-            halo.training.session("story@1.0.0", total_epochs=-1)
         ask("ALTER TABLE training_sessions RENAME TO hidden")
         with pytest.raises(DatabaseError):
             run.configure({"lr": 1})

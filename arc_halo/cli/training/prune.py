@@ -26,10 +26,10 @@ HEADER = ("session", "step", "type", "size", "what", "why")
 @click.argument("sessions", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="All sessions that have checkpoints.")
 @click.option(
-    "--keep-last", type=click.IntRange(min=0), metavar="N", help="Keep the last N of each type."
+    "--keep-last", type=click.IntRange(min=1), metavar="N", help="Keep the last N of each type."
 )
 @click.option(
-    "--keep-best", type=click.IntRange(min=0), metavar="N", help="Keep the best N by the metric."
+    "--keep-best", type=click.IntRange(min=1), metavar="N", help="Keep the best N by the metric."
 )
 @click.option(
     "--keep-every", type=click.IntRange(min=1), metavar="N", help="Keep steps that N divides."

@@ -31,11 +31,11 @@ class Retention:
     keep_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("keep_last", 0), ("keep_best", 0), ("keep_every", 1)):
+        for name in ("keep_last", "keep_best", "keep_every"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
+            if value is not None and (type(value) is not int or value < 1):
                 raise InvalidInputError(
-                    f"{name} is {value!r}: it is a whole number from {least} on", code="AH007"
+                    f"{name} is {value!r}: it is a whole number from 1 on", code="AH007"
                 )
 
     @classmethod

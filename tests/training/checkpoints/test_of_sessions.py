@@ -208,11 +208,21 @@ def test_a_policy_of_no_sense_begins_no_session(halo, sql):
     for given in (
         {"retention": {"keep_first": 1}},
         {"retention": {"keep_last": -1}},
+        {"retention": {"keep_last": 0}},
+        {"retention": {"keep_best": 1}},
+        {"best_metric": 5},
         {"best_mode": "least"},
     ):
         with pytest.raises(InvalidInputError):
             halo.training.session("story@1", **given)
     assert sql("SELECT count(*) FROM training_sessions") == [(0,)]
+
+
+def test_the_best_are_not_kept_where_nothing_says_what_is_best(halo):
+    with halo.training.session("story@1") as run:
+        run.checkpoint(step=1, model={"w": np.zeros(3)}, metrics={"loss": 1})
+        with pytest.raises(InvalidInputError, match="nothing says which metric"):
+            run.checkpoints.prune({"keep_best": 1})
 
 
 def test_a_fork_begins_at_what_it_came_from(halo):

@@ -15,7 +15,7 @@ from arc_halo.training.checkpoints.retention import RULES, Candidate, Retention,
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TYPES = ("full", "weights_only", "optimizer_only")
-COUNTS = st.none() | st.integers(0, 5)
+COUNTS = st.none() | st.integers(1, 5)
 POLICIES = st.builds(
     Retention, keep_last=COUNTS, keep_best=COUNTS, keep_every=st.none() | st.integers(1, 7)
 )
@@ -120,7 +120,7 @@ def test_the_rules_of_one_session():
     assert [id_.int for id_ in decision.gone] == [20, 60, 70, 80]
 
 
-@pytest.mark.parametrize("bad", [{"keep_last": -1}, {"keep_every": 0}, {"keep_best": 1.5}])
+@pytest.mark.parametrize("bad", [{"keep_last": 0}, {"keep_every": 0}, {"keep_best": 1.5}])
 def test_a_policy_of_no_sense_is_refused(bad):
     with pytest.raises(InvalidInputError, match="whole number"):
         Retention(**bad)
