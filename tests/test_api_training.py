@@ -167,3 +167,14 @@ def test_a_key_may_say_its_scope(halo):
         found.summaries(metric="eval/*", scope="train")
     assert [str(key) for key in found.list_series(metric="eval/*")] == ["eval/loss"]
     assert [str(key) for key in found.list_series(metric="val/*")] == ["train/val/acc"]
+
+
+def test_a_status_that_there_is_not_is_refused(halo):
+    with pytest.raises(InvalidInputError, match="status='done' is no status"):
+        halo.training.list(status="done")
+
+
+def test_a_model_that_is_not_registered_is_asked_for_its_version(halo):
+    with pytest.raises(NotFoundError) as raised:
+        halo.training.session("net")
+    assert "net@1.0.0" in str(raised.value.hint)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from arc_halo.training.deleting import Deletion
     from arc_halo.training.sessions import Place, Resume, TrainingSession
 
+STATUSES = ("running", "paused", "completed", "failed", "crashed")
+
 
 class Training:
     """Sessions of training. What is recorded here belongs to no manifest."""
@@ -189,9 +191,15 @@ class Training:
         limit: int | None = None,
     ) -> list[SessionRow]:
         """Sessions as they stand, the newest first. `model` is a name or name@version, `tag` a key
-        or key=value, `name` a pattern with * and ?."""
+        or key=value, `name` a pattern with * and ?. Raises `InvalidInputError` for no status."""
         from arc_halo.training import reading
 
+        if status is not None and status not in STATUSES:
+            raise InvalidInputError(
+                f"status={status!r} is no status of a session",
+                hint=f"write {', '.join(STATUSES)}",
+                code="AH006",
+            )
         with self._project.connection() as conn:
             return reading.sessions(
                 conn, model=model, group=group, tag=tag, status=status, name=name, limit=limit
@@ -288,7 +296,19 @@ def _full_name(
         reference = parse_reference(model)
         if reference is not None and reference.version is not None:
             return f"{reference.name}@{reference.version}"
+        if reference is not None and reference.alias is None:
+            return _registered(conn, model)
     return find_model(conn, model).full_name
+
+
+def _registered(conn: Connection, name: str) -> str:
+    try:
+        return find_model(conn, name).full_name
+    except NotFoundError as exc:
+        raise NotFoundError(
+            f"there is no model {name!r}",
+            hint=f"one that is not registered yet has a version: write {name}@1.0.0",
+        ) from exc
 
 
 def _resumable(

@@ -132,7 +132,9 @@ def _fields(
         ("dataset", session.dataset),
         ("config", session.config),
     ):
-        told += [(f"{title}.{key}", _value(value)) for key, value in flattened(values).items()]
+        told += [
+            (f"{title}.{key}", _value(value)) for key, value in sorted(flattened(values).items())
+        ]
     return told
 
 
