@@ -34,6 +34,7 @@ def write(path: Path, pointer: Pointer) -> None:
         "step": pointer.step,
         "type": pointer.type,
         "id": str(pointer.id),
+        "load_with": "arc_halo.integrations.lightning.load(PATH)",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from arc_halo.errors import ArcHaloError, ConnectionFailedError, NotFoundError
+from arc_halo.api import connect
+from arc_halo.errors import ArcHaloError, CheckpointError, ConnectionFailedError, NotFoundError
 from arc_halo.integrations import _pointers
 from arc_halo.integrations._configs import as_config
 from arc_halo.integrations._metrics import Scopes
 from arc_halo.integrations._pointers import Pointer
 from arc_halo.integrations._runs import Run
-from arc_halo.tensors import dtypes
-from arc_halo.tensors.torch_tensors import as_torch
+from arc_halo.integrations._states import checkpoint_of, files_of, monitored, without_secrets
 from arc_halo.training.checkpoints import generators
+from arc_halo.training.checkpoints.checkpoints import Checkpoints
 from arc_halo.training.checkpoints.saving import Saved
 
 try:
@@ -39,7 +42,6 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from arc_halo.api import Halo
     from arc_halo.store.checkpoints import Checkpoint
-    from arc_halo.training.checkpoints.loading import Contents
     from arc_halo.training.sessions import TrainingSession
 
 logger = logging.getLogger("arc_halo.training")
@@ -59,10 +61,6 @@ SCOPES = {
 """What people write before the names of metrics, for want of scopes."""
 
 
-HYPERPARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
-"""Under which names Lightning saves them."""
-
-
 class ArcHaloLogger(Logger):  # type: ignore[misc]  # the base is untyped here
     """What a `Trainer` logs, in a session that is open, or in one of a model that is named.
 
@@ -80,6 +78,10 @@ class ArcHaloLogger(Logger):  # type: ignore[misc]  # the base is untyped here
         super().__init__()
         self._run = Run(session, halo, options)
         self._scopes = Scopes(SCOPES)
+        self.halo = halo
+        """Where sessions of its own are; None for that of the project the program runs in."""
+        self._begun: Any = None
+        """A trainer whose length is not told yet: it knows when it has its data."""
 
     @property
     @rank_zero_experiment  # type: ignore[untyped-decorator]
@@ -109,8 +111,17 @@ class ArcHaloLogger(Logger):  # type: ignore[misc]  # the base is untyped here
         self._run.begin(as_config(found))
 
     @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Take note of the trainer, which says how long it will be."""
+        self._begun = model.trainer
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Record metrics in the scopes that their names begin with."""
+        if self._begun is not None and self._begun.training and self._run.session is not None:
+            trainer, self._begun = self._begun, None
+            with suppress(ArcHaloError):  # a training does not end because this is not known
+                self._run.session.configure(**totals_of(trainer))
         found = {name: value for name, value in metrics.items() if name != "epoch"}
         for scope, values in self._scopes.divide(found).items():
             self._run.log(values, step=step, epoch=metrics.get("epoch"), scope=scope)
@@ -158,9 +169,16 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
     ) -> dict[str, Any]:
         """What was saved, its tensors on the CPU; `path` may be "latest", a step or an id too.
 
-        The random generators go on from where they were.
+        The random generators go on from where they were, those of the first process.
         """
-        point = self._find(str(path))
+        if not _is_first():
+            return self._load_as_told(str(path))
+        try:
+            point = self._find(str(path))
+        except BaseException:
+            _tell(None)  # the others wait for it
+            raise
+        _tell([str(point.session_id), str(point.id)])
         contents = self._session.checkpoints.read(point.id)
         found = checkpoint_of(contents, point)
         self._files.update(files_of(found))
@@ -177,11 +195,22 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
         file.unlink()
         self._files.discard(file)
 
+    def _load_as_told(self, path: str) -> dict[str, Any]:
+        """What the first process of several loads, in another, which has no session."""
+        told = _tell(None)
+        if told is None:
+            raise CheckpointError(f"the first process has found no checkpoint {path!r}")
+        session_id, point_id = map(UUID, told)
+        if not isinstance(self._given, ArcHaloLogger):
+            return _read(self._given.checkpoints, point_id)
+        with nullcontext(self._given.halo) if self._given.halo else connect() as halo:
+            return _read(_checkpoints(halo, session_id), point_id)
+
     def _let_go(self, pointer: Pointer, file: Path) -> None:
         """Remove what a file means no longer, if it is the session's and no other file means it."""
         if _pointers.is_only(file, pointer, self._files) and pointer.session == self._session.id:
             try:
-                self._session.checkpoints.remove(self._meant(pointer).id)
+                self._session.checkpoints.remove(_meant(self._session.checkpoints, pointer).id)
             except NotFoundError:  # the session's retention may have let it go
                 pass
             except ConnectionFailedError as exc:
@@ -209,18 +238,8 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
 
     def _find(self, path: str) -> Checkpoint:
         if Path(path).is_file():
-            return self._meant(_pointers.read(Path(path)))
+            return _meant(self._session.checkpoints, _pointers.read(Path(path)))
         return self._session.checkpoints.find(int(path) if path.isdecimal() else path)
-
-    def _meant(self, pointer: Pointer) -> Checkpoint:
-        for point in self._session.checkpoints.list():
-            if (point.session_id, point.step, point.type) == (
-                pointer.session,
-                pointer.step,
-                pointer.type,
-            ):
-                return point
-        return self._session.checkpoints.find(pointer.id)
 
     @property
     def _session(self) -> TrainingSession:
@@ -229,52 +248,61 @@ class ArcHaloCheckpointIO(CheckpointIO):  # type: ignore[misc]  # the base is un
         return session
 
 
-def checkpoint_of(contents: Contents, point: Checkpoint) -> dict[str, Any]:
-    """What Lightning saved, as it was; of a `weights_only` checkpoint what it needs of that."""
-    rest = contents.state("model") if "model" in contents.leaves else {}
-    tensors = {
-        name: as_torch(array, dtypes.name_of(array.dtype))
-        for name, array in contents.weights.items()
-    }
-    found: dict[str, Any] = {
-        "global_step": point.step,
-        "epoch": int(point.epoch or 0),
-        "pytorch-lightning_version": version("lightning"),
-    }
-    if "extra" in contents.leaves:
-        found = contents.state("extra")
-    for part, name in (("optimizer", "optimizer_states"), ("scheduler", "lr_schedulers")):
-        if part in contents.leaves:
-            found[name] = contents.state(part)
-    return found | {"state_dict": {**rest.get("values", {}), **tensors}}
+def load(path: str | Path, *, halo: Halo | None = None) -> dict[str, Any]:
+    """What Lightning saved in the checkpoint that a file points to: `state_dict` and all else.
+
+    Without `halo` it is in the database of the project that the program runs in. Raises
+    `CheckpointError` for another's file, and `NotFoundError` where the checkpoint is gone.
+    """
+    if halo is None:
+        with connect() as own:
+            return load(path, halo=own)
+    pointer = _pointers.read(Path(path))
+    checkpoints = _checkpoints(halo, pointer.session)
+    return _read(checkpoints, _meant(checkpoints, pointer).id)
 
 
-def without_secrets(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What Lightning saves beside tensors, its hyperparameters as a config is kept."""
-    kept = {name: value for name, value in checkpoint.items() if name != "hparams_type"}
-    for name in HYPERPARAMETERS & kept.keys():
-        kept[name] = as_config(kept[name])
-    return kept
+def totals_of(trainer: Any) -> dict[str, Any]:
+    """How many steps and epochs a training will have, as far as it is known."""
+    epochs, steps, batches = trainer.max_epochs, trainer.max_steps, trainer.num_training_batches
+    found = {}
+    if epochs is not None and epochs > 0:
+        found["total_epochs"] = epochs
+        if math.isfinite(batches):
+            by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * epochs
+            steps = min(steps, by_epochs) if steps > 0 else by_epochs
+    return found | ({"total_steps": int(steps)} if steps > 0 else {})
 
 
-def monitored(checkpoint: Mapping[str, Any]) -> dict[str, float]:
-    """What the callbacks that decide on checkpoints have measured."""
-    return {
-        state["monitor"]: float(state["current_score"])
-        for state in checkpoint.get("callbacks", {}).values()
-        if isinstance(state, Mapping) and state.get("monitor")
-        if state.get("current_score") is not None
-    }
+def _checkpoints(halo: Halo, session_id: UUID) -> Checkpoints:
+    """Those of a session, to be read."""
+    return Checkpoints(lambda: halo.project.weights, session_id)
 
 
-def files_of(checkpoint: Mapping[str, Any]) -> set[Path]:
-    """The files that callbacks know of."""
-    states = [each for each in checkpoint.get("callbacks", {}).values() if isinstance(each, dict)]
-    known = {path for state in states for path in state.get("best_k_models", {})}
-    known |= {
-        state.get(name) for state in states for name in ("best_model_path", "last_model_path")
-    }
-    return {Path(path) for path in known if path}
+def _meant(checkpoints: Checkpoints, pointer: Pointer) -> Checkpoint:
+    for point in checkpoints.list():
+        if (point.session_id, point.step, point.type) == (
+            pointer.session,
+            pointer.step,
+            pointer.type,
+        ):
+            return point
+    return checkpoints.find(pointer.id)
+
+
+def _read(checkpoints: Checkpoints, point_id: UUID) -> dict[str, Any]:
+    return checkpoint_of(checkpoints.read(point_id), checkpoints.find(point_id))
+
+
+def _tell(ids: list[str] | None) -> list[str] | None:
+    """Tell the other processes what the first one gives; in those, what they are told."""
+    import torch.distributed as processes  # pyright: ignore[reportMissingImports]
+
+    if not (processes.is_available() and processes.is_initialized()):
+        return ids
+    told = [ids]
+    processes.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def _is_first() -> bool:

@@ -124,6 +124,22 @@ def test_a_training_is_recorded_with_scopes_steps_and_epochs(
     assert ask("SELECT total_epochs, current_step FROM training_sessions") == [(2, 7)]
 
 
+@pytest.mark.parametrize(
+    ("changed", "totals"),
+    [
+        ({}, (2, 8)),
+        ({"max_steps": 3}, (2, 3)),
+        ({"max_epochs": -1, "max_steps": 3}, (None, 3)),
+        ({"accumulate_grad_batches": 3}, (2, 4)),
+    ],
+)
+def test_how_many_steps_and_epochs_there_will_be_is_known(
+    halo: arc_halo.Halo, ask: Ask, make: Make, module: Any, changed: dict[str, int], totals: Any
+) -> None:
+    make(logger("story@1.0.0", halo=halo), **changed).fit(module)
+    assert ask("SELECT total_epochs, total_steps FROM training_sessions") == [totals]
+
+
 def test_hyperparameters_are_the_config_without_tokens(
     halo: arc_halo.Halo, ask: Ask, make: Make, module: Any
 ) -> None:
@@ -268,6 +284,26 @@ def test_what_the_last_file_pointed_to_goes_when_it_is_overwritten(
         files = [Path(file) for file in (*kept.best_k_models, kept.last_model_path)]
         assert {json.loads(file.read_text())["step"] for file in files} == {12, 20}
         assert {point.step for point in run.checkpoints.list()} == {12, 20}
+
+
+def test_what_a_file_points_to_is_loaded_without_a_trainer(
+    halo: arc_halo.Halo, make: Make, fresh: Make, tmp_path: Path
+) -> None:
+    from arc_halo.integrations.lightning import load
+
+    module = fresh()
+    with halo.training.session("story@1.0.0") as run:
+        trainer = make(logger(run), max_epochs=1, plugins=[checkpoint_io(run)])
+        trainer.fit(module)
+        trainer.save_checkpoint(tmp_path / "one.ckpt")
+    saved = load(tmp_path / "one.ckpt", halo=halo)
+    assert (saved["global_step"], saved["hyper_parameters"]) == (4, {"lr": 0.1})
+    other = type(module)(**saved["hyper_parameters"])
+    other.load_state_dict(saved["state_dict"])
+    assert other.layer.weight.tolist() == module.layer.weight.tolist()
+    (tmp_path / "other.ckpt").write_text("{}")
+    with pytest.raises(CheckpointError, match="points to no checkpoint of Arc-Halo"):
+        load(tmp_path / "other.ckpt", halo=halo)
 
 
 def test_what_is_pinned_stays_when_lightning_removes_its_file(
