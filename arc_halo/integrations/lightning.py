@@ -7,8 +7,7 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import nullcontext
-from importlib.metadata import version
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID

@@ -326,7 +326,10 @@ def test_a_line_that_is_cut_within_a_statement_is_a_lost_connection(database):
 
 
 def _copy_over_a_cut_line(conn):
-    with conn.cursor() as cursor, cursor.copy("COPY pg_class TO STDOUT") as copy:
+    with (
+        conn.cursor() as cursor,
+        cursor.copy("COPY (SELECT generate_series(1, 3000000)) TO STDOUT") as copy,
+    ):
         with socket.socket(fileno=os.dup(conn.fileno())) as line:
             line.shutdown(socket.SHUT_RDWR)
         while copy.read():
