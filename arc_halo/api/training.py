@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from arc_halo.training.checkpoints.retention import Mode
     from arc_halo.training.comparing import Comparison
     from arc_halo.training.deleting import Deletion
-    from arc_halo.training.sessions import Place, Resume, TrainingSession
+    from arc_halo.training.opening import Resume
+    from arc_halo.training.places import Place
+    from arc_halo.training.sessions import TrainingSession
 
 STATUSES = ("running", "paused", "completed", "failed", "crashed")
 
@@ -103,8 +105,8 @@ class Training:
             log_settings,
             new_session,
         )
-        from arc_halo.training.sessions import begin, check_resume
-        from arc_halo.training.sessions import resume as take_up
+        from arc_halo.training.opening import begin, check_resume
+        from arc_halo.training.opening import resume as take_up
 
         check_resume(resume)
         labels: JsonObject | None = as_tags(tags)
@@ -176,7 +178,7 @@ class Training:
     def sync(self) -> dict[UUID, int]:
         """Write what sessions of this project left on the local disk while the database was away;
         how many points of each session."""
-        from arc_halo.training.sessions import sync
+        from arc_halo.training.syncing import sync
 
         return sync(self._place)
 
@@ -224,7 +226,7 @@ class Training:
         where checkpoints are pinned or forks would lose history.
         """
         from arc_halo.training import deleting, reading
-        from arc_halo.training.sessions import this_program
+        from arc_halo.training.programs import this_program
 
         with self._project.connection() as conn:
             ids = list(dict.fromkeys(reading.session(conn, each).id for each in sessions))
@@ -252,7 +254,7 @@ class Training:
     @property
     def _place(self) -> Place:
         from arc_halo.store.connection import connect
-        from arc_halo.training.sessions import Place
+        from arc_halo.training.places import Place
 
         url = self._project.url
         return Place(
@@ -263,7 +265,7 @@ class Training:
 
     @property
     def _program(self) -> Program:
-        from arc_halo.training.sessions import this_program
+        from arc_halo.training.programs import this_program
 
         found = git_state(self._project.directory)
         if found is None:

@@ -12,7 +12,7 @@ from arc_halo.store.checkpoints import Checkpoint
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_reading import SessionRow
 from arc_halo.store.training_sessions import Program
-from arc_halo.training.sessions import is_alive
+from arc_halo.training.programs import is_alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,15 @@
-"""Training sessions: begun, taken up where a program was lost, logged to, and ended."""
+"""Training sessions at work: logged to, saved and restored, and ended."""
 
 from __future__ import annotations
 
 import atexit
 import logging
-import os
-import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from arc_halo.config import redact
@@ -20,21 +17,18 @@ from arc_halo.errors import (
     ArcHaloError,
     CheckpointError,
     InvalidInputError,
-    NotFoundError,
-    RefusedError,
     TrainingError,
 )
-from arc_halo.store import gradient_checkpoints, training_points, training_sessions
-from arc_halo.store.connection import translate
+from arc_halo.store import gradient_checkpoints, training_sessions
 from arc_halo.store.gradient_checkpoints import GradientCheckpoint
-from arc_halo.store.rows import Connection
-from arc_halo.store.training_sessions import NewSession, Program, SessionRecord
+from arc_halo.store.training_sessions import SessionRecord
 from arc_halo.store.trainings import Training
 from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
 from arc_halo.training.checkpoints.of_sessions import Checkpointing
-from arc_halo.training.configs import changed, check_plain, covered
+from arc_halo.training.configs import check_plain, covered
 from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import LogSettings, PointLog
+from arc_halo.training.places import Place
 from arc_halo.training.points import SYSTEM
 from arc_halo.training.recomputing import RecomputingPlan
 from arc_halo.training.recording import GradientRecorder, Recording
@@ -42,24 +36,10 @@ from arc_halo.training.spool import ENDS, Spool
 from arc_halo.training.steps import MAX_STEP, whole_step
 from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
-from arc_halo.weights.store import WeightStore
 
 logger = logging.getLogger("arc_halo.training")
 
-Resume = Literal["never", "allow", "must"]
-SILENT_SECONDS = 60.0
-"""After so long without a sign of life a session counts as crashed."""
-
 MAX_ERROR = 2000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a program keeps its sessions: the database, and a directory for what has to wait."""
-
-    connect: Callable[[], Connection]
-    spool_directory: Path
-    weights: Callable[[], WeightStore]
 
 
 class TrainingSession(Checkpointing, Recording):
@@ -89,7 +69,7 @@ class TrainingSession(Checkpointing, Recording):
         self.is_resumed = is_resumed
         self.step = record.current_step
         """The step that was logged last."""
-        self._connect = place.connect
+        self._place = place
         self._lease = lease
         self._is_over = False
         self._is_new = is_new
@@ -147,7 +127,7 @@ class TrainingSession(Checkpointing, Recording):
         """Record which layers are computed again in the backward pass, in place of what was
         recorded before. It waits for the database; raises `DatabaseError`."""
         rows = [GradientCheckpoint(**asdict(layer)) for layer in plan.layers]
-        with _opened(self._connect) as conn, conn.transaction():
+        with self._place.connection() as conn, conn.transaction():
             gradient_checkpoints.replace(conn, self.id, rows)
 
     @property
@@ -180,7 +160,7 @@ class TrainingSession(Checkpointing, Recording):
         `DatabaseError`, and `TrainingError` where the session is no longer this program's.
         """
         check_plain(config=config)
-        with _opened(self._connect) as conn:
+        with self._place.connection() as conn:
             whole = training_sessions.configure(
                 conn,
                 self.id,
@@ -294,73 +274,6 @@ class TrainingSession(Checkpointing, Recording):
             logger.error("the last checkpoint was not saved: %s", _told(trouble))
 
 
-def begin(
-    place: Place,
-    new: NewSession,
-    *,
-    settings: LogSettings,
-    program: Program,
-    keeping: Keeping | None = None,
-    training: Training | None = None,
-) -> TrainingSession:
-    """A new session."""
-    with _opened(place.connect) as conn:
-        session_id, lease = training_sessions.begin(conn, new, program)
-        record = _found(conn, session_id)
-    return TrainingSession(
-        place,
-        record,
-        lease,
-        settings,
-        is_resumed=False,
-        is_new=record.forked_at_step is None,
-        keeping=keeping,
-        training=training,
-    )
-
-
-def resume(
-    place: Place,
-    record: SessionRecord,
-    config: JsonObject,
-    *,
-    settings: LogSettings,
-    program: Program,
-    keeping: Keeping | None = None,
-    training: Training | None = None,
-) -> TrainingSession:
-    """Go on with a session that was paused, failed, or lost its program.
-
-    A `config` that differs from what it had is told, and takes its place. Raises `RefusedError`
-    for a session that is at work, or completed.
-    """
-    _check_resumable(record, program)
-    if config and (differences := changed(record.config, config)):
-        logger.warning("the session goes on with another config: %s", ", ".join(differences))
-    with _opened(place.connect) as conn:
-        lease = training_sessions.take_up(conn, record, config or record.config, program)
-        if lease is None:
-            raise RefusedError(
-                f"another program has just taken up the session {record.id}",
-                hint="wait for it to end, or begin a session of your own",
-                code="AH076",
-            )
-        record = _found(conn, record.id)
-        # Its program may have been lost before it had written anything.
-        is_new = record.forked_at_step is None and record.current_step == 0
-        is_new = is_new and not training_points.series(conn, record.id)
-    return TrainingSession(
-        place,
-        record,
-        lease,
-        settings,
-        is_resumed=True,
-        is_new=is_new,
-        keeping=keeping,
-        training=training,
-    )
-
-
 def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> SystemMetrics | None:
     if settings.system_seconds is None:
         return None
@@ -369,115 +282,6 @@ def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> Sy
         seconds=settings.system_seconds,
         started_at=record.started_at.timestamp(),
     )
-
-
-def is_alive(record: SessionRecord, program: Program) -> bool:
-    """Whether a program is at work on a session, as far as `program` can tell.
-
-    It gave a sign of life within a minute; where it is one of this host, its process is there.
-    """
-    if record.status != "running" or record.silent_seconds >= SILENT_SECONDS:
-        return False
-    is_here = record.host == program.host and record.pid is not None
-    return not is_here or _is_process(record.pid or 0)
-
-
-def this_program(git_commit: str | None = None, git_dirty: bool | None = None) -> Program:
-    return Program(
-        host=socket.gethostname(), pid=os.getpid(), git_commit=git_commit, git_dirty=git_dirty
-    )
-
-
-def sync(place: Place) -> dict[UUID, int]:
-    """Write what sessions of this machine left in their spools; how many points of each.
-
-    Those of running sessions are left to them. So are those that the database does not know: it
-    may be another database. Raises `DatabaseError`, `TrainingError`, when all else is written.
-    """
-    written: dict[UUID, int] = {}
-    trouble: ArcHaloError | None = None
-    for directory in sorted(place.spool_directory.glob("*-*-*-*-*")):
-        try:
-            session_id = UUID(directory.name)
-        except ValueError:
-            continue
-        try:
-            count = _sync_one(place, directory, session_id)
-        except ArcHaloError as exc:
-            logger.warning("what waits in %s could not be written: %s", directory, exc.message)
-            trouble = trouble or exc
-        else:
-            if count is not None:
-                written[session_id] = count
-    if trouble is not None:
-        raise trouble
-    return written
-
-
-def _sync_one(place: Place, directory: Path, session_id: UUID) -> int | None:
-    """How many points of a session were written; None where it is left alone."""
-    with _opened(place.connect) as conn:
-        record = training_sessions.find(conn, session_id)
-    if record is None:
-        logger.warning(
-            "this database has no session %s: what waits in %s is left there. "
-            "Remove the directory if the session was deleted",
-            session_id,
-            directory,
-        )
-        return None
-    spool = Spool(directory, limit_bytes=0)
-    ended = spool.end()
-    is_over = ended is not None and ended[0] == record.lease
-    if not is_over and is_alive(record, this_program()):
-        return None
-    count = 0
-    for path, batch in spool.batches():
-        delivery = Delivery(place.connect, record.id, record.lease)
-        try:
-            delivery.deliver_leftover(batch)
-        finally:
-            delivery.close()
-        count += len(batch)
-        spool.drop(path)
-    if ended is not None:
-        lease, status, error = ended
-        with _opened(place.connect) as conn:
-            training_sessions.end(conn, record.id, lease, status, error)
-    spool.drop_end()
-    spool.drop_torn()
-    spool.close()
-    return count
-
-
-@contextmanager
-def _opened(connect: Callable[[], Connection]) -> Iterator[Connection]:
-    """A connection for a moment, whose errors are ours."""
-    with translate(), connect() as conn:
-        yield conn
-
-
-def _check_resumable(record: SessionRecord, program: Program) -> None:
-    if record.status == "completed":
-        raise RefusedError(
-            f"the session {record.name or record.id} is completed",
-            hint="begin another, or fork it from one of its steps",
-            code="AH076",
-        )
-    if is_alive(record, program):
-        raise RefusedError(
-            f"the session {record.name or record.id} is at work on {record.host}: it gave a sign "
-            f"of life {record.silent_seconds:.0f} s ago",
-            hint=f"if its program is gone, try again when {SILENT_SECONDS:.0f} s have passed",
-            code="AH076",
-        )
-
-
-def _found(conn: Connection, session_id: UUID) -> SessionRecord:
-    record = training_sessions.find(conn, session_id)
-    if record is None:
-        raise NotFoundError(f"there is no training session {session_id}")
-    return record
 
 
 def _told(error: BaseException) -> str:
@@ -500,23 +304,3 @@ def _shown(given: Any) -> str:
         return repr(given)[:80]
     except Exception:  # noqa: BLE001 - what cannot be shown must not end a training either
         return type(given).__name__
-
-
-def _is_process(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def check_resume(resume: str) -> None:
-    """Raise `InvalidInputError` for a word that is none of `Resume`."""
-    if resume not in ("never", "allow", "must"):
-        raise InvalidInputError(
-            f"resume={resume!r} makes no sense",
-            hint="write 'never', 'allow' or 'must'",
-            code="AH006",
-        )

@@ -39,7 +39,7 @@ def rm(
     """
     from arc_halo.api.training import Training
     from arc_halo.training import deleting, reading
-    from arc_halo.training.sessions import this_program
+    from arc_halo.training.programs import this_program
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()
