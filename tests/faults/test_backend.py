@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -53,10 +54,11 @@ def test_all_connections_killed_at_once_between_two_steps(scene, undisturbed, at
     def advance(size):
         nonlocal done
         done += size
-        if done >= at_bytes and not killed:
+        # Threads come here at once, and one kills.
+        if done >= at_bytes and once.acquire(blocking=False):
             killed.append(kill_all(scene))
 
-    killed = []
+    once, killed = threading.Lock(), []
     with scene.store() as store:
         running = scene.running(lambda: scene.bring_in(store, advance=advance))
         check_error(running.exception(60), ConnectionFailedError)
