@@ -195,7 +195,8 @@ class PointLog:
     def _rest(self) -> None:
         """Wait for the next round, or until somebody asks for one."""
         with suppress(Empty):
-            self._wake.get(timeout=self._settings.flush_seconds)
+            # Half of it, so that what was logged is written, too, when all of it has passed.
+            self._wake.get(timeout=self._settings.flush_seconds / 2)
             while True:
                 self._wake.get_nowait()
 
