@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,11 +16,10 @@ from arc_halo.reconcile import kinds
 from arc_halo.store import builds, models
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.models import ModelRecord
-from arc_halo.tensors import dtypes
 from arc_halo.tensors.digests import format_digest
 from arc_halo.transfer.sources import MAX_NAME_BYTES
-from arc_halo.types import TensorInfo
-from arc_halo.weights.building import Recipe, build
+from arc_halo.weights.arrays import build_arrays, fresh_key
+from arc_halo.weights.building import Recipe
 from arc_halo.weights.handles import Tensor
 from arc_halo.weights.reading import read_arrays
 
@@ -97,18 +94,8 @@ class Tensors:
             _check_tensor_name(name)
         metadata = dict(metadata or {})
         _check_metadata(metadata)
-        raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
-        infos = [
-            TensorInfo(
-                name=name,
-                dtype=dtypes.name_of(array.dtype),
-                shape=tuple(array.shape),
-                size_bytes=len(raw[name]),
-            )
-            for name, array in arrays.items()
-        ]
-        recipe = Recipe(purpose="write", key=_fresh_key(), recipe={"model": record.full_name})
-        built = build(self._project.weights, recipe, infos, lambda info: [raw[info.name]])
+        recipe = Recipe(purpose="write", key=fresh_key(), recipe={"model": record.full_name})
+        built = build_arrays(self._project.weights, recipe, arrays)
         self._point(record, format_digest(built.root), metadata)
         return format_digest(built.root)
 
@@ -162,8 +149,3 @@ def _check_metadata(metadata: Mapping[Any, Any]) -> None:
                 hint="keys and values are text without NUL",
                 code="AH006",
             )
-
-
-def _fresh_key() -> bytes:
-    """Writes of arrays are not remembered: each is a build of its own."""
-    return hashlib.sha256(b"arc-halo/write/1\0" + secrets.token_bytes(32)).digest()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from arc_halo.reactors.records import canonical
 from arc_halo.store import builds
 from arc_halo.tensors import dtypes
-from arc_halo.types import JsonObject, TensorInfo
-from arc_halo.weights.building import Recipe, build
+from arc_halo.types import JsonObject
+from arc_halo.weights.arrays import build_arrays
+from arc_halo.weights.building import Recipe
 from arc_halo.weights.reading import read_arrays
 from arc_halo.weights.store import WeightStore
 
@@ -26,19 +27,10 @@ def store_arrays(store: WeightStore, arrays: Arrays, facts: JsonObject) -> bytes
     Equal ones of the same facts are there once. Whoever wants them kept has to point to the set.
     """
     raw = {name: dtypes.raw_bytes(array) for name, array in arrays.items()}
-    infos = [
-        TensorInfo(
-            name=name,
-            dtype=dtypes.name_of(array.dtype),
-            shape=tuple(array.shape),
-            size_bytes=len(raw[name]),
-        )
-        for name, array in arrays.items()
-    ]
     facts = {**facts, "tensors": {n: hashlib.sha256(raw[n]).hexdigest() for n in raw}}
     key = hashlib.sha256(b"arc-halo/reactor-arrays/1\0" + canonical(facts)).digest()
     recipe = Recipe(purpose="write", key=key, recipe=facts)
-    return build(store, recipe, infos, lambda info: [raw[info.name]]).root
+    return build_arrays(store, recipe, arrays).root
 
 
 def load_arrays(store: WeightStore, weight_set_id: int) -> Arrays:

@@ -3,9 +3,7 @@ was last of each."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,13 +11,12 @@ from uuid import UUID
 from arc_halo.errors import ArcHaloError, InvalidInputError, NotFoundError, TrainingError
 from arc_halo.store import gradients as store_of
 from arc_halo.store.gradients import GradientRow
-from arc_halo.tensors import dtypes
 from arc_halo.training.delivering import Delivery
 from arc_halo.training.gradients import SCOPE, TOTAL, Gradient, read, total_norm
 from arc_halo.training.logging import PointLog
 from arc_halo.training.steps import whole_step
-from arc_halo.types import TensorInfo
-from arc_halo.weights.building import Recipe, build
+from arc_halo.weights.arrays import build_arrays, fresh_key
+from arc_halo.weights.building import Recipe
 from arc_halo.weights.store import WeightStore
 
 if TYPE_CHECKING:
@@ -59,7 +56,9 @@ class Recording:
         and `DatabaseError`.
         """
         if self._is_over:
-            logger.warning("gradients came after the end of the session: not recorded")
+            self._log.tell(
+                "late gradients", "gradients came after the end of the session: not recorded"
+            )
             return
         at = self.step if step is None else _whole(step)
         found = read(source)
@@ -155,20 +154,9 @@ class GradientRecorder:
         )
 
     def _store(self, store: WeightStore, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-        infos = [
-            TensorInfo(
-                name=name,
-                dtype=dtypes.name_of(array.dtype),
-                shape=tuple(array.shape),
-                size_bytes=array.nbytes,
-            )
-            for name, array in arrays.items()
-        ]
-        # Each its own: what an earlier run left unfinished may be of other values.
-        key = hashlib.sha256(b"arc-halo/gradients/1\0" + uuid.uuid4().bytes).digest()
         about = {"session": str(self._session_id), "of": "gradients"}
-        recipe = Recipe(purpose="write", key=key, recipe=about)
-        return build(store, recipe, infos, lambda info: [dtypes.raw_bytes(arrays[info.name])]).root
+        recipe = Recipe(purpose="write", key=fresh_key(), recipe=about)
+        return build_arrays(store, recipe, arrays).root
 
 
 def _whole(step: Any) -> int:

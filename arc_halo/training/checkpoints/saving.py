@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ from arc_halo.errors import CheckpointError, NotFoundError
 from arc_halo.store import checkpoints as store_of
 from arc_halo.store.checkpoints import Checkpoint, NewCheckpoint, StateRow
 from arc_halo.store.rows import Connection
-from arc_halo.tensors import dtypes
 from arc_halo.training.checkpoints.retention import Candidate, Mode, Retention, best, decide
 from arc_halo.training.checkpoints.snapshots import Snapshot, as_metrics, metric_value
-from arc_halo.types import JsonObject, TensorInfo
-from arc_halo.weights.building import Built, Recipe, build
+from arc_halo.types import JsonObject
+from arc_halo.weights.arrays import build_arrays, fresh_key
+from arc_halo.weights.building import Built, Recipe
 from arc_halo.weights.store import AUTO, WeightStore
 
 if TYPE_CHECKING:
@@ -197,19 +196,8 @@ def _store_tensors(
 def _build(
     store: WeightStore, arrays: Mapping[str, NDArray[Any]], about: JsonObject, base: bytes | None
 ) -> Built:
-    infos = [
-        TensorInfo(
-            name=name,
-            dtype=dtypes.name_of(array.dtype),
-            shape=tuple(array.shape),
-            size_bytes=array.nbytes,
-        )
-        for name, array in arrays.items()
-    ]
-    # Each its own: what an earlier run left unfinished may be of other values.
-    key = hashlib.sha256(b"arc-halo/checkpoint/1\0" + uuid.uuid4().bytes).digest()
-    recipe = Recipe(purpose="checkpoint", key=key, recipe=about, delta_from=base)
-    return build(store, recipe, infos, lambda info: [dtypes.raw_bytes(arrays[info.name])])
+    recipe = Recipe(purpose="checkpoint", key=fresh_key(), recipe=about, delta_from=base)
+    return build_arrays(store, recipe, arrays)
 
 
 def _bases(store: WeightStore, facts: Facts) -> tuple[bytes | None, bytes | None]:
