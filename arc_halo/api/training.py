@@ -365,17 +365,12 @@ def _with_id(conn: Connection, id: str | UUID, resume: Resume) -> SessionRecord:
 
 
 def _find(conn: Connection, session: str | UUID) -> SessionRecord:
-    """A session by its id, or the newest of a name."""
-    found = None
-    session_id = session if isinstance(session, UUID) else as_uuid(session)
-    if session_id is not None:
-        found = training_sessions.find(conn, session_id)
-    elif isinstance(session, str):
-        found = training_sessions.newest(conn, name=session)
+    """A session, named as for `get`."""
+    from arc_halo.training.naming import find_session
+
+    found = training_sessions.find(conn, find_session(conn, session).id)
     if found is None:
-        raise NotFoundError(
-            f"there is no training session {str(session)!r}", hint="`arc-halo training ls`"
-        )
+        raise NotFoundError(f"there is no training session {str(session)!r} any more")
     return found
 
 

@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.store.rows import Connection, as_bytes, as_uuid
+from arc_halo.store.training_reading import SessionName
 from arc_halo.types import JsonObject
 
 # Two programs that save for one session wait for one another, and see what the other did.
@@ -183,13 +184,6 @@ WHERE NOT EXISTS (
           AND NOT EXISTS (SELECT FROM own AS o WHERE o.digest = delta.digest))
 """
 
-SESSIONS = """
-SELECT id, session_name FROM training_sessions
-WHERE session_name = %(text)s OR id::text LIKE %(prefix)s || '%%'
-ORDER BY session_name IS NOT DISTINCT FROM %(text)s DESC, started_at DESC, id
-LIMIT 50
-"""
-
 SESSIONS_WITH_CHECKPOINTS = """
 SELECT session.id, session.session_name FROM training_sessions AS session
 WHERE EXISTS (SELECT FROM model_checkpoints AS point WHERE point.session_id = session.id)
@@ -249,12 +243,6 @@ class StateRow:
     path: str
     value: str | None
     tensor: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionName:
-    id: UUID
-    session_name: str | None
 
 
 def lock_session(conn: Connection, session_id: UUID) -> UUID | None:
@@ -390,12 +378,6 @@ def own_bytes(conn: Connection, ids: Sequence[UUID]) -> int:
     row = conn.execute(OWN_BYTES, {"ids": list(ids)}).fetchone()
     assert row is not None
     return int(str(row[0]))
-
-
-def find_sessions(conn: Connection, text: str, *, prefix: str) -> list[SessionName]:
-    """Those of that name, newest first, and then those whose id begins with `prefix`."""
-    with conn.cursor(row_factory=class_row(SessionName)) as cursor:
-        return cursor.execute(SESSIONS, {"text": text, "prefix": prefix}).fetchall()
 
 
 def sessions_with_checkpoints(conn: Connection) -> list[SessionName]:

@@ -242,8 +242,8 @@ class SessionRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A session that what somebody wrote may mean."""
+class SessionName:
+    """A session, and what it is called."""
 
     id: UUID
     session_name: str | None
@@ -302,9 +302,9 @@ def sessions(
         return cursor.execute(SESSIONS, asked).fetchall()
 
 
-def find(conn: Connection, text: str, digits: str) -> list[Found]:
+def find(conn: Connection, text: str, digits: str) -> list[SessionName]:
     """Sessions with this id, name, or `digits` at the beginning of their id; the best first."""
-    with conn.cursor(row_factory=class_row(Found)) as cursor:
+    with conn.cursor(row_factory=class_row(SessionName)) as cursor:
         return cursor.execute(FIND, {"text": text, "digits": digits}).fetchall()
 
 

@@ -23,14 +23,13 @@ from arc_halo.names import did_you_mean
 from arc_halo.store import training_reading
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_reading import MAX_STEP, Page, SessionRow, Span
+from arc_halo.training.naming import find_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BUCKETS = 1000
 TRAIN = "train"
-PREFIX_DIGITS = 6
-"""Of an id, at least so many name a session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +139,7 @@ def session(conn: Connection, named: str | UUID) -> SessionRow:
 
     Raises `NotFoundError`, and `InvalidInputError` for the beginning of several ids.
     """
-    found = training_reading.sessions(conn, ids=[_resolved(conn, str(named))])
+    found = training_reading.sessions(conn, ids=[find_session(conn, named).id])
     if not found:
         raise NotFoundError(f"there is no training session {str(named)!r} any more")
     return found[0]
@@ -246,29 +245,6 @@ _NO_POINTS = Page(
     epochs=np.empty(0, np.float32),
     times=np.empty(0, "datetime64[us]"),
 )
-
-
-def _resolved(conn: Connection, named: str) -> UUID:
-    digits = re.sub("-", "", named.lower())
-    is_prefix = len(digits) >= PREFIX_DIGITS and re.fullmatch("[0-9a-f]{1,32}", digits) is not None
-    is_storable = "\0" not in named
-    found = training_reading.find(conn, named, digits if is_prefix else "") if is_storable else []
-    if not found:
-        close = did_you_mean(named, training_reading.names(conn))
-        raise NotFoundError(
-            f"there is no training session {named!r}",
-            hint=close or "`arc-halo training ls` lists them",
-        )
-    best = found[0]
-    is_exact = named in (str(best.id), best.session_name)
-    if len(found) > 1 and not is_exact:
-        listed = ", ".join(str(each.id) for each in found[:10]) + (", …" if found[10:] else "")
-        raise InvalidInputError(
-            f"{named!r} begins several ids of training sessions: {listed}",
-            hint="give more of the id",
-            code="AH006",
-        )
-    return best.id
 
 
 def _spans(

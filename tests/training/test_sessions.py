@@ -422,6 +422,8 @@ def test_a_fork_knows_where_it_comes_from(halo: Halo, ask: Ask) -> None:
         fork.log({"loss": 0.5})
     assert ask("SELECT parent_id, forked_at_step, current_step FROM training_sessions"
                " WHERE id = %s", fork.id) == [(trunk.id, 60, 61)]  # fmt: skip
+    with halo.training.session("story@1.0.0", fork_from=str(trunk.id)[:8], at_step=9) as other:
+        assert other.step == 9
     with pytest.raises(RefusedError, match="no step 101"):
         halo.training.session("story@1.0.0", fork_from=trunk.id, at_step=101)
     with pytest.raises(InvalidInputError, match="a fork needs both"):

@@ -45,7 +45,7 @@ def ls(invocation: Invocation, session: str) -> None:
     """
     from arc_halo.reconcile.report import as_json
     from arc_halo.store import checkpoints as store_of
-    from arc_halo.training.checkpoints.finding import find_session
+    from arc_halo.training.naming import find_session
 
     with invocation.open(needs_database=True) as project:
         project.check_schema()

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from arc_halo.project import Project
-    from arc_halo.store.checkpoints import SessionName
     from arc_halo.store.rows import Connection
+    from arc_halo.store.training_reading import SessionName
     from arc_halo.training.checkpoints.pruning import Pruned
     from arc_halo.training.checkpoints.retention import Retention
     from arc_halo.types import JsonObject
@@ -87,7 +87,7 @@ def prune(
 
 def _found(conn: Connection, sessions: Sequence[str], all_: bool) -> list[SessionName]:
     from arc_halo.store.checkpoints import sessions_with_checkpoints
-    from arc_halo.training.checkpoints.finding import find_session
+    from arc_halo.training.naming import find_session
 
     if all_:
         return sessions_with_checkpoints(conn)

@@ -1,34 +1,21 @@
-"""Sessions and checkpoints by what people call them: `tune:best`, `tune:400`, `0f6e2a`."""
+"""Checkpoints by what people call them: `tune:best`, `tune:400`, `0f6e2a`."""
 
 from __future__ import annotations
 
 import re
-from typing import TypeVar
 
 from arc_halo.errors import InvalidInputError, NotFoundError
 from arc_halo.store import checkpoints as store_of
-from arc_halo.store.checkpoints import Checkpoint, SessionName
+from arc_halo.store.checkpoints import Checkpoint
 from arc_halo.store.rows import Connection
 from arc_halo.training.checkpoints.choosing import choose
 from arc_halo.training.checkpoints.saving import history
-
-T = TypeVar("T")
+from arc_halo.training.naming import find_session, session_or_none
 
 PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{5,35}")
 """The beginning of an id, six digits or more."""
 
 WHICH = re.compile(r"(?P<session>.+):(?P<which>latest|best|\d{1,18})")
-
-
-def find_session(conn: Connection, text: str) -> SessionName:
-    """The session of that name, of several the newest, or the one whose id begins so.
-
-    Raises `NotFoundError`, and `InvalidInputError` for the beginning of several ids.
-    """
-    found = _sessions(conn, text)
-    if not found:
-        raise NotFoundError(f"there is no training session {text!r}", hint="`arc-halo training ls`")
-    return found
 
 
 def find_checkpoint(
@@ -39,7 +26,7 @@ def find_checkpoint(
     A session alone means its latest that can hold `parts`. Raises `NotFoundError`, and
     `InvalidInputError` for the beginning of several ids.
     """
-    named, which, session = text, "latest", _sessions(conn, text)
+    named, which, session = text, "latest", session_or_none(conn, text)
     if session is None and (matched := WHICH.fullmatch(text)):
         named, which = matched["session"], matched["which"]
         session = find_session(conn, named)
@@ -56,30 +43,19 @@ def find_checkpoint(
     return found
 
 
-def _sessions(conn: Connection, text: str) -> SessionName | None:
-    named = store_of.find_sessions(conn, text, prefix=_prefix(text))
-    if not named or named[0].session_name == text:
-        return named[0] if named else None
-    return _only(named, text)
-
-
 def _by_prefix(conn: Connection, text: str) -> Checkpoint:
     ids = store_of.ids_by_prefix(conn, _prefix(text))
-    found = store_of.by_id(conn, _only(ids, text)) if ids else None
+    if len(ids) > 1:
+        raise InvalidInputError(
+            f"{text!r} begins several ids of checkpoints", hint="give more of the id"
+        )
+    found = store_of.by_id(conn, ids[0]) if ids else None
     if found is None:
         raise NotFoundError(
             f"there is no training session and no checkpoint {text!r}",
             hint="write SESSION, SESSION:STEP, SESSION:best or the beginning of an id",
         )
     return found
-
-
-def _only(found: list[T], text: str) -> T:
-    if len(found) > 1:
-        raise InvalidInputError(
-            f"{text!r} begins several ids", hint="write more of the one that is meant"
-        )
-    return found[0]
 
 
 def _prefix(text: str) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from arc_halo.errors import InvalidInputError, NotFoundError
 from arc_halo.training.checkpoints.checkpoints import Checkpoints
-from arc_halo.training.checkpoints.finding import find_checkpoint, find_session
+from arc_halo.training.checkpoints.finding import find_checkpoint
+from arc_halo.training.naming import find_session
 
 
 @pytest.fixture
