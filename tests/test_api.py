@@ -210,14 +210,14 @@ def test_a_model_deleted_while_it_is_written_is_told(
     halo: Halo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = create(halo)
-    build = arc_halo.api.tensors.build
+    build = arc_halo.api.tensors.build_arrays
 
     def overtaken(*arguments: Any, **fields: Any) -> Any:
         with halo.project.connection() as conn:
             conn.execute("DELETE FROM models")
         return build(*arguments, **fields)
 
-    monkeypatch.setattr(arc_halo.api.tensors, "build", overtaken)
+    monkeypatch.setattr(arc_halo.api.tensors, "build_arrays", overtaken)
     with pytest.raises(NotFoundError, match="deleted meanwhile"):
         halo.tensors.write(made, {"w": np.ones(3)})
 
