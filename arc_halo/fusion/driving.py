@@ -33,6 +33,8 @@ from arc_halo.weights.threads import Cancellation, in_pool
 from arc_halo.weights.writing import Totals
 
 POLL_SECONDS = 0.2
+# Once nothing is left to do, how long workers are given to say what they did.
+LAST_WORD_SECONDS = 2
 MOST_VAIN_ROUNDS = 3
 """How often workers may all end with nothing done before it is given up."""
 
@@ -182,6 +184,7 @@ class _Drive:
             while not self._is_over(futures):
                 wait(futures, timeout=POLL_SECONDS)
                 still_here.say()
+            wait(futures, timeout=LAST_WORD_SECONDS)
             for future in futures:
                 future.cancel()
         return self._hear(futures)
