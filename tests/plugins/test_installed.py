@@ -140,3 +140,5 @@ def test_a_new_package_installs_as_it_is_written_and_keeps_its_contract(
     if kind == "strategy":
         # Each element is a mean of what stays within 0.01 of the median.
         assert merge(run, models, name) == pytest.approx([1.0, 0.0], abs=0.01)
+    # The next one finds nothing of it: what an editable package points to is gone by then.
+    run(*PIP[:3], "uninstall", "--quiet", "--yes", f"halo-fresh-{kind}")
