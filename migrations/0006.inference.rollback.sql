@@ -1,5 +1,9 @@
 DROP TABLE attention_patterns;
 DROP TABLE activation_cache;
+DROP TABLE kv_cache_counters;
+DROP TABLE kv_cache_pins;
+DROP TABLE kv_cache_usage;
+DROP TABLE kv_cache_generations;
 DROP TABLE kv_cache_bodies;
 DROP TABLE kv_cache;
 DROP TABLE inference_metrics;

@@ -64,60 +64,131 @@ COMMENT ON COLUMN inference_metrics.memory_bytes IS
 
 CREATE INDEX inference_metrics_session_id_idx ON inference_metrics (session_id, recorded_at);
 
--- The partitions are UNLOGGED: a cache may be lost, and eviction by DROP leaves nothing to vacuum.
+-- All of it is UNLOGGED: a cache may be lost, and after a crash it is empty, as a whole. The
+-- partitions are generations: what is oldest is truncated, which leaves nothing to vacuum.
 CREATE TABLE kv_cache (
     block_key bytea NOT NULL CHECK (octet_length(block_key) = 32),
-    generation integer NOT NULL CHECK (generation >= 0),
+    generation smallint NOT NULL,
+    block_index integer NOT NULL CHECK (block_index >= 0),
+    token_count integer NOT NULL CHECK (token_count > 0),
     parent_key bytea CHECK (octet_length(parent_key) = 32),
     weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
     tenant text NOT NULL DEFAULT '',
-    block_index integer NOT NULL CHECK (block_index >= 0),
-    token_count integer NOT NULL CHECK (token_count > 0),
-    layout jsonb NOT NULL CHECK (jsonb_typeof(layout) = 'object'),
-    digest bytea NOT NULL CHECK (octet_length(digest) = 32),
+    tokens bytea NOT NULL,
+    digest bytea NOT NULL CHECK (octet_length(digest) = 16),
     codec text NOT NULL CHECK (codec <> ''),
     codec_version integer NOT NULL CHECK (codec_version > 0),
     part_count integer NOT NULL CHECK (part_count > 0),
     raw_bytes bigint NOT NULL CHECK (raw_bytes > 0),
     stored_bytes bigint NOT NULL CHECK (stored_bytes > 0),
-    is_pinned boolean NOT NULL DEFAULT false,
+    error real CHECK (error >= 0),
     hit_count bigint NOT NULL DEFAULT 0 CHECK (hit_count >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz,
+    last_used_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (block_key, generation),
-    CONSTRAINT kv_cache_first_has_no_parent CHECK ((block_index = 0) = (parent_key IS NULL))
+    CONSTRAINT kv_cache_tokens_fit CHECK (octet_length(tokens) = 4 * token_count)
 ) PARTITION BY LIST (generation);
 COMMENT ON TABLE kv_cache IS
-    'Keys and values of prompt prefixes, in blocks of tokens. Whole generations are dropped to evict.';
+    'Keys and values of prompt prefixes, in blocks of tokens, of a group of layers each.';
 COMMENT ON COLUMN kv_cache.block_key IS
     'SHA-256 chain over weights, adapter, tenant, layout, block size, parent and tokens.';
 COMMENT ON COLUMN kv_cache.generation IS
-    'The partition; a hit in an old one moves the block to the newest.';
-COMMENT ON COLUMN kv_cache.layout IS
-    'Shape of the block: layers, heads, head size, dtype, rotary settings.';
+    'The partition, -1 for what is pinned; a hit in an old one moves the block to the newest.';
+COMMENT ON COLUMN kv_cache.parent_key IS
+    'The block before it, without which it is of no use. NULL for the first, and for those of '
+    'sliding-window layers, which need no more than their window.';
+COMMENT ON COLUMN kv_cache.tokens IS
+    'Its tokens, 4 bytes each, little-endian: compared when it is loaded.';
 COMMENT ON COLUMN kv_cache.digest IS
-    'SHA-256 of the raw bytes; a block that does not have it is a miss.';
+    'XXH3-128 of the bytes that the codec gives back, seeded by the key; a block without it is a miss.';
 COMMENT ON COLUMN kv_cache.part_count IS
     'Rows of kv_cache_bodies that hold the block.';
+COMMENT ON COLUMN kv_cache.error IS
+    'Where it was quantised: the root mean square of the error by that of the values.';
 
+CREATE INDEX kv_cache_parent_key_idx ON kv_cache (parent_key);
 CREATE INDEX kv_cache_tenant_idx ON kv_cache (tenant, weights_root);
-
-CREATE UNLOGGED TABLE kv_cache_g0 PARTITION OF kv_cache FOR VALUES IN (0);
 
 CREATE TABLE kv_cache_bodies (
     block_key bytea NOT NULL,
-    generation integer NOT NULL,
+    generation smallint NOT NULL,
     part integer NOT NULL CHECK (part >= 0),
     body bytea NOT NULL CHECK (octet_length(body) <= 1048576),
     PRIMARY KEY (block_key, generation, part)
 ) PARTITION BY LIST (generation);
 COMMENT ON TABLE kv_cache_bodies IS
-    'The encoded bytes of kv_cache blocks in parts of at most 1 MiB, dropped with their generation.';
+    'The encoded bytes of kv_cache blocks in parts of at most 1 MiB, emptied with their generation.';
 
 ALTER TABLE kv_cache_bodies ALTER COLUMN body SET STORAGE EXTERNAL;
 
-CREATE UNLOGGED TABLE kv_cache_bodies_g0 PARTITION OF kv_cache_bodies FOR VALUES IN (0)
-    WITH (toast_tuple_target = 8160);
+DO $$
+BEGIN
+    FOR slot IN -1 .. 7 LOOP
+        EXECUTE format(
+            'CREATE UNLOGGED TABLE kv_cache_%1$s PARTITION OF kv_cache FOR VALUES IN (%2$s)',
+            CASE slot WHEN -1 THEN 'pinned' ELSE 'g' || slot END, slot);
+        EXECUTE format(
+            'CREATE UNLOGGED TABLE kv_cache_bodies_%1$s PARTITION OF kv_cache_bodies '
+            'FOR VALUES IN (%2$s) WITH (toast_tuple_target = 8160)',
+            CASE slot WHEN -1 THEN 'pinned' ELSE 'g' || slot END, slot);
+    END LOOP;
+END
+$$;
+
+CREATE UNLOGGED TABLE kv_cache_generations (
+    generation smallint PRIMARY KEY CHECK (generation BETWEEN -1 AND 7),
+    sequence bigint NOT NULL UNIQUE,
+    written_bytes bigint NOT NULL DEFAULT 0 CHECK (written_bytes >= 0),
+    opened_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE kv_cache_generations IS
+    'The generations of kv_cache that are in use; the newest has the highest sequence.';
+COMMENT ON COLUMN kv_cache_generations.written_bytes IS
+    'Bytes of bodies written since it was emptied, also those of blocks that left it: these count '
+    'against the budget.';
+
+CREATE UNLOGGED TABLE kv_cache_usage (
+    generation smallint NOT NULL,
+    tenant text NOT NULL,
+    weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    blocks bigint NOT NULL CHECK (blocks >= 0),
+    stored_bytes bigint NOT NULL CHECK (stored_bytes >= 0),
+    PRIMARY KEY (generation, tenant, weights_root)
+);
+COMMENT ON TABLE kv_cache_usage IS
+    'What each generation of kv_cache holds of each tenant and model.';
+
+CREATE UNLOGGED TABLE kv_cache_pins (
+    block_key bytea PRIMARY KEY CHECK (octet_length(block_key) = 32),
+    label text NOT NULL DEFAULT '',
+    pinned_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE kv_cache_pins IS
+    'Last blocks of prefixes that are pinned: these and all before them stay.';
+
+CREATE TABLE kv_cache_counters (
+    tenant text NOT NULL,
+    weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    lookups bigint NOT NULL DEFAULT 0 CHECK (lookups >= 0),
+    hits bigint NOT NULL DEFAULT 0 CHECK (hits BETWEEN 0 AND lookups),
+    asked_tokens bigint NOT NULL DEFAULT 0 CHECK (asked_tokens >= 0),
+    hit_tokens bigint NOT NULL DEFAULT 0 CHECK (hit_tokens BETWEEN 0 AND asked_tokens),
+    loaded_bytes bigint NOT NULL DEFAULT 0 CHECK (loaded_bytes >= 0),
+    stored_blocks bigint NOT NULL DEFAULT 0 CHECK (stored_blocks >= 0),
+    stored_bytes bigint NOT NULL DEFAULT 0 CHECK (stored_bytes >= 0),
+    refused_blocks bigint NOT NULL DEFAULT 0 CHECK (refused_blocks >= 0),
+    damaged_blocks bigint NOT NULL DEFAULT 0 CHECK (damaged_blocks >= 0),
+    counted_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (tenant, weights_root)
+);
+COMMENT ON TABLE kv_cache_counters IS
+    'What kv_cache was asked for and had, by tenant and model, since the counters began.';
+COMMENT ON COLUMN kv_cache_counters.hits IS
+    'Lookups that found at least one block.';
+COMMENT ON COLUMN kv_cache_counters.refused_blocks IS
+    'Blocks that were not kept, since the budget, a quota or the queue had no place.';
+COMMENT ON COLUMN kv_cache_counters.damaged_blocks IS
+    'Blocks whose bytes did not have their digest, and which were treated as not there.';
 
 CREATE TABLE activation_cache (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

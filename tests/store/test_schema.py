@@ -812,25 +812,28 @@ def test_a_leaf_of_state_is_a_tensor_or_a_value(conn: Connection) -> None:
 # Inference.
 
 
-def test_a_generation_of_the_cache_is_dropped_whole(conn: Connection) -> None:
-    for table in ("kv_cache", "kv_cache_bodies"):
-        conn.execute(
-            f"CREATE UNLOGGED TABLE {table}_g1 PARTITION OF {table} FOR VALUES IN (1)".encode()
-        )
+def test_a_generation_of_the_cache_is_emptied_whole(conn: Connection) -> None:
     for generation in (0, 1):
         conn.execute(
             "INSERT INTO kv_cache (block_key, generation, weights_root, block_index, token_count,"
-            " layout, digest, codec, codec_version, part_count, raw_bytes, stored_bytes)"
-            " VALUES (%s, %s, %s, 0, 64, '{}', %s, 'raw', 1, 1, 3, 3)",
-            [digest("key"), generation, digest("root"), digest("raw")],
+            " tokens, digest, codec, codec_version, part_count, raw_bytes, stored_bytes)"
+            " VALUES (%s, %s, %s, 0, 1, 'four', %s, 'raw', 1, 1, 3, 3)",
+            [digest("key"), generation, digest("root"), digest("raw")[:16]],
         )
         conn.execute(
             "INSERT INTO kv_cache_bodies VALUES (%s, %s, 0, 'raw')", [digest("key"), generation]
         )
-    for table in ("kv_cache_g0", "kv_cache_bodies_g0"):
-        conn.execute(f"DROP TABLE {table}".encode())
+    conn.execute("TRUNCATE kv_cache_g0, kv_cache_bodies_g0")
     assert one(conn, "SELECT array_agg(generation) FROM kv_cache") == [1]
     assert one(conn, "SELECT array_agg(generation) FROM kv_cache_bodies") == [1]
+
+
+def test_nothing_of_the_cache_is_logged_but_its_counters(conn: Connection) -> None:
+    logged = conn.execute("""
+        SELECT relname FROM pg_class
+        WHERE relname LIKE 'kv_cache%' AND relkind = 'r' AND relpersistence <> 'u'
+    """).fetchall()
+    assert logged == [("kv_cache_counters",)]
 
 
 def test_cached_bodies_are_unlogged_and_not_compressed(conn: Connection) -> None:

@@ -1,0 +1,1 @@
+"""Models at work: sessions of inference, caches, and attention patterns."""

@@ -1,0 +1,60 @@
+"""What has to go so that something fits: decided from numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from arc_halo.store.kv_cache import PINNED, SLOTS, Generation
+
+SHARES = 6
+"""A generation is closed when it has this part of the budget; with one kept free to open next,
+there are slots enough for all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Where new blocks go, and which generations are emptied for them at the end."""
+
+    generation: int
+    sequence: int
+    evict: tuple[int, ...]
+
+
+def available_bytes(generations: Sequence[Generation], budget_bytes: int) -> int:
+    """The most that could be written at once, if all that is not pinned went."""
+    return max(0, budget_bytes - _pinned_bytes(generations))
+
+
+def make_room(
+    generations: Sequence[Generation], budget_bytes: int, more_bytes: int, fresh_bytes: int
+) -> Room | None:
+    """Room for what is written: `more_bytes` in the newest generation, or `fresh_bytes` in a new
+    one, to which what stands in the newest comes along, where the newest would be too full.
+
+    The oldest go until all that is left is within the budget. All of one write is in one
+    generation, the newest, so that no block is older than those that come after it in a prefix.
+    None where it does not fit.
+    """
+    ring = [each for each in generations if each.generation != PINNED]
+    newest = ring[-1] if ring else None
+    if newest is not None and newest.written_bytes + more_bytes <= budget_bytes // SHARES:
+        room = Room(generation=newest.generation, sequence=newest.sequence, evict=())
+        added = more_bytes
+    else:
+        free = next(slot for slot in range(SLOTS) if slot not in {g.generation for g in ring})
+        room = Room(generation=free, sequence=newest.sequence + 1 if newest else 1, evict=())
+        added = fresh_bytes
+    older = [each for each in ring if each.generation != room.generation]
+    left = sum(each.written_bytes for each in generations) + added
+    evict: list[int] = []
+    # One slot stays free: a generation is opened before another is emptied.
+    while older and (left > budget_bytes or len(older) + 1 >= SLOTS):
+        oldest = older.pop(0)
+        evict.append(oldest.generation)
+        left -= oldest.written_bytes
+    return replace(room, evict=tuple(evict)) if left <= budget_bytes else None
+
+
+def _pinned_bytes(generations: Sequence[Generation]) -> int:
+    return sum(each.written_bytes for each in generations if each.generation == PINNED)

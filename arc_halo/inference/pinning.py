@@ -1,0 +1,58 @@
+"""Prefixes that stay whatever else has to go: in a generation that is never emptied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arc_halo.errors import RefusedError
+from arc_halo.inference.evicting import make_room
+from arc_halo.inference.policies import KVPolicy
+from arc_halo.sizes import format_size
+from arc_halo.store import kv_cache as store
+from arc_halo.store.kv_cache import PINNED, Place
+from arc_halo.store.rows import Connection
+
+
+def pin(
+    conn: Connection, policy: KVPolicy, blocks: Sequence[Place], ends: Sequence[bytes], label: str
+) -> None:
+    """Keep blocks until every pin that needs them is gone; `ends` are those that no other of them
+    follows. Call it under the lock. Raises `RefusedError` for more than half of the budget."""
+    new = [block for block in blocks if block.generation != PINNED]
+    before = sum(g.written_bytes for g in store.generations(conn) if g.generation == PINNED)
+    size = before + sum(block.stored_bytes for block in new)
+    if size > policy.budget_bytes // 2:
+        raise RefusedError(
+            f"{format_size(size)} would be pinned, more than half of the KV cache's budget of "
+            f"{format_size(policy.budget_bytes)}",
+            hint="unpin others, or raise `inference.kv_cache.budget`",
+        )
+    store.open_generation(conn, PINNED, 0)
+    store.move(conn, new, PINNED)
+    for key in ends:
+        store.pin(conn, key, label)
+
+
+def unpin(conn: Connection, policy: KVPolicy, keys: Sequence[bytes]) -> int:
+    """Take pins off these blocks; how many there were. Call it under the lock.
+
+    What no other pin needs moves to the newest generation. Where the budget was made smaller than
+    what is pinned it may not fit there: then it goes, with everything that might follow it.
+    """
+    found = store.unpin(conn, keys)
+    if not (freed := store.unneeded_pinned(conn)):
+        return found
+    size = sum(place.stored_bytes for place in freed)
+    generations = store.generations(conn)
+    room = make_room(generations, policy.budget_bytes, size, size)
+    if room is None:
+        store.delete(conn, freed)
+        for each in generations:
+            if each.generation != PINNED:
+                store.empty(conn, each.generation)
+        return found
+    store.open_generation(conn, room.generation, room.sequence)
+    store.move(conn, freed, room.generation)
+    for generation in room.evict:
+        store.empty(conn, generation)
+    return found

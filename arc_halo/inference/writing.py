@@ -1,0 +1,382 @@
+"""What is new in a KV cache goes to the database by a thread of its own; engines never wait.
+
+A write is a transaction under the cache's lock: blocks that are not there yet go into the newest
+generation, those that they follow move there too, and what must go for them goes at the end. So
+after each commit the budget holds, and no block outlives one that it follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from itertools import groupby
+
+from arc_halo.errors import ArcHaloError
+from arc_halo.inference.blocks import BlockCodec, Cut, LayerKV
+from arc_halo.inference.evicting import available_bytes, make_room
+from arc_halo.inference.keys import Scope
+from arc_halo.inference.policies import KVPolicy
+from arc_halo.store import kv_cache as store
+from arc_halo.store.kv_cache import PINNED, Counts, Generation, NewBlock, Place
+from arc_halo.store.rows import Connection, Pool
+
+logger = logging.getLogger("arc_halo.inference")
+
+WRITE_BYTES = 64 * 1024**2
+"""Raw bytes of one transaction, about: what a thread holds encoded, and others wait for."""
+
+IDLE_SECONDS = 1.0
+"""How long uses and counts wait for more of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Blocks of one group of layers, in the order of the prompt."""
+
+    codec: BlockCodec
+    cuts: tuple[Cut, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """Blocks to be stored, and the arrays that they are in."""
+
+    chains: tuple[Chain, ...]
+    layers: tuple[LayerKV, ...]
+    size_bytes: int
+
+
+class KVWriter:
+    """The thread, and what waits for it."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        scope: Scope,
+        policy: Callable[[Connection], KVPolicy],
+        queue_bytes: int,
+    ) -> None:
+        self._pool = pool
+        self._scope = scope
+        self._policy = policy
+        self._queue_bytes = queue_bytes
+        self._writes: deque[Write] = deque()
+        self._waiting_bytes = 0
+        self._used: dict[bytes, int] = {}
+        self._counts = Counts()
+        self._state = threading.Condition()
+        self._wanted = self._done = 0
+        self._failed = False
+        self._is_closing = False
+        self._swept_at = -float("inf")
+        self._told: set[str] = set()
+        self._thread: threading.Thread | None = None
+
+    def put(self, write: Write) -> bool:
+        """Queue a write; False where too much waits already, or after the end."""
+        with self._state:
+            has_place = self._waiting_bytes + write.size_bytes <= self._queue_bytes
+            if self._is_closing or not has_place:
+                self._counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
+                return False
+            self._writes.append(write)
+            self._waiting_bytes += write.size_bytes
+            self._wake()
+            return True
+
+    def used(self, keys: Iterable[bytes], counts: Counts) -> None:
+        """Say that blocks were used, and what else happened."""
+        with self._state:
+            for key in keys:
+                self._used[key] = self._used.get(key, 0) + 1
+            _add(self._counts, counts)
+            self._start()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all of it is in the database; False where it is not."""
+        with self._state:
+            self._wanted += 1
+            wanted = self._wanted
+            self._failed = False
+            self._wake()
+            is_done = self._state.wait_for(lambda: self._done >= wanted, timeout)
+            return is_done and not self._failed
+
+    def close(self, timeout: float | None) -> None:
+        """Write what waits and end the thread."""
+        with self._state:
+            self._is_closing = True
+            if self._thread is None:
+                return
+            self._state.notify_all()
+        self._thread.join(timeout)
+
+    def _start(self) -> None:
+        if self._thread is None and not self._is_closing:
+            self._thread = threading.Thread(
+                target=self._work, name="arc-halo-kv-cache", daemon=True
+            )
+            self._thread.start()
+
+    def _wake(self) -> None:
+        self._start()
+        self._state.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._state:
+                self._state.wait_for(
+                    lambda: bool(self._writes) or self._is_closing or self._wanted > self._done,
+                    IDLE_SECONDS,
+                )
+                write = self._writes.popleft() if self._writes else None
+                used, self._used = self._used, {}
+                counts, self._counts = self._counts, Counts()
+                is_last = not self._writes
+                wanted, is_closing = self._wanted, self._is_closing
+            is_written = self._write(write, used, counts)
+            with self._state:
+                self._failed |= not is_written
+                if write is not None:
+                    self._waiting_bytes -= write.size_bytes
+                if is_last:
+                    self._done = wanted
+                    self._state.notify_all()
+                    if is_closing:
+                        return
+
+    def _write(self, write: Write | None, used: dict[bytes, int], counts: Counts) -> bool:
+        try:
+            if used:
+                self._in_transaction(used, [], counts)
+            if write is not None:
+                self._store(write, counts)
+            self._sweep()
+            if counts != Counts():
+                with self._pool.connection() as conn:
+                    store.count(conn, self._scope.tenant, self._scope.weights, counts)
+        except ArcHaloError as exc:  # a cache: what could not be kept is computed again
+            if write is not None:
+                counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
+            with self._state:
+                _add(self._counts, counts)
+            self._tell(exc.message)
+            return False
+        except Exception as exc:  # the thread lives as long as the engine
+            logger.exception("keys and values were not kept: %s", type(exc).__name__)
+            return False
+        self._told.clear()
+        return True
+
+    def _store(self, write: Write, counts: Counts) -> None:
+        """The blocks that are not there, some transactions of them, the first blocks first."""
+        keys = [cut.key for chain in write.chains for cut in chain.cuts]
+        with self._pool.connection() as conn:
+            known = set(store.places(conn, keys))
+        before: dict[bytes, int] = {}
+        for blocks, passed in _portions(write, known):
+            before.update(dict.fromkeys(passed, 0))
+            if not self._in_transaction(before, blocks, counts):
+                return
+            before.update(dict.fromkeys((block.key for block in blocks), 0))
+
+    def _in_transaction(
+        self, used: dict[bytes, int], blocks: Sequence[NewBlock], counts: Counts
+    ) -> bool:
+        """Use blocks, each so many times, and store new ones that follow them. False where some
+        of these had no place."""
+        with self._pool.connection() as conn, conn.transaction():
+            store.lock(conn)
+            policy = self._policy(conn)
+            there = store.places(conn, [*used, *(block.key for block in blocks)])
+            wanted = [block for block in blocks if block.key not in there]
+            self._touch(conn, there, used)
+            generations = store.generations(conn)
+            new = self._admitted(conn, policy, generations, wanted, there)
+            if not self._settle(conn, policy, generations, new, there):
+                new = []
+        counts.stored_blocks += len(new)
+        counts.stored_bytes += sum(block.stored_bytes for block in new)
+        counts.refused_blocks += len(wanted) - len(new)
+        return len(new) == len(wanted)
+
+    def _touch(self, conn: Connection, there: dict[bytes, Place], used: dict[bytes, int]) -> None:
+        by_hits: dict[int, list[bytes]] = {}
+        for key in there:
+            by_hits.setdefault(used.get(key, 0), []).append(key)
+        for hits, keys in by_hits.items():
+            store.touch(conn, keys, hits=hits)
+
+    def _admitted(
+        self,
+        conn: Connection,
+        policy: KVPolicy,
+        generations: Sequence[Generation],
+        blocks: Sequence[NewBlock],
+        there: dict[bytes, Place],
+    ) -> list[NewBlock]:
+        """The first of them, as many as the budget and the tenant's quota allow."""
+        linked = _linked(blocks, there)
+        budget = available_bytes(generations, policy.budget_bytes) - _bytes(_movable(there))
+        fitting = _fitting(linked, budget)
+        return _fitting(fitting, self._quota_left(conn, policy, fitting, there))
+
+    def _settle(
+        self,
+        conn: Connection,
+        policy: KVPolicy,
+        generations: Sequence[Generation],
+        new: Sequence[NewBlock],
+        there: dict[bytes, Place],
+    ) -> bool:
+        """Put new blocks, and those that they follow, into the newest generation; False, with
+        nothing done, where there is no room for them."""
+        movable = _movable(there)
+        stored = sum(block.stored_bytes for block in new)
+        room = make_room(
+            generations,
+            policy.budget_bytes,
+            stored + _bytes(each for each in movable if not _is_newest(each, generations)),
+            stored + _bytes(movable),
+        )
+        if room is None:
+            return False
+        moved = [each for each in movable if each.generation != room.generation]
+        if not new and not moved:
+            return True
+        store.open_generation(conn, room.generation, room.sequence)
+        if moved:
+            store.move(conn, moved, room.generation)
+        if new:
+            self._insert(conn, new, room.generation)
+        for generation in room.evict:
+            store.empty(conn, generation)
+        return True
+
+    def _quota_left(
+        self,
+        conn: Connection,
+        policy: KVPolicy,
+        new: Sequence[NewBlock],
+        there: dict[bytes, Place],
+    ) -> int:
+        """What the tenant may add, after its least used blocks went as far as that is needed."""
+        wanted = sum(block.stored_bytes for block in new)
+        quota = policy.quota_of(self._scope.tenant)
+        if quota is None:
+            return wanted
+        left = quota - store.tenant_bytes(conn, self._scope.tenant)
+        if left < wanted:
+            # Some more than is needed, so that the next write need not look again.
+            free = wanted - left + quota // 16
+            gone = store.least_used(conn, self._scope.tenant, free, keep=list(there))
+            store.delete(conn, gone)
+            left += _bytes(gone)
+        return left
+
+    def _insert(self, conn: Connection, new: Sequence[NewBlock], generation: int) -> None:
+        scope = self._scope
+        store.insert(
+            conn, new, generation=generation, tenant=scope.tenant, weights_root=scope.weights
+        )
+        places = [
+            Place(
+                block_key=block.key,
+                generation=generation,
+                tenant=scope.tenant,
+                weights_root=scope.weights,
+                stored_bytes=block.stored_bytes,
+            )
+            for block in new
+        ]
+        store.add_usage(conn, places)
+        store.count_written(conn, generation, _bytes(places))
+
+    def _sweep(self) -> None:
+        """Let go what nobody used for as long as the policy says, now and then."""
+        with self._pool.connection() as conn:
+            ttl = self._policy(conn).ttl
+            if ttl is None or time.monotonic() - self._swept_at < _pause(ttl):
+                return
+            self._swept_at = time.monotonic()
+            with conn.transaction():
+                store.lock(conn)
+                store.delete(conn, store.expired(conn, ttl))
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("keys and values were not kept: %s", message)
+
+
+def _portions(write: Write, known: set[bytes]) -> Iterator[tuple[list[NewBlock], list[bytes]]]:
+    """Blocks that are not known, encoded, some at a time; and the known ones that stand before
+    them. All groups of a block go together."""
+    portion: list[NewBlock] = []
+    passed: list[bytes] = []
+    size = 0
+    cuts = [(cut, chain.codec) for chain in write.chains for cut in chain.cuts]
+    for _, of_index in groupby(sorted(cuts, key=_index), key=_index):
+        if size >= WRITE_BYTES:
+            yield portion, passed
+            portion, passed, size = [], [], 0
+        for cut, codec in of_index:
+            if cut.key in known:
+                passed.append(cut.key)
+            else:
+                portion.append(codec.encode(cut, write.layers))
+                size += portion[-1].raw_bytes
+    if portion or passed:
+        yield portion, passed
+
+
+def _index(each: tuple[Cut, BlockCodec]) -> int:
+    return each[0].index
+
+
+def _linked(blocks: Sequence[NewBlock], there: dict[bytes, Place]) -> list[NewBlock]:
+    """Those that follow a block which is there, or comes too, if they have to follow one."""
+    keys = set(there)
+    found: list[NewBlock] = []
+    for block in blocks:
+        if block.parent_key is None or block.parent_key in keys:
+            found.append(block)
+            keys.add(block.key)
+    return found
+
+
+def _movable(there: dict[bytes, Place]) -> list[Place]:
+    return [place for place in there.values() if place.generation != PINNED]
+
+
+def _is_newest(place: Place, generations: Sequence[Generation]) -> bool:
+    return bool(generations) and place.generation == generations[-1].generation
+
+
+def _fitting(blocks: Sequence[NewBlock], left_bytes: int) -> list[NewBlock]:
+    """The first of them, as many as fit."""
+    found: list[NewBlock] = []
+    for block in blocks:
+        left_bytes -= block.stored_bytes
+        if left_bytes < 0:
+            break
+        found.append(block)
+    return found
+
+
+def _bytes(places: Iterable[Place]) -> int:
+    return sum(place.stored_bytes for place in places)
+
+
+def _pause(ttl: timedelta) -> float:
+    return min(600.0, max(1.0, ttl.total_seconds() / 10))
+
+
+def _add(to: Counts, more: Counts) -> None:
+    for each in fields(Counts):
+        setattr(to, each.name, getattr(to, each.name) + getattr(more, each.name))
