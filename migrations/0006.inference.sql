@@ -100,7 +100,7 @@ COMMENT ON COLUMN kv_cache.parent_key IS
 COMMENT ON COLUMN kv_cache.tokens IS
     'Its tokens, 4 bytes each, little-endian: compared when it is loaded.';
 COMMENT ON COLUMN kv_cache.digest IS
-    'XXH3-128 of the bytes that the codec gives back, seeded by the key; a block without it is a miss.';
+    'XXH3-128 of the bodies, seeded by the key; a block that does not have it is a miss.';
 COMMENT ON COLUMN kv_cache.part_count IS
     'Rows of kv_cache_bodies that hold the block.';
 COMMENT ON COLUMN kv_cache.error IS
@@ -159,16 +159,24 @@ COMMENT ON TABLE kv_cache_usage IS
     'What each generation of kv_cache holds of each tenant and model.';
 
 CREATE UNLOGGED TABLE kv_cache_pins (
-    block_key bytea PRIMARY KEY CHECK (octet_length(block_key) = 32),
+    pin_key bytea NOT NULL CHECK (octet_length(pin_key) = 32),
+    block_key bytea NOT NULL CHECK (octet_length(block_key) = 32),
     label text NOT NULL DEFAULT '',
-    pinned_at timestamptz NOT NULL DEFAULT now()
+    pinned_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (pin_key, block_key)
 );
 COMMENT ON TABLE kv_cache_pins IS
-    'Last blocks of prefixes that are pinned: these and all before them stay.';
+    'What is pinned: of each prefix the blocks that no other of it follows, which stay with all that '
+    'they follow.';
+COMMENT ON COLUMN kv_cache_pins.pin_key IS
+    'The last block of the prefix, of its first group of layers.';
+
+CREATE INDEX kv_cache_pins_block_key_idx ON kv_cache_pins (block_key);
 
 CREATE TABLE kv_cache_counters (
     tenant text NOT NULL,
     weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    model text NOT NULL DEFAULT '',
     lookups bigint NOT NULL DEFAULT 0 CHECK (lookups >= 0),
     hits bigint NOT NULL DEFAULT 0 CHECK (hits BETWEEN 0 AND lookups),
     asked_tokens bigint NOT NULL DEFAULT 0 CHECK (asked_tokens >= 0),
@@ -183,6 +191,8 @@ CREATE TABLE kv_cache_counters (
 );
 COMMENT ON TABLE kv_cache_counters IS
     'What kv_cache was asked for and had, by tenant and model, since the counters began.';
+COMMENT ON COLUMN kv_cache_counters.model IS
+    'What the engine calls the model, at last; empty where it calls it nothing.';
 COMMENT ON COLUMN kv_cache_counters.hits IS
     'Lookups that found at least one block.';
 COMMENT ON COLUMN kv_cache_counters.refused_blocks IS

@@ -2,13 +2,13 @@
 
 A block of a group is the rows of its layers one after another, keys before values; a row is what
 one head has for the tokens of the block, `[tokens, size]`. Parts are of whole rows, so that a part
-goes from the message it came in to where it belongs by one copy. The digest is over what the
-codecs give back, all parts, seeded by the key: bytes of another block are not taken for this one's.
+goes from the message it came in to where it belongs by one copy. The digest is over the bodies of
+all parts, seeded by the key: bytes of another block are not taken for this one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,6 +21,8 @@ from arc_halo.inference.layouts import Group, KVLayout
 from arc_halo.store.kv_cache import NewBlock, Part
 from arc_halo.tensors import dtypes
 from arc_halo.types import TensorCodec
+from arc_halo.weights.decoding import decode_with
+from arc_halo.weights.encoding import encode_with
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +97,15 @@ def check_arrays(layout: KVLayout, layers: Sequence[LayerKV]) -> None:
             )
 
 
+def digest_of(key: bytes, bodies: Iterable[bytes | memoryview]) -> bytes:
+    """The digest of a block, by the bodies of its parts in order: 16 bytes."""
+    hasher = xxhash.xxh3_128(seed=int.from_bytes(key[:8], "little"))
+    for body in bodies:
+        hasher.update(body)
+    digest: bytes = hasher.digest()
+    return digest
+
+
 def empty_layers(layout: KVLayout, starts: Sequence[int], stop: int) -> list[LayerKV]:
     """Arrays to be filled, of the tokens from each layer's start to `stop`."""
     dtype = dtypes.numpy_dtype(layout.dtype)
@@ -137,7 +148,7 @@ class BlockCodec:
             parent_key=cut.parent_key,
             index=cut.index,
             tokens=cut.tokens,
-            digest=_digest(cut.key, parts if name == INT8 else raws),
+            digest=digest_of(cut.key, parts),
             codec=name,
             codec_version=version,
             raw_bytes=sum(map(len, raws)),
@@ -146,20 +157,21 @@ class BlockCodec:
         )
 
     def decode(self, cut: Cut, parts: Sequence[Part], layers: Sequence[LayerKV]) -> bool:
-        """Put a block where it belongs; False where it is not what was stored, and what it
-        belongs to is then undefined."""
+        """Put a block where it belongs; False, and what is there then is undefined, where it is not
+        what was stored."""
         first = parts[0]
         if len(parts) != first.part_count or len(parts) != len(self._parts):
             return False
         if first.tokens != cut.tokens:
             return False
-        hasher = _hasher(cut.key)
+        if digest_of(cut.key, [part.body for part in parts]) != first.digest:
+            return False
         try:
             for part, rows in zip(parts, self._parts, strict=True):
-                self._put(part, rows, layers, cut.index, hasher)
-        except ArcHaloError:
+                self._put(part, rows, layers, cut.index)
+        except ArcHaloError:  # of a codec that we do not have, or that does not know the body
             return False
-        return bool(hasher.digest() == first.digest)
+        return True
 
     def holds(self, index: int, layers: Sequence[LayerKV]) -> bool:
         """Whether all tokens of a block are in these arrays."""
@@ -182,22 +194,18 @@ class BlockCodec:
         rows: Sequence[Rows],
         layers: Sequence[LayerKV],
         index: int,
-        hasher: Any,
     ) -> None:
         size = sum(map(self._row_bytes, rows))
         if part.codec == INT8:
-            hasher.update(part.body)
             raw = quantising.restore(part.body, self._shapes(rows), self._dtype).data
         elif part.codec == RAW:
             raw = part.body
-            hasher.update(raw)
         else:
             raw = memoryview(bytearray(size))
             codec = self._codecs.get(part.codec)
             if codec is None or part.codec_version > codec.version:
                 raise CodecError(f"{part.codec} {part.codec_version} is not loaded")
-            codec.decode(part.body, raw)
-            hasher.update(raw)
+            decode_with(codec, part.body, raw)
         if len(raw) != size:
             raise CodecError(f"a part has {len(raw)} bytes, not {size}")
         source = np.frombuffer(raw, np.uint8)
@@ -255,7 +263,7 @@ class BlockCodec:
             codec = self._codecs[self._storage]
             bodies: list[bytes] = []
             for raw in raws:
-                body = codec.encode(raw, dtype=self._layout.dtype)
+                body = encode_with(codec, raw, self._layout.dtype)
                 if body is None:
                     break
                 bodies.append(body)
@@ -285,15 +293,3 @@ def _plan(layout: KVLayout, group: Group, block_tokens: int) -> Iterator[tuple[R
                 left -= count * row_bytes
     if part:
         yield tuple(part)
-
-
-def _hasher(key: bytes) -> Any:
-    return xxhash.xxh3_128(seed=int.from_bytes(key[:8], "little"))
-
-
-def _digest(key: bytes, parts: Sequence[bytes | memoryview]) -> bytes:
-    hasher = _hasher(key)
-    for part in parts:
-        hasher.update(part)
-    digest: bytes = hasher.digest()
-    return digest

@@ -27,11 +27,13 @@ Tokens = Sequence[int]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """For whom and of what a cache is: `weights` is the root of the model's tensors, `adapter`
-    names what changes them in flight (empty for none), `tenant` is as the server knows it."""
+    names what changes them in flight (empty for none), `tenant` is as the server knows it. What
+    the `model` is called decides nothing: it is there to be shown."""
 
     weights: bytes
     adapter: bytes = b""
     tenant: str = ""
+    model: str = ""
 
 
 def namespace(

@@ -111,9 +111,11 @@ class KVCache:
         counts = Counts(lookups=1, asked_tokens=limit)
         with self._pool.connection() as conn:
             policy = self._policy(conn)
-            found, used = self._loaded(conn, policy, cuts, limit, counts)
+            damaged: set[bytes] = set()
+            found, used = self._loaded(conn, policy, cuts, limit, counts, damaged)
         counts.hits, counts.hit_tokens = int(found.length > 0), found.length
-        self._writer.used(used, counts)
+        counts.damaged_blocks = len(damaged)
+        self._writer.used(used, damaged, counts)
         return found
 
     def store(self, tokens: Tokens, layers: Sequence[LayerKV]) -> bool:
@@ -146,16 +148,21 @@ class KVCache:
             there = store.places(conn, [cut.key for group in cuts for cut in group])
             present = [[cut.key in there for cut in group] for group in cuts]
             length = usable_length(self._groups, present, self.block_tokens, len(tokens))
+            if not length:
+                return 0
             wanted = [cut for _, cut in self._wanted(cuts, length)]
             # Of blocks that follow one another the last holds the others.
             followed = {cut.parent_key for cut in wanted}
             ends = [cut.key for cut in wanted if cut.key not in followed]
-            pin(conn, self._policy(conn), [there[cut.key] for cut in wanted], ends, label)
+            last = cuts[0][(length - 1) // self.block_tokens].key
+            blocks = [there[cut.key] for cut in wanted]
+            pin(conn, self._policy(conn), last, blocks, ends, label)
         return length
 
-    def unpin(self, tokens: Tokens) -> int:
-        """Let the blocks of a prefix that was pinned go like others; how many pins that were."""
-        keys = [cut.key for cuts in self._cuts(tokens) for cut in cuts]
+    def unpin(self, tokens: Tokens) -> bool:
+        """Let the blocks of the longest prefix that is pinned go like others, unless another pin
+        needs them; False where no prefix is pinned."""
+        keys = [cut.key for cut in self._cuts(tokens)[0]]
         with self._pool.connection() as conn, conn.transaction():
             store.lock(conn)
             return unpin(conn, self._policy(conn), keys)
@@ -212,6 +219,7 @@ class KVCache:
         cuts: Sequence[Sequence[Cut]],
         limit: int,
         counts: Counts,
+        damaged: set[bytes],
     ) -> tuple[Prefix, list[bytes]]:
         """What is there, and the keys of its blocks. Whatever turns out not to be is left out of
         what is asked for next, so this ends."""
@@ -226,7 +234,7 @@ class KVCache:
                     starts[layer] = group.first_token(length)
             layers = empty_layers(self.layout, starts, length)
             wanted = self._wanted(cuts, length)
-            good = self._fill(conn, policy, wanted, layers, counts)
+            good = self._fill(conn, policy, wanted, layers, counts, damaged)
             for (group_index, cut), is_good in zip(wanted, good, strict=True):
                 present[group_index][cut.index] = is_good
             shorter = usable_length(self._groups, present, self.block_tokens, limit)
@@ -255,6 +263,7 @@ class KVCache:
         wanted: Sequence[tuple[int, Cut]],
         layers: Sequence[LayerKV],
         counts: Counts,
+        damaged: set[bytes],
     ) -> list[bool]:
         """Load blocks into arrays; which of them are good."""
         good = [False] * len(wanted)
@@ -264,7 +273,8 @@ class KVCache:
             block = list(of_block)
             good[place] = self._codecs[group_index].decode(cut, block, layers)
             counts.loaded_bytes += sum(part.body.nbytes for part in block)
-            counts.damaged_blocks += not good[place]
+            if not good[place]:
+                damaged.add(cut.key)
         return good
 
 

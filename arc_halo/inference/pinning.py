@@ -14,10 +14,18 @@ from arc_halo.store.rows import Connection
 
 
 def pin(
-    conn: Connection, policy: KVPolicy, blocks: Sequence[Place], ends: Sequence[bytes], label: str
+    conn: Connection,
+    policy: KVPolicy,
+    pin_key: bytes,
+    blocks: Sequence[Place],
+    ends: Sequence[bytes],
+    label: str,
 ) -> None:
     """Keep blocks until every pin that needs them is gone; `ends` are those that no other of them
-    follows. Call it under the lock. Raises `RefusedError` for more than half of the budget."""
+    follows, `pin_key` is what the prefix is called. Call it under the lock.
+
+    Raises `RefusedError` for more than half of the budget.
+    """
     new = [block for block in blocks if block.generation != PINNED]
     before = sum(g.written_bytes for g in store.generations(conn) if g.generation == PINNED)
     size = before + sum(block.stored_bytes for block in new)
@@ -29,12 +37,12 @@ def pin(
         )
     store.open_generation(conn, PINNED, 0)
     store.move(conn, new, PINNED)
-    for key in ends:
-        store.pin(conn, key, label)
+    store.pin(conn, pin_key, ends, label)
 
 
-def unpin(conn: Connection, policy: KVPolicy, keys: Sequence[bytes]) -> int:
-    """Take pins off these blocks; how many there were. Call it under the lock.
+def unpin(conn: Connection, policy: KVPolicy, keys: Sequence[bytes]) -> bool:
+    """Take the pin off the longest of these prefixes that has one; False where none has. Call it
+    under the lock.
 
     What no other pin needs moves to the newest generation. Where the budget was made smaller than
     what is pinned it may not fit there: then it goes, with everything that might follow it.
@@ -47,12 +55,9 @@ def unpin(conn: Connection, policy: KVPolicy, keys: Sequence[bytes]) -> int:
     room = make_room(generations, policy.budget_bytes, size, size)
     if room is None:
         store.delete(conn, freed)
-        for each in generations:
-            if each.generation != PINNED:
-                store.empty(conn, each.generation)
+        store.empty(conn, [g.generation for g in generations if g.generation != PINNED])
         return found
     store.open_generation(conn, room.generation, room.sequence)
     store.move(conn, freed, room.generation)
-    for generation in room.evict:
-        store.empty(conn, generation)
+    store.empty(conn, room.evict)
     return found

@@ -68,6 +68,7 @@ class KVWriter:
         self._writes: deque[Write] = deque()
         self._waiting_bytes = 0
         self._used: dict[bytes, int] = {}
+        self._damaged: set[bytes] = set()
         self._counts = Counts()
         self._state = threading.Condition()
         self._wanted = self._done = 0
@@ -89,11 +90,12 @@ class KVWriter:
             self._wake()
             return True
 
-    def used(self, keys: Iterable[bytes], counts: Counts) -> None:
-        """Say that blocks were used, and what else happened."""
+    def used(self, keys: Iterable[bytes], damaged: Iterable[bytes], counts: Counts) -> None:
+        """Say that blocks were used, that others were no good, and what else happened."""
         with self._state:
             for key in keys:
                 self._used[key] = self._used.get(key, 0) + 1
+            self._damaged.update(damaged)
             _add(self._counts, counts)
             self._start()
 
@@ -136,10 +138,11 @@ class KVWriter:
                 )
                 write = self._writes.popleft() if self._writes else None
                 used, self._used = self._used, {}
+                damaged, self._damaged = self._damaged, set()
                 counts, self._counts = self._counts, Counts()
                 is_last = not self._writes
                 wanted, is_closing = self._wanted, self._is_closing
-            is_written = self._write(write, used, counts)
+            is_written = self._write(write, used, damaged, counts)
             with self._state:
                 self._failed |= not is_written
                 if write is not None:
@@ -150,8 +153,12 @@ class KVWriter:
                     if is_closing:
                         return
 
-    def _write(self, write: Write | None, used: dict[bytes, int], counts: Counts) -> bool:
+    def _write(
+        self, write: Write | None, used: dict[bytes, int], damaged: set[bytes], counts: Counts
+    ) -> bool:
         try:
+            if damaged:
+                self._delete(damaged)
             if used:
                 self._in_transaction(used, [], counts)
             if write is not None:
@@ -159,7 +166,8 @@ class KVWriter:
             self._sweep()
             if counts != Counts():
                 with self._pool.connection() as conn:
-                    store.count(conn, self._scope.tenant, self._scope.weights, counts)
+                    scope = self._scope
+                    store.count(conn, scope.tenant, scope.weights, scope.model, counts)
         except ArcHaloError as exc:  # a cache: what could not be kept is computed again
             if write is not None:
                 counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
@@ -172,6 +180,12 @@ class KVWriter:
             return False
         self._told.clear()
         return True
+
+    def _delete(self, damaged: set[bytes]) -> None:
+        """Let go what is no good, so that it is written anew, and what is of no use without it."""
+        with self._pool.connection() as conn, conn.transaction():
+            store.lock(conn)
+            store.delete(conn, store.following(conn, damaged))
 
     def _store(self, write: Write, counts: Counts) -> None:
         """The blocks that are not there, some transactions of them, the first blocks first."""
@@ -195,7 +209,7 @@ class KVWriter:
             policy = self._policy(conn)
             there = store.places(conn, [*used, *(block.key for block in blocks)])
             wanted = [block for block in blocks if block.key not in there]
-            self._touch(conn, there, used)
+            store.touch(conn, {key: used.get(key, 0) for key in there})
             generations = store.generations(conn)
             new = self._admitted(conn, policy, generations, wanted, there)
             if not self._settle(conn, policy, generations, new, there):
@@ -204,13 +218,6 @@ class KVWriter:
         counts.stored_bytes += sum(block.stored_bytes for block in new)
         counts.refused_blocks += len(wanted) - len(new)
         return len(new) == len(wanted)
-
-    def _touch(self, conn: Connection, there: dict[bytes, Place], used: dict[bytes, int]) -> None:
-        by_hits: dict[int, list[bytes]] = {}
-        for key in there:
-            by_hits.setdefault(used.get(key, 0), []).append(key)
-        for hits, keys in by_hits.items():
-            store.touch(conn, keys, hits=hits)
 
     def _admitted(
         self,
@@ -254,8 +261,7 @@ class KVWriter:
             store.move(conn, moved, room.generation)
         if new:
             self._insert(conn, new, room.generation)
-        for generation in room.evict:
-            store.empty(conn, generation)
+        store.empty(conn, room.evict)
         return True
 
     def _quota_left(

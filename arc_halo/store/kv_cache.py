@@ -24,6 +24,10 @@ SLOTS = 8
 
 LOCK_SECONDS = 30.0
 
+# Who reads locks this table before any partition, in whatever order it takes those:
+# who has it alone waits for nobody after it, and so cannot be waited for in a circle.
+KEEP_READERS_OUT = "LOCK TABLE ONLY kv_cache IN ACCESS EXCLUSIVE MODE"
+
 # A reader whose client sleeps must not hold up everybody else.
 LIMIT_WAITING = "SELECT set_config('lock_timeout', '10s', true)"
 
@@ -91,10 +95,12 @@ COPY_BODIES = """
 COPY kv_cache_bodies (block_key, generation, part, body) FROM STDIN (FORMAT binary)
 """
 
+# The start of the statement, which holds the lock: no block is then used later than its parent.
 TOUCH = """
-UPDATE kv_cache
-SET last_used_at = clock_timestamp(), hit_count = hit_count + %(hits)s
-WHERE block_key = ANY(%(keys)s)
+UPDATE kv_cache AS block
+SET last_used_at = statement_timestamp(), hit_count = block.hit_count + used.hits
+FROM unnest(%(keys)s::bytea[], %(hits)s::bigint[]) AS used (key, hits)
+WHERE block.block_key = used.key
 """
 
 MOVE_BLOCKS = """
@@ -147,6 +153,22 @@ WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
   AND generation <> -1
 """
 
+# With all that follows them.
+FOLLOWING = """
+WITH RECURSIVE following AS (
+    SELECT block_key FROM kv_cache WHERE block_key = ANY(%(keys)s)
+    UNION
+    SELECT block.block_key
+    FROM following JOIN kv_cache AS block ON block.parent_key = following.block_key
+)
+SELECT block.block_key, block.generation, block.tenant, block.weights_root, block.stored_bytes
+FROM kv_cache AS block JOIN following USING (block_key)
+"""
+
+DELETE_PINS = """
+DELETE FROM kv_cache_pins WHERE block_key = ANY(%(keys)s)
+"""
+
 DELETE_BLOCKS = """
 DELETE FROM kv_cache WHERE block_key = ANY(%(keys)s)
 """
@@ -155,22 +177,32 @@ DELETE_BODIES = """
 DELETE FROM kv_cache_bodies WHERE block_key = ANY(%(keys)s)
 """
 
-FORGET_GENERATION = """
-DELETE FROM kv_cache_generations WHERE generation = %(generation)s
+FORGET_GENERATIONS = """
+DELETE FROM kv_cache_generations WHERE generation = ANY(%(generations)s)
 """
 
 FORGET_USAGE = """
 DELETE FROM kv_cache_usage
-WHERE generation = %(generation)s OR (blocks = 0 AND generation <> -1)
+WHERE generation = ANY(%(generations)s) OR (blocks = 0 AND generation <> -1)
 """
 
 PIN = """
-INSERT INTO kv_cache_pins (block_key, label) VALUES (%(key)s, %(label)s)
-ON CONFLICT (block_key) DO UPDATE SET label = excluded.label
+INSERT INTO kv_cache_pins (pin_key, block_key, label)
+SELECT %(pin_key)s, block_key, %(label)s FROM unnest(%(keys)s::bytea[]) AS pinned (block_key)
+ON CONFLICT (pin_key, block_key) DO UPDATE SET label = excluded.label
 """
 
+# Of these prefixes the longest that is pinned.
 UNPIN = """
-DELETE FROM kv_cache_pins WHERE block_key = ANY(%(keys)s)
+DELETE FROM kv_cache_pins WHERE pin_key = (
+    SELECT pin.pin_key FROM kv_cache_pins AS pin
+    JOIN unnest(%(keys)s::bytea[]) WITH ORDINALITY AS prefix (key, place)
+      ON prefix.key = pin.pin_key
+    ORDER BY prefix.place DESC LIMIT 1)
+"""
+
+FORGET_PINS = """
+DELETE FROM kv_cache_pins
 """
 
 # Blocks that were pinned and that no pin needs any more: none is it, or stands before it.
@@ -190,13 +222,14 @@ WHERE generation = -1
 
 COUNT = """
 INSERT INTO kv_cache_counters AS known
-    (tenant, weights_root, lookups, hits, asked_tokens, hit_tokens, loaded_bytes, stored_blocks,
-     stored_bytes, refused_blocks, damaged_blocks)
-VALUES (%(tenant)s, %(weights_root)s, %(lookups)s, %(hits)s, %(asked_tokens)s, %(hit_tokens)s,
-        %(loaded_bytes)s, %(stored_blocks)s, %(stored_bytes)s, %(refused_blocks)s,
+    (tenant, weights_root, model, lookups, hits, asked_tokens, hit_tokens, loaded_bytes,
+     stored_blocks, stored_bytes, refused_blocks, damaged_blocks)
+VALUES (%(tenant)s, %(weights_root)s, %(model)s, %(lookups)s, %(hits)s, %(asked_tokens)s,
+        %(hit_tokens)s, %(loaded_bytes)s, %(stored_blocks)s, %(stored_bytes)s, %(refused_blocks)s,
         %(damaged_blocks)s)
 ON CONFLICT (tenant, weights_root) DO UPDATE
-SET lookups = known.lookups + excluded.lookups,
+SET model = excluded.model,
+    lookups = known.lookups + excluded.lookups,
     hits = known.hits + excluded.hits,
     asked_tokens = known.asked_tokens + excluded.asked_tokens,
     hit_tokens = known.hit_tokens + excluded.hit_tokens,
@@ -347,9 +380,9 @@ def insert(
                 copy.write_row((block.key, generation, index, part))
 
 
-def touch(conn: Connection, keys: Sequence[bytes], *, hits: int = 0) -> None:
-    """Say that blocks were used; each of them `hits` times."""
-    conn.execute(TOUCH, {"keys": list(keys), "hits": hits})
+def touch(conn: Connection, used: Mapping[bytes, int]) -> None:
+    """Say that blocks were used, and how often each."""
+    conn.execute(TOUCH, {"keys": list(used), "hits": list(used.values())})
 
 
 def move(conn: Connection, places: Sequence[Place], generation: int) -> None:
@@ -368,18 +401,26 @@ def delete(conn: Connection, places: Sequence[Place]) -> None:
     keys = [place.block_key for place in places]
     conn.execute(DELETE_BLOCKS, {"keys": keys})
     conn.execute(DELETE_BODIES, {"keys": keys})
+    conn.execute(DELETE_PINS, {"keys": keys})
     subtract_usage(conn, places)
     _unpinned(conn, places)
 
 
-def empty(conn: Connection, generation: int) -> None:
-    """Let a generation go, whole. It waits for those who read, so do it last."""
-    slot = "pinned" if generation == PINNED else f"g{generation}"
-    names = [psql.Identifier(f"{table}_{slot}") for table in ("kv_cache", "kv_cache_bodies")]
+def empty(conn: Connection, generations: Iterable[int]) -> None:
+    """Let generations go, whole. It waits for those who read, so do it last, and once."""
+    slots = sorted(set(generations))
+    if not slots:
+        return
+    names = [
+        psql.Identifier(f"{table}_{'pinned' if slot == PINNED else f'g{slot}'}")
+        for table in ("kv_cache", "kv_cache_bodies")
+        for slot in slots
+    ]
     conn.execute(LIMIT_WAITING)
-    conn.execute(psql.SQL("TRUNCATE {}, {}").format(*names))
-    conn.execute(FORGET_GENERATION, {"generation": generation})
-    conn.execute(FORGET_USAGE, {"generation": generation})
+    conn.execute(KEEP_READERS_OUT)
+    conn.execute(psql.SQL("TRUNCATE {}").format(psql.SQL(", ").join(names)))
+    conn.execute(FORGET_GENERATIONS, {"generations": slots})
+    conn.execute(FORGET_USAGE, {"generations": slots})
 
 
 def count_written(conn: Connection, generation: int, size_bytes: int) -> None:
@@ -429,14 +470,24 @@ def of_scope(
     return _places(conn, OF_SCOPE, fields)
 
 
-def pin(conn: Connection, key: bytes, label: str) -> None:
-    """Say that a block and all before it are to stay; they are the caller's to move."""
-    conn.execute(PIN, {"key": key, "label": label})
+def following(conn: Connection, keys: Iterable[bytes]) -> list[Place]:
+    """Blocks, and all that are of no use without them."""
+    return _places(conn, FOLLOWING, {"keys": list(keys)})
 
 
-def unpin(conn: Connection, keys: Sequence[bytes]) -> int:
-    """Say that they need not stay; how many of them had to."""
-    return conn.execute(UNPIN, {"keys": list(keys)}).rowcount
+def pin(conn: Connection, pin_key: bytes, keys: Sequence[bytes], label: str) -> None:
+    """Say that blocks and all that they follow are to stay; they are the caller's to move."""
+    conn.execute(PIN, {"pin_key": pin_key, "keys": list(keys), "label": label})
+
+
+def unpin(conn: Connection, keys: Sequence[bytes]) -> bool:
+    """Take the pin off the longest of these prefixes that has one; False where none has."""
+    return conn.execute(UNPIN, {"keys": list(keys)}).rowcount > 0
+
+
+def forget_pins(conn: Connection) -> None:
+    """Take all pins off; their blocks are the caller's to let go."""
+    conn.execute(FORGET_PINS)
 
 
 def unneeded_pinned(conn: Connection) -> list[Place]:
@@ -444,9 +495,10 @@ def unneeded_pinned(conn: Connection) -> list[Place]:
     return _places(conn, UNNEEDED_PINNED, {})
 
 
-def count(conn: Connection, tenant: str, weights_root: bytes, counts: Counts) -> None:
+def count(conn: Connection, tenant: str, weights_root: bytes, model: str, counts: Counts) -> None:
     """Add to the counters of a tenant and model."""
-    conn.execute(COUNT, {"tenant": tenant, "weights_root": weights_root, **asdict(counts)})
+    fields = {"tenant": tenant, "weights_root": weights_root, "model": model}
+    conn.execute(COUNT, {**fields, **asdict(counts)})
 
 
 _BLOCK_TYPES = (

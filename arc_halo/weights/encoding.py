@@ -63,34 +63,9 @@ def encode_chunk(
     )
 
 
-def _bodies(
-    store: WeightStore, raw: memoryview, dtype: str, wanted: str, base: Base | None
-) -> Iterator[_Body]:
-    named = None if wanted == AUTO else store.find_codec(wanted)
-    if base is not None and len(base.raw) == len(raw):
-        delta = named if named and named.needs_base else store.find_codec(DELTA)
-        body = _encode(delta, raw, dtype, base=base.raw)
-        if body is not None:
-            yield _Body(delta, body, base.digest)
-    if named is None or named.needs_base:
-        yield from _usual(store, raw, dtype)
-    elif named.name != RAW and (body := _encode(named, raw, dtype)) is not None:
-        yield _Body(named, body)
-
-
-def _usual(store: WeightStore, raw: memoryview, dtype: str) -> Iterator[_Body]:
-    """What a dtype gives reason to try. Where planes pay for floats, zstd pays less."""
-    is_float = dtypes.get_dtype(dtype).is_float
-    for name in ("planes", "zstd"):
-        codec = store.find_codec(name)
-        body = _encode(codec, raw, dtype)
-        if body is not None:
-            yield _Body(codec, body)
-            if is_float:
-                return
-
-
-def _encode(codec: TensorCodec, raw: memoryview, dtype: str, **base: Any) -> bytes | None:
+def encode_with(codec: TensorCodec, raw: memoryview, dtype: str, **base: Any) -> bytes | None:
+    """The body that a codec makes of a chunk, or None. Raises `CodecError` for a codec that fails,
+    or that does not give the same bytes back."""
     try:
         body: bytes | None = codec.encode(raw, dtype=dtype, **base)
     except ArcHaloError:
@@ -103,6 +78,33 @@ def _encode(codec: TensorCodec, raw: memoryview, dtype: str, **base: Any) -> byt
     if body is not None and not _is_ours(codec):
         _check(codec, raw, body, **base)
     return body
+
+
+def _bodies(
+    store: WeightStore, raw: memoryview, dtype: str, wanted: str, base: Base | None
+) -> Iterator[_Body]:
+    named = None if wanted == AUTO else store.find_codec(wanted)
+    if base is not None and len(base.raw) == len(raw):
+        delta = named if named and named.needs_base else store.find_codec(DELTA)
+        body = encode_with(delta, raw, dtype, base=base.raw)
+        if body is not None:
+            yield _Body(delta, body, base.digest)
+    if named is None or named.needs_base:
+        yield from _usual(store, raw, dtype)
+    elif named.name != RAW and (body := encode_with(named, raw, dtype)) is not None:
+        yield _Body(named, body)
+
+
+def _usual(store: WeightStore, raw: memoryview, dtype: str) -> Iterator[_Body]:
+    """What a dtype gives reason to try. Where planes pay for floats, zstd pays less."""
+    is_float = dtypes.get_dtype(dtype).is_float
+    for name in ("planes", "zstd"):
+        codec = store.find_codec(name)
+        body = encode_with(codec, raw, dtype)
+        if body is not None:
+            yield _Body(codec, body)
+            if is_float:
+                return
 
 
 def _check(codec: TensorCodec, raw: memoryview, body: bytes, **base: Any) -> None:

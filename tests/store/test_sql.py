@@ -15,6 +15,7 @@ from arc_halo.store.connection import Connection
 NOT_PLANNED = {
     "builds.STEP": "SET has no plan",
     "fusions.CLAIM_SETTINGS": "SET has no plan",
+    "kv_cache.KEEP_READERS_OUT": "LOCK has no plan",
     "training_reading.PLAN_SETTINGS": "SET has no plan",
 }
 """Texts that EXPLAIN cannot take, each with the reason; a test runs every one of them."""

@@ -1,0 +1,213 @@
+"""SQL that looks at the KV cache: what it holds, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.rows import class_row
+
+from arc_halo.store.binary import COPY_HEADER, COPY_TRAILER, copied_fields, read_int
+from arc_halo.store.rows import Connection
+
+# Names of registered models whose weights these are, or else what the engine said.
+USAGE = """
+SELECT coalesce(usage.tenant, counter.tenant) AS tenant,
+       coalesce(usage.weights_root, counter.weights_root) AS weights_root,
+       coalesce((SELECT string_agg(model.model_name || '@' || model.version, ', '
+                                   ORDER BY model.model_name, model.version)
+                 FROM models AS model JOIN weight_sets AS weights
+                   ON weights.id = model.weight_set_id
+                 WHERE weights.root = coalesce(usage.weights_root, counter.weights_root)),
+                counter.model, '') AS model,
+       coalesce(usage.blocks, 0)::bigint AS blocks,
+       coalesce(usage.stored_bytes, 0)::bigint AS held_bytes,
+       coalesce(usage.pinned_bytes, 0)::bigint AS pinned_bytes,
+       coalesce(counter.lookups, 0) AS lookups, coalesce(counter.hits, 0) AS hits,
+       coalesce(counter.asked_tokens, 0) AS asked_tokens,
+       coalesce(counter.hit_tokens, 0) AS hit_tokens,
+       coalesce(counter.loaded_bytes, 0) AS loaded_bytes,
+       coalesce(counter.stored_blocks, 0) AS stored_blocks,
+       coalesce(counter.stored_bytes, 0) AS stored_bytes,
+       coalesce(counter.refused_blocks, 0) AS refused_blocks,
+       coalesce(counter.damaged_blocks, 0) AS damaged_blocks
+FROM (SELECT tenant, weights_root, sum(blocks) AS blocks, sum(stored_bytes) AS stored_bytes,
+             sum(stored_bytes) FILTER (WHERE generation = -1) AS pinned_bytes
+      FROM kv_cache_usage GROUP BY tenant, weights_root HAVING sum(blocks) > 0) AS usage
+FULL JOIN kv_cache_counters AS counter
+  ON (counter.tenant, counter.weights_root) = (usage.tenant, usage.weights_root)
+ORDER BY held_bytes DESC, model, tenant
+"""
+
+# A prefix is named by its last block: one that no other follows.
+PREFIXES = """
+SELECT block.block_key, block.tenant, block.weights_root,
+       coalesce((SELECT string_agg(model.model_name || '@' || model.version, ', '
+                                   ORDER BY model.model_name, model.version)
+                 FROM models AS model JOIN weight_sets AS weights
+                   ON weights.id = model.weight_set_id
+                 WHERE weights.root = block.weights_root),
+                (SELECT counter.model FROM kv_cache_counters AS counter
+                 WHERE (counter.tenant, counter.weights_root)
+                     = (block.tenant, block.weights_root)), '') AS model,
+       (block.block_index + 1) * block.token_count AS tokens,
+       block.codec, block.error, block.hit_count, block.created_at, block.last_used_at,
+       block.generation = -1 AS is_pinned,
+       (SELECT min(pin.label) FROM kv_cache_pins AS pin
+        WHERE pin.block_key = block.block_key) AS label
+FROM kv_cache AS block
+WHERE NOT EXISTS (SELECT FROM kv_cache AS next WHERE next.parent_key = block.block_key)
+  AND (%(tenant)s::text IS NULL OR block.tenant = %(tenant)s)
+  AND (%(weights_root)s::bytea IS NULL OR block.weights_root = %(weights_root)s)
+ORDER BY block.last_used_at DESC, block.block_key
+LIMIT %(limit)s
+"""
+
+ROOTS_OF_MODEL = """
+SELECT DISTINCT known.weights_root
+FROM (SELECT weights_root, model FROM kv_cache_counters
+      UNION ALL
+      SELECT weights.root, model.model_name || '@' || model.version
+      FROM models AS model JOIN weight_sets AS weights ON weights.id = model.weight_set_id
+      WHERE weights.root IS NOT NULL) AS known
+WHERE known.model = %(model)s OR split_part(known.model, '@', 1) = %(model)s
+   OR encode(known.weights_root, 'hex') LIKE %(model)s || '%%'
+"""
+
+# The keys first, so that only the sample's bodies are touched.
+SAMPLE = """
+WITH sample AS MATERIALIZED (
+    SELECT block_key, generation, part_count, digest, tenant, block_index
+    FROM kv_cache ORDER BY random() LIMIT %(limit)s::bigint
+)
+SELECT sample.block_key, sample.part_count, sample.digest, sample.tenant, sample.block_index,
+       part.part, part.body
+FROM sample LEFT JOIN kv_cache_bodies AS part
+  ON part.block_key = sample.block_key AND part.generation = sample.generation
+ORDER BY sample.block_key, part.part
+"""
+
+BLOCK_COUNT = """
+SELECT count(*) FROM kv_cache
+"""
+
+WRITTEN = """
+SELECT coalesce(sum(written_bytes), 0)::bigint,
+       coalesce(sum(written_bytes) FILTER (WHERE generation = -1), 0)::bigint
+FROM kv_cache_generations
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the cache holds of a model for a tenant, and what was asked of it."""
+
+    tenant: str
+    weights_root: bytes
+    model: str
+    blocks: int
+    held_bytes: int
+    pinned_bytes: int
+    lookups: int
+    hits: int
+    asked_tokens: int
+    hit_tokens: int
+    loaded_bytes: int
+    stored_blocks: int
+    stored_bytes: int
+    refused_blocks: int
+    damaged_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixRow:
+    """A prefix by its last block. `error` is that of its quantisation."""
+
+    block_key: bytes
+    tenant: str
+    weights_root: bytes
+    model: str
+    tokens: int
+    codec: str
+    error: float | None
+    hit_count: int
+    created_at: datetime
+    last_used_at: datetime
+    is_pinned: bool
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledPart:
+    """A part of a block of a sample; without a body where the block has none at all."""
+
+    block_key: bytes
+    part_count: int
+    digest: bytes
+    tenant: str
+    block_index: int
+    part: int | None
+    body: memoryview | None
+
+
+def usage(conn: Connection) -> list[Usage]:
+    """By tenant and model, what holds most first."""
+    with conn.cursor(row_factory=class_row(Usage)) as cursor:
+        return cursor.execute(USAGE).fetchall()
+
+
+def prefixes(
+    conn: Connection,
+    *,
+    tenant: str | None = None,
+    weights_root: bytes | None = None,
+    limit: int | None = None,
+) -> list[PrefixRow]:
+    """Prefixes, those that were used last first."""
+    fields = {"tenant": tenant, "weights_root": weights_root, "limit": limit}
+    with conn.cursor(row_factory=class_row(PrefixRow)) as cursor:
+        return cursor.execute(PREFIXES, fields).fetchall()
+
+
+def roots_of_model(conn: Connection, model: str) -> list[bytes]:
+    """Roots of weights by the name of a model, with or without its version, or by their first hex
+    digits."""
+    return [bytes(row[0]) for row in conn.execute(ROOTS_OF_MODEL, {"model": model}).fetchall()]
+
+
+def block_count(conn: Connection) -> int:
+    row = conn.execute(BLOCK_COUNT).fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
+def written_bytes(conn: Connection) -> tuple[int, int]:
+    """What counts against the budget, and how much of that is pinned."""
+    row = conn.execute(WRITTEN).fetchone()
+    assert row is not None
+    return int(str(row[0])), int(str(row[1]))
+
+
+def sample(conn: Connection, limit: int | None) -> Generator[SampledPart]:
+    """Blocks at random, or all of them, part by part."""
+    statement = f"COPY ({SAMPLE}) TO STDOUT (FORMAT BINARY)".encode()
+    with conn.cursor() as cursor, cursor.copy(statement, {"limit": limit}) as copy:
+        start = len(COPY_HEADER)
+        for message in copy:
+            row = memoryview(message)[start:]
+            start = 0
+            if row != COPY_TRAILER:
+                key, count, digest, tenant, index, part, body = copied_fields(row)
+                assert key is not None
+                assert digest is not None
+                assert tenant is not None
+                yield SampledPart(
+                    bytes(key),
+                    read_int(count),
+                    bytes(digest),
+                    str(tenant, "utf-8"),
+                    read_int(index),
+                    None if part is None else read_int(part),
+                    body,
+                )
