@@ -58,6 +58,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT part.part, part.body FROM kv_cache_bodies AS part
     WHERE part.block_key = wanted.key AND part.generation = found.generation
+    OFFSET 0  -- a subquery for each block, by its index, whatever the statistics say
 ) AS body
 ORDER BY wanted.ordinality, body.part
 """
