@@ -87,15 +87,13 @@ class Training:
         `best_mode` which is the best. With `system_seconds` the machine is measured as well, in
         the scope `system`. Raises `RefusedError` where a program is at work on the session.
         """
+        from arc_halo.plain import check_plain, check_texts, covered
         from arc_halo.training.configs import (
             MAX_GROUP,
             MAX_NAME,
             as_tags,
             check_lengths,
-            check_plain,
-            check_texts,
             check_totals,
-            covered,
         )
         from arc_halo.training.defaults import (
             Given,

@@ -97,9 +97,9 @@ class RecordedSession:
         `about` has them then. Raises `InvalidInputError` for what JSON does not hold, and
         `NotFoundError` where the session is gone.
         """
+        from arc_halo.plain import check_plain, check_texts, covered
         from arc_halo.store import training_sessions
         from arc_halo.training import reading
-        from arc_halo.training.configs import check_plain, check_texts, covered
 
         check_plain(tags=tags)
         check_texts(notes=notes)

@@ -12,20 +12,19 @@ from types import TracebackType
 from typing import Any
 from uuid import UUID
 
-from arc_halo.config import redact
 from arc_halo.errors import (
     ArcHaloError,
     CheckpointError,
     InvalidInputError,
     TrainingError,
 )
+from arc_halo.plain import check_plain, cleaned, covered, told
 from arc_halo.store import gradient_checkpoints, training_sessions
 from arc_halo.store.gradient_checkpoints import GradientCheckpoint
 from arc_halo.store.training_sessions import SessionRecord
 from arc_halo.store.trainings import Training
 from arc_halo.training.checkpoints.checkpoints import Checkpoints, Keeping
 from arc_halo.training.checkpoints.of_sessions import Checkpointing
-from arc_halo.training.configs import check_plain, covered
 from arc_halo.training.delivering import Delivery, LeaseLostError, lease_lost
 from arc_halo.training.logging import LogSettings, PointLog
 from arc_halo.training.places import Place
@@ -38,8 +37,6 @@ from arc_halo.training.system import SystemMetrics
 from arc_halo.types import JsonObject
 
 logger = logging.getLogger("arc_halo.training")
-
-MAX_ERROR = 2000
 
 
 class TrainingSession(Checkpointing, Recording):
@@ -201,7 +198,7 @@ class TrainingSession(Checkpointing, Recording):
         elif isinstance(failed, KeyboardInterrupt):
             self._end_without_raising("paused", None)
         else:
-            self._end_without_raising("failed", _told(failed))
+            self._end_without_raising("failed", told(failed))
 
     def __enter__(self) -> TrainingSession:
         return self
@@ -217,7 +214,7 @@ class TrainingSession(Checkpointing, Recording):
         elif isinstance(value, KeyboardInterrupt):
             self._end_without_raising("paused", None)
         else:
-            self._end_without_raising("failed", _told(value))
+            self._end_without_raising("failed", told(value))
 
     def _check_at_work(self) -> None:
         if self._is_over or self._log.is_forked:
@@ -235,7 +232,7 @@ class TrainingSession(Checkpointing, Recording):
                 self._system.close()
             is_written = self._log.close()
             self._gradients.close()
-            self._tell_end(is_written, status, None if error is None else _cleaned(error))
+            self._tell_end(is_written, status, None if error is None else cleaned(error))
         except BaseException:  # Ctrl-C, while the database is waited for: it has not ended yet
             self._is_over = False
             raise
@@ -271,7 +268,7 @@ class TrainingSession(Checkpointing, Recording):
     def _end_without_raising(self, status: str, error: str | None) -> None:
         """End it where an exception is under way already, or nobody is there to catch one."""
         if (trouble := self._end(status, error)) is not None:
-            logger.error("the last checkpoint was not saved: %s", _told(trouble))
+            logger.error("the last checkpoint was not saved: %s", told(trouble))
 
 
 def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> SystemMetrics | None:
@@ -282,20 +279,6 @@ def _measured(log: PointLog, record: SessionRecord, settings: LogSettings) -> Sy
         seconds=settings.system_seconds,
         started_at=record.started_at.timestamp(),
     )
-
-
-def _told(error: BaseException) -> str:
-    """What is kept of why a session failed."""
-    try:
-        return _cleaned(f"{type(error).__name__}: {error}")
-    except Exception:  # noqa: BLE001 - what an error says of itself may be an error
-        return type(error).__name__
-
-
-def _cleaned(text: str) -> str:
-    """One line that can be stored, without the passwords of addresses."""
-    storable = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    return redact(" ".join(storable.split()))[:MAX_ERROR]
 
 
 def _shown(given: Any) -> str:
