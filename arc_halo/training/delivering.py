@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from uuid import UUID
 
 from arc_halo.errors import TrainingError
 from arc_halo.store import gradients, training_points, training_sessions
-from arc_halo.store.connection import translate
 from arc_halo.store.gradients import GradientRow
+from arc_halo.store.patience import PATIENCE_SECONDS, PatientConnection
 from arc_halo.store.rows import Connection
 from arc_halo.training.points import Batch, highest_steps, split
-
-PATIENCE_SECONDS = 30.0
 
 
 class LeaseLostError(TrainingError):
@@ -47,12 +42,9 @@ class Delivery:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        self._connect = connect
-        self._patience_seconds = patience_seconds
-        self._closing = threading.Lock()
+        self._line = PatientConnection(connect, patience_seconds=patience_seconds)
         self._session_id = session_id
         self._lease = lease
-        self._connection: Connection | None = None
         self._numbers: dict[training_points.Key, int] = {}
         self._highest: dict[int, int] = {}
         """The highest step that each series is known to have, by its number."""
@@ -95,22 +87,14 @@ class Delivery:
 
     def close(self) -> None:
         """Close the connection, and forget what was found there."""
-        with self._closing:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+        self._line.close()
         self._numbers, self._highest = {}, {}
 
     @contextmanager
     def _guarded(self) -> Iterator[Connection]:
-        watch = threading.Timer(self._patience_seconds, self._give_up)
-        watch.daemon = True
         try:
-            with translate():
-                is_new = self._connection is None
-                conn = self._connection = self._connection or self._connect()
-                with suppress(RuntimeError):  # some Pythons start no thread while they end
-                    watch.start()
+            is_new = not self._line.is_open
+            with self._line.guarded() as conn:
                 if is_new:
                     self._look(conn)
                 yield conn
@@ -118,18 +102,6 @@ class Delivery:
             # Whether it was committed is not known: what is there is looked up anew.
             self.close()
             raise
-        finally:
-            watch.cancel()
-
-    def _give_up(self) -> None:
-        """Cut the connection, so that who waits for the server gets an error."""
-        with self._closing, suppress(Exception):
-            if self._connection is not None:
-                # A lock that is waited for is waited for no longer.
-                with suppress(Exception):
-                    self._connection.cancel_safe(timeout=2)
-                with socket.socket(fileno=os.dup(self._connection.fileno())) as line:
-                    line.shutdown(socket.SHUT_RDWR)
 
     def _look(self, conn: Connection) -> None:
         known = training_points.series(conn, self._session_id)

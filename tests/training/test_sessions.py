@@ -740,7 +740,7 @@ def test_what_is_written_is_on_disk_before_what_came_after_it(halo: Halo, ask: A
 
 def test_a_server_that_does_not_answer_is_given_up(halo: Halo, ask: Ask) -> None:
     run = halo.training.session("story@1.0.0", name="stuck")
-    run._delivery._patience_seconds = 0.2
+    run._delivery._line.patience_seconds = 0.2
     run.log({"loss": 1}, step=1)
     assert run.flush()
     ((pid,),) = ask("SELECT pid FROM pg_stat_activity WHERE application_name = %s"
@@ -760,7 +760,7 @@ def test_a_server_that_does_not_answer_is_given_up(halo: Halo, ask: Ask) -> None
 
 def test_a_lock_that_is_waited_for_does_not_hold_up_the_end(halo: Halo, ask: Ask) -> None:
     run = halo.training.session("story@1.0.0", name="locked")
-    run._delivery._patience_seconds = 0.2
+    run._delivery._line.patience_seconds = 0.2
     ask("BEGIN; LOCK training_metrics IN ACCESS EXCLUSIVE MODE")
     run.log({"loss": 1}, step=1)
     run.finish()
