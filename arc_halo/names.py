@@ -10,6 +10,9 @@ from dataclasses import dataclass
 NAME = r"[a-z0-9][a-z0-9._-]{0,127}"
 VERSION = r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
 
+ID_DIGITS = 6
+"""Of an id, at least so many of its first digits name what has it."""
+
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _VERSION = re.compile(VERSION)
 _NAME = re.compile(NAME)
@@ -49,6 +52,13 @@ def parse_reference(text: str) -> ModelReference | None:
     if match is None:
         return None
     return ModelReference(name=match["name"], version=match["version"], alias=match["alias"])
+
+
+def id_digits(text: str) -> str:
+    """The hexadecimal digits of an id, or of its beginning; "" for what is no such thing."""
+    digits = text.lower().replace("-", "")
+    is_beginning = len(digits) >= ID_DIGITS and re.fullmatch("[0-9a-f]{1,32}", digits)
+    return digits if is_beginning else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from arc_halo.names import ModelReference, did_you_mean, is_name, is_version, parse_reference
+from arc_halo.names import (
+    ModelReference,
+    did_you_mean,
+    id_digits,
+    is_name,
+    is_version,
+    parse_reference,
+)
 from arc_halo.store.connection import Connection
 
 
@@ -51,6 +58,22 @@ def test_a_reference_is_read_and_written(
 )
 def test_these_are_no_references(text: str) -> None:
     assert parse_reference(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        ("0F6E2a", "0f6e2a"),
+        ("0f6e2a-", "0f6e2a"),
+        ("0f6e2a1b-8c3d-4e5f-9a0b-1c2d3e4f5a6b", "0f6e2a1b8c3d4e5f9a0b1c2d3e4f5a6b"),
+        ("0f6e2", ""),
+        ("night-3", ""),
+        ("0" * 33, ""),
+        ("", ""),
+    ],
+)
+def test_an_id_is_known_by_its_beginning(text: str, digits: str) -> None:
+    assert id_digits(text) == digits
 
 
 def test_a_guess_is_made_only_when_something_is_close() -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from uuid import UUID
 
 from arc_halo.errors import InvalidInputError, NotFoundError
-from arc_halo.names import did_you_mean
+from arc_halo.names import did_you_mean, id_digits
 from arc_halo.store import training_reading
 from arc_halo.store.rows import Connection
 from arc_halo.store.training_reading import SessionName
-
-PREFIX_DIGITS = 6
-"""Of an id, at least so many name a session."""
 
 
 def find_session(conn: Connection, named: str | UUID) -> SessionName:
@@ -33,11 +29,9 @@ def find_session(conn: Connection, named: str | UUID) -> SessionName:
 def session_or_none(conn: Connection, named: str | UUID) -> SessionName | None:
     """As `find_session`; None where there is none."""
     text = str(named)
-    digits = text.lower().replace("-", "")
-    is_prefix = len(digits) >= PREFIX_DIGITS and re.fullmatch("[0-9a-f]{1,32}", digits) is not None
     if "\0" in text:
         return None
-    found = training_reading.find(conn, text, digits if is_prefix else "")
+    found = training_reading.find(conn, text, id_digits(text))
     if len(found) > 1 and text not in (str(found[0].id), found[0].session_name):
         listed = ", ".join(str(each.id) for each in found[:10]) + (", …" if found[10:] else "")
         raise InvalidInputError(
