@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.telling import facts, number, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,11 +74,10 @@ def compare(
 
 
 def _tables(found: Comparison, names: Sequence[str], which: str, *, is_all: bool) -> list[Table]:
-    from arc_halo.cli.training import telling
 
     ids = [each.id for each in found.sessions]
     about = [
-        ("id", *map(telling.short, found.sessions)),
+        ("id", *(short(each.id) for each in found.sessions)),
         ("model", *(each.model for each in found.sessions)),
         ("status", *(each.status for each in found.sessions)),
         ("step", *(str(each.current_step) for each in found.sessions)),
@@ -93,9 +93,7 @@ def _tables(found: Comparison, names: Sequence[str], which: str, *, is_all: bool
         (
             f"{each.scope}/{each.key}",
             *(
-                telling.number(getattr(each.summaries[id], VALUES[which]))
-                if id in each.summaries
-                else "-"
+                number(getattr(each.summaries[id], VALUES[which])) if id in each.summaries else "-"
                 for id in ids
             ),
         )
@@ -121,7 +119,6 @@ def _value(setting: Setting, session: UUID) -> str:
 
 
 def _facts(found: Comparison) -> JsonObject:
-    from arc_halo.cli.training import telling
 
     def settings(listed: Sequence[Setting]) -> list[JsonObject]:
         return [
@@ -134,17 +131,14 @@ def _facts(found: Comparison) -> JsonObject:
         ]
 
     return {
-        "sessions": [telling.session_facts(each) for each in found.sessions],
+        "sessions": [facts(each) for each in found.sessions],
         "config": settings(found.config),
         "dataset": settings(found.dataset),
         "metrics": [
             {
                 "key": each.key,
                 "scope": each.scope,
-                "sessions": {
-                    str(id): telling.summary_facts(summary)
-                    for id, summary in each.summaries.items()
-                },
+                "sessions": {str(id): facts(summary) for id, summary in each.summaries.items()},
             }
             for each in found.metrics
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.telling import facts, moment, number, short
 
 STATUSES = ("running", "paused", "completed", "failed", "crashed")
 
@@ -66,14 +67,14 @@ def ls(
     header = ("id", "name", "model", "status", "step", "done", "loss", "began", "took")
     rows = [
         (
-            telling.short(each),
+            short(each.id),
             each.name or "-",
             each.model,
             each.status,
             str(each.current_step),
             telling.progress(each),
-            telling.number(each.last_loss),
-            telling.moment(each.started_at),
+            number(each.last_loss),
+            moment(each.started_at),
             format_seconds(each.elapsed_seconds),
         )
         for each in sessions
@@ -83,7 +84,7 @@ def ls(
         text=lambda: invocation.console.print(
             table(header, rows) if rows else "No training session is recorded that fits."
         ),
-        json=lambda: as_json({"sessions": [telling.session_facts(each) for each in sessions]}),
+        json=lambda: as_json({"sessions": [facts(each) for each in sessions]}),
         markdown=lambda: markdown_table(header, rows),
     )
     if len(found) > limit:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.telling import facts
 from arc_halo.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -71,7 +72,6 @@ def _confirm(invocation: Invocation, told: Deletion) -> None:
 
 
 def _render(invocation: Invocation, told: Deletion, *, is_done: bool) -> None:
-    from arc_halo.cli.training import telling
     from arc_halo.reconcile.report import as_json
 
     rows = _rows(told, "deleted" if is_done else "would go")
@@ -82,10 +82,9 @@ def _render(invocation: Invocation, told: Deletion, *, is_done: bool) -> None:
         json=lambda: as_json(
             {
                 "sessions": [
-                    {**telling.session_facts(each), "points": told.points.get(each.id, 0)}
-                    for each in told.sessions
+                    {**facts(each), "points": told.points.get(each.id, 0)} for each in told.sessions
                 ],
-                "forks": [telling.session_facts(each) for each in told.forks],
+                "forks": [facts(each) for each in told.forks],
                 "pinned": len(told.pinned),
                 "own_bytes": told.own_bytes,
                 "is_done": is_done,

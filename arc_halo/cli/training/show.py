@@ -10,6 +10,7 @@ import click
 
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.telling import facts, moment, number
 
 if TYPE_CHECKING:
     from arc_halo.store.training_reading import SessionRow
@@ -40,7 +41,6 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
       arc-halo training show 0f6e2a --metric 'loss*' --scope eval
       arc-halo training show night-3 --output json
     """
-    from arc_halo.cli.training import telling
     from arc_halo.reconcile.report import as_json
     from arc_halo.store import gradient_checkpoints
     from arc_halo.training import reading
@@ -54,12 +54,12 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
             parent = None if found.parent_id is None else reading.session(conn, found.parent_id)
             forks = reading.forks(conn, found.id)
             layers = gradient_checkpoints.of_session(conn, found.id)
-    facts = {
-        **telling.session_facts(found),
+    told = {
+        **facts(found),
         "model": found.model,
-        "forks": [telling.session_facts(each) for each in forks],
+        "forks": [facts(each) for each in forks],
         "gradient_checkpoints": [asdict(layer) for layer in layers],
-        "series": [telling.summary_facts(each) for each in summaries],
+        "series": [facts(each) for each in summaries],
     }
     fields = _fields(found, parent, forks, recorded_text(layers))
     rows = [_cells(each) for each in summaries]
@@ -78,7 +78,7 @@ def show(invocation: Invocation, session: str, metric: str, scope: str | None) -
     render(
         invocation,
         text=text,
-        json=lambda: as_json(facts),
+        json=lambda: as_json(told),
         markdown=lambda: "\n\n".join(
             [markdown_table(("field", "value"), fields)]
             + ([markdown_table(SERIES, rows)] if rows else [])
@@ -111,9 +111,9 @@ def _fields(
         "step": telling.of(session.current_step, session.total_steps),
         "epoch": telling.of(session.current_epoch, session.total_epochs) if has_epochs else None,
         "done": telling.progress(session),
-        "began": telling.moment(session.started_at),
-        "last sign": telling.moment(session.heartbeat_at),
-        "ended": telling.moment(session.finished_at),
+        "began": moment(session.started_at),
+        "last sign": moment(session.heartbeat_at),
+        "ended": moment(session.finished_at),
         "took": format_seconds(session.elapsed_seconds),
         "host": session.host,
         "commit": commit,
@@ -143,8 +143,6 @@ def _value(value: object) -> str:
 
 
 def _cells(summary: Summary) -> tuple[str, ...]:
-    from arc_halo.cli.training.telling import number
-
     return (
         f"{summary.scope}/{summary.key}",
         str(summary.count),
