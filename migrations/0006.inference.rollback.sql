@@ -6,5 +6,8 @@ DROP TABLE kv_cache_usage;
 DROP TABLE kv_cache_generations;
 DROP TABLE kv_cache_bodies;
 DROP TABLE kv_cache;
+DROP VIEW v_inference_trends;
+DROP VIEW v_inference_latency;
+DROP VIEW v_inference_sessions;
 DROP TABLE inference_metrics;
 DROP TABLE inference_sessions;

@@ -13,8 +13,13 @@ CREATE TABLE inference_sessions (
     config jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
     request_count bigint NOT NULL DEFAULT 0 CHECK (request_count >= 0),
     failed_count bigint NOT NULL DEFAULT 0 CHECK (failed_count BETWEEN 0 AND request_count),
+    lost_count bigint NOT NULL DEFAULT 0 CHECK (lost_count BETWEEN 0 AND request_count),
     prompt_tokens bigint NOT NULL DEFAULT 0 CHECK (prompt_tokens >= 0),
+    cached_tokens bigint NOT NULL DEFAULT 0 CHECK (cached_tokens >= 0),
     generated_tokens bigint NOT NULL DEFAULT 0 CHECK (generated_tokens >= 0),
+    batch_count bigint NOT NULL DEFAULT 0 CHECK (batch_count >= 0),
+    host text,
+    pid integer CHECK (pid > 0),
     error text,
     started_at timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
@@ -33,20 +38,29 @@ COMMENT ON COLUMN inference_sessions.tenant IS
     'On whose behalf, as the server knows it; the empty text where there are no tenants.';
 COMMENT ON COLUMN inference_sessions.config IS
     'Sampling and limits: temperature, top_k, top_p, max_tokens.';
+COMMENT ON COLUMN inference_sessions.lost_count IS
+    'Requests that are counted, but whose metrics could wait no longer while the database was away.';
+COMMENT ON COLUMN inference_sessions.batch_count IS
+    'Batches of metrics written: one that is tried again is known by its number.';
+COMMENT ON COLUMN inference_sessions.heartbeat_at IS
+    'The last sign of life. An active session that gave none for a minute counts as crashed.';
 
 CREATE INDEX inference_sessions_model_id_idx ON inference_sessions (model_id, started_at);
+CREATE INDEX inference_sessions_started_at_idx ON inference_sessions (started_at);
 
 CREATE TRIGGER inference_sessions_touch BEFORE UPDATE ON inference_sessions
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
     EXECUTE FUNCTION arc_halo_touch_updated_at();
 
+-- NaN is above infinity.
 CREATE TABLE inference_metrics (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     session_id uuid NOT NULL REFERENCES inference_sessions ON DELETE CASCADE,
     recorded_at timestamptz NOT NULL DEFAULT now(),
-    latency_ms double precision NOT NULL CHECK (latency_ms >= 0),
+    latency_ms double precision NOT NULL CHECK (latency_ms >= 0 AND latency_ms < 'infinity'),
     first_token_ms double precision CHECK (first_token_ms BETWEEN 0 AND latency_ms),
-    tokens_per_second double precision CHECK (tokens_per_second >= 0),
+    tokens_per_second double precision
+        CHECK (tokens_per_second >= 0 AND tokens_per_second < 'infinity'),
     prompt_tokens integer CHECK (prompt_tokens >= 0),
     cached_tokens integer CHECK (cached_tokens BETWEEN 0 AND prompt_tokens),
     generated_tokens integer CHECK (generated_tokens >= 0),
@@ -55,14 +69,114 @@ CREATE TABLE inference_metrics (
 );
 COMMENT ON TABLE inference_metrics IS
     'What each request of a session took. Written in batches.';
+COMMENT ON COLUMN inference_metrics.recorded_at IS
+    'When the request ended.';
 COMMENT ON COLUMN inference_metrics.first_token_ms IS
     'Time to the first token.';
+COMMENT ON COLUMN inference_metrics.tokens_per_second IS
+    'Tokens generated, by the latency unless the engine says more.';
 COMMENT ON COLUMN inference_metrics.cached_tokens IS
     'Tokens of the prompt whose keys and values came from kv_cache.';
 COMMENT ON COLUMN inference_metrics.memory_bytes IS
-    'Peak memory of the process, or of its accelerator, during the request.';
+    'Peak memory of the process up to then, or of its accelerator where the engine says so.';
 
 CREATE INDEX inference_metrics_session_id_idx ON inference_metrics (session_id, recorded_at);
+
+CREATE VIEW v_inference_sessions AS
+SELECT
+    s.id AS session_id,
+    s.model_name,
+    s.model_version,
+    s.root,
+    s.tenant,
+    CASE
+        WHEN s.status = 'active' AND s.heartbeat_at < now() - interval '1 minute' THEN 'crashed'
+        ELSE s.status
+    END AS status,
+    s.config,
+    s.request_count,
+    s.failed_count,
+    s.lost_count,
+    s.prompt_tokens,
+    s.cached_tokens,
+    s.generated_tokens,
+    extract(epoch FROM coalesce(s.finished_at, s.heartbeat_at) - s.started_at)::double precision
+        AS elapsed_seconds,
+    s.host,
+    s.pid,
+    s.error,
+    s.started_at,
+    s.heartbeat_at,
+    s.finished_at
+FROM inference_sessions AS s;
+COMMENT ON VIEW v_inference_sessions IS
+    'One row for each inference session, as it stands.';
+
+CREATE VIEW v_inference_latency AS
+SELECT
+    s.id AS session_id,
+    s.model_name,
+    s.model_version,
+    s.tenant,
+    m.*
+FROM inference_sessions AS s
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) AS requests,
+        count(*) FILTER (WHERE NOT x.succeeded) AS failed,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY x.latency_ms)
+            FILTER (WHERE x.succeeded) AS latency_p50_ms,
+        percentile_cont(0.95) WITHIN GROUP (ORDER BY x.latency_ms)
+            FILTER (WHERE x.succeeded) AS latency_p95_ms,
+        percentile_cont(0.99) WITHIN GROUP (ORDER BY x.latency_ms)
+            FILTER (WHERE x.succeeded) AS latency_p99_ms,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY x.first_token_ms)
+            FILTER (WHERE x.succeeded) AS first_token_p50_ms,
+        percentile_cont(0.95) WITHIN GROUP (ORDER BY x.first_token_ms)
+            FILTER (WHERE x.succeeded) AS first_token_p95_ms,
+        percentile_cont(0.99) WITHIN GROUP (ORDER BY x.first_token_ms)
+            FILTER (WHERE x.succeeded) AS first_token_p99_ms,
+        avg(x.tokens_per_second) FILTER (WHERE x.succeeded) AS tokens_per_second,
+        sum(x.cached_tokens) FILTER (WHERE x.prompt_tokens IS NOT NULL) / nullif(sum(x.prompt_tokens) FILTER (
+            WHERE x.cached_tokens IS NOT NULL), 0)::double precision AS cached_share,
+        max(x.memory_bytes) AS peak_memory_bytes
+    FROM inference_metrics AS x
+    WHERE x.session_id = s.id
+) AS m;
+COMMENT ON VIEW v_inference_latency IS
+    'What the requests of each inference session took: percentiles and means are of those that '
+    'succeeded.';
+
+CREATE VIEW v_inference_trends AS
+SELECT
+    s.model_name,
+    s.model_version,
+    date_trunc('hour', x.recorded_at) AS hour,
+    count(DISTINCT x.session_id) AS sessions,
+    count(*) AS requests,
+    count(*) FILTER (WHERE NOT x.succeeded) AS failed,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY x.latency_ms)
+        FILTER (WHERE x.succeeded) AS latency_p50_ms,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY x.latency_ms)
+        FILTER (WHERE x.succeeded) AS latency_p95_ms,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY x.latency_ms)
+        FILTER (WHERE x.succeeded) AS latency_p99_ms,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY x.first_token_ms)
+        FILTER (WHERE x.succeeded) AS first_token_p50_ms,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY x.first_token_ms)
+        FILTER (WHERE x.succeeded) AS first_token_p95_ms,
+    percentile_cont(0.99) WITHIN GROUP (ORDER BY x.first_token_ms)
+        FILTER (WHERE x.succeeded) AS first_token_p99_ms,
+    avg(x.tokens_per_second) FILTER (WHERE x.succeeded) AS tokens_per_second,
+    sum(x.generated_tokens) AS generated_tokens,
+    sum(x.cached_tokens) FILTER (WHERE x.prompt_tokens IS NOT NULL) / nullif(sum(x.prompt_tokens) FILTER (
+        WHERE x.cached_tokens IS NOT NULL), 0)::double precision AS cached_share
+FROM inference_metrics AS x
+JOIN inference_sessions AS s ON s.id = x.session_id
+GROUP BY s.model_name, s.model_version, date_trunc('hour', x.recorded_at);
+COMMENT ON VIEW v_inference_trends IS
+    'What the requests to each model took, hour by hour: percentiles and means are of those that '
+    'succeeded.';
 
 -- All of it is UNLOGGED: a cache may be lost, and after a crash it is empty, as a whole. The
 -- partitions are generations: what is oldest is truncated, which leaves nothing to vacuum.

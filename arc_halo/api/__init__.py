@@ -1,4 +1,4 @@
-"""The Python API: models, tensors, reactors and training of one database."""
+"""The Python API: models, tensors, reactors, training and inference of one database."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from arc_halo.api.embeddings import Embeddings
+from arc_halo.api.inference import Inference
 from arc_halo.api.models import Models
 from arc_halo.api.reactors import Reactors
 from arc_halo.api.tensors import Tensors
@@ -39,7 +40,7 @@ def connect(
 
 class Halo:
     """A database of models: `halo.models`, `halo.tensors`, `halo.embeddings`, `halo.reactors`,
-    `halo.training`."""
+    `halo.training`, `halo.inference`."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -48,6 +49,7 @@ class Halo:
         self.embeddings = Embeddings(project)
         self.reactors = Reactors(project)
         self.training = Training(project)
+        self.inference = Inference(project)
 
     def close(self) -> None:
         """End sessions and reactors, close connections, and stop the embedded server if nobody
@@ -55,6 +57,7 @@ class Halo:
         with ExitStack() as stack:
             stack.callback(self.project.close)
             stack.callback(self.reactors.close)
+            stack.callback(self.inference.close)
             self.training.close()
 
     def __enter__(self) -> Halo:
@@ -67,5 +70,6 @@ class Halo:
         traceback: TracebackType | None,
     ) -> None:
         if value is not None:
+            self.inference.close(value)
             self.training.close(value)
         self.close()

@@ -17,6 +17,7 @@ from arc_halo.cli.embeddings import embeddings
 from arc_halo.cli.export import export
 from arc_halo.cli.fuse import fuse
 from arc_halo.cli.import_ import import_
+from arc_halo.cli.inference import inference
 from arc_halo.cli.init import init
 from arc_halo.cli.invocation import INTERRUPTED, Invocation, add_shared_options
 from arc_halo.cli.keys import keys
@@ -36,7 +37,7 @@ from arc_halo.errors import ArcHaloError
 TERMINATED = 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, reactor, serve, keys, training, diff,
+    import_, export, fuse, reactor, serve, keys, training, inference, diff,
     tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 

@@ -43,9 +43,13 @@ def facts(record: DataclassInstance) -> JsonObject:
     from datetime import UTC, datetime
     from uuid import UUID
 
+    from arc_halo.tensors.digests import format_digest
+
     def plain(value: Any) -> Any:
         if isinstance(value, UUID):
             return str(value)
+        if isinstance(value, bytes):
+            return format_digest(value)
         if isinstance(value, datetime):
             return value.astimezone(UTC).isoformat()
         return json_number(value) if isinstance(value, float) else value

@@ -201,6 +201,7 @@ def test_every_public_method_is_in_the_python_reference_with_its_signature() -> 
         ("embeddings", api.Embeddings),
         ("reactors", api.Reactors),
         ("training", api.Training),
+        ("inference", api.Inference),
     ):
         section = text.partition(f"## `halo.{title}`")[2].partition("\n## ")[0]
         methods = {

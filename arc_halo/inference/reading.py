@@ -1,0 +1,74 @@
+"""What inference recorded, read: sessions by the beginning of their ids, and what requests took."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from arc_halo.errors import InvalidInputError, NotFoundError
+from arc_halo.names import ID_DIGITS, id_digits
+from arc_halo.store import inference_metrics, inference_sessions
+from arc_halo.store.inference_metrics import Latency
+from arc_halo.store.inference_sessions import SessionRow
+from arc_halo.store.rows import Connection
+
+STATUSES = ("active", "completed", "failed", "crashed")
+
+
+def sessions(
+    conn: Connection,
+    *,
+    model: str | None = None,
+    tenant: str | None = None,
+    status: str | None = None,
+    limit: int | None = None,
+) -> list[SessionRow]:
+    """Sessions, the newest first. `model` is a name or name@version.
+
+    Raises `InvalidInputError` for what is no status.
+    """
+    if status is not None and status not in STATUSES:
+        raise InvalidInputError(
+            f"status={status!r} is no status of a session",
+            hint=f"write {', '.join(STATUSES)}",
+            code="AH006",
+        )
+    name, at, version = (model or "").partition("@")
+    return inference_sessions.sessions(
+        conn,
+        model=name or None,
+        version=version if at else None,
+        tenant=tenant,
+        status=status,
+        limit=limit,
+    )
+
+
+def session(conn: Connection, named: str | UUID) -> SessionRow:
+    """The session with this id, or whose id begins so, with 6 digits or more.
+
+    Raises `NotFoundError`, and `InvalidInputError` for the beginning of several ids.
+    """
+    digits = id_digits(str(named))
+    ids = inference_sessions.find(conn, digits) if digits else []
+    if len(ids) > 1:
+        listed = ", ".join(str(each) for each in ids[:10]) + (", …" if ids[10:] else "")
+        raise InvalidInputError(
+            f"{str(named)!r} begins several ids of inference sessions: {listed}",
+            hint="give more of the id",
+            code="AH006",
+        )
+    found = inference_sessions.sessions(conn, id=ids[0]) if ids else []
+    if not found:
+        raise NotFoundError(
+            f"there is no inference session {str(named)!r}",
+            hint=f"give its id, or {ID_DIGITS} digits of it or more: `arc-halo inference ls`",
+        )
+    return found[0]
+
+
+def latency(conn: Connection, session_id: UUID) -> Latency:
+    """What the requests of a session took. Raises `NotFoundError`."""
+    found = inference_metrics.latency(conn, session_id)
+    if found is None:
+        raise NotFoundError(f"there is no inference session {session_id}")
+    return found
