@@ -121,7 +121,8 @@ class KVCache:
     def store(self, tokens: Tokens, layers: Sequence[LayerKV]) -> bool:
         """Have the blocks of these tokens written that are not there yet, by another thread.
 
-        The layers are those of the first tokens, as many as there are; the arrays must not be
+        The layers are those of the first tokens, as many as there are; or they begin where a block
+        does that follows stored ones, without which nothing is kept. The arrays must not be
         written over from now on. False where too much waits already, and nothing of it is kept.
         Raises `InvalidInputError` for arrays that are not of the layout.
         """
@@ -134,7 +135,7 @@ class KVCache:
         chains = []
         for codec, cuts in zip(self._codecs, self._cuts(tokens[:stop]), strict=True):
             there = tuple(cut for cut in cuts if codec.holds(cut.index, layers))
-            chains.append(Chain(codec=codec, cuts=there))
+            chains.append(Chain(codec=codec, cuts=there, before=_keys_before(cuts, there)))
         size = sum(array.nbytes for layer in layers for array in layer.both)
         return self._writer.put(Write(chains=tuple(chains), layers=tuple(layers), size_bytes=size))
 
@@ -276,6 +277,13 @@ class KVCache:
             if not good[place]:
                 damaged.add(cut.key)
         return good
+
+
+def _keys_before(cuts: Sequence[Cut], held: Sequence[Cut]) -> tuple[bytes, ...]:
+    """Of the blocks that come before those in the arrays, if these follow any."""
+    if not held or held[0].parent_key is None:
+        return ()
+    return tuple(cut.key for cut in cuts[: held[0].index])
 
 
 def _usual_policy(conn: Connection) -> KVPolicy:

@@ -36,10 +36,12 @@ IDLE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """Blocks of one group of layers, in the order of the prompt."""
+    """Blocks of one group of layers, in the order of the prompt, and the keys of those before
+    them that are in no array, and have to be there."""
 
     codec: BlockCodec
     cuts: tuple[Cut, ...]
+    before: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ class KVWriter:
         keys = [cut.key for chain in write.chains for cut in chain.cuts]
         with self._pool.connection() as conn:
             known = set(store.places(conn, keys))
-        before: dict[bytes, int] = {}
+        before = dict.fromkeys((key for chain in write.chains for key in chain.before), 0)
         for blocks, passed in _portions(write, known):
             before.update(dict.fromkeys(passed, 0))
             if not self._in_transaction(before, blocks, counts):

@@ -118,6 +118,16 @@ def shortened(layout: KVLayout, layers: Sequence[LayerKV], length: int) -> list[
     return found
 
 
+def between(layers: Sequence[LayerKV], start: int, stop: int) -> list[LayerKV]:
+    """Of all tokens, some."""
+    return [
+        replace(
+            layer, start=start, keys=layer.keys[:, start:stop], values=layer.values[:, start:stop]
+        )
+        for layer in layers
+    ]
+
+
 def same(left: Sequence[LayerKV], right: Sequence[LayerKV]) -> bool:
     """Whether they are of the same tokens and have the same bytes."""
     return len(left) == len(right) and all(

@@ -11,7 +11,16 @@ import pytest
 from arc_halo.errors import InvalidInputError, UnknownPluginError
 from arc_halo.inference.layouts import KVLayout, LayerShape
 from arc_halo.inference.policies import KVPolicy
-from tests.inference.conftest import FULL, SLIDING, MakeCache, computed, same, shortened, tokens_of
+from tests.inference.conftest import (
+    FULL,
+    SLIDING,
+    MakeCache,
+    between,
+    computed,
+    same,
+    shortened,
+    tokens_of,
+)
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 
@@ -156,6 +165,31 @@ def test_what_is_there_is_not_written_again(make_cache: MakeCache, sql: Sql) -> 
     assert cache.flush(30)
     assert sql("SELECT stored_blocks FROM kv_cache_counters") == [(4,)]
     assert sql("SELECT count(*) FROM kv_cache") == [(4,)]
+
+
+@pytest.mark.parametrize("layout", [FULL, SLIDING], ids=["full", "sliding"])
+def test_arrays_may_begin_in_the_middle_of_what_is_there(
+    make_cache: MakeCache, layout: KVLayout
+) -> None:
+    cache = make_cache(layout)
+    tokens = tokens_of(8, 160)
+    layers = computed(layout, tokens, cut=False)
+    cache.store(tokens, between(layers, 0, 96))
+    cache.store(tokens, between(layers, 96, 160))
+    assert cache.flush(30)
+    found = cache.load(tokens)
+    assert found.length == 160
+    assert same(found.layers, shortened(layout, layers, 160))
+
+
+def test_what_would_follow_a_block_that_is_not_there_is_not_kept(
+    make_cache: MakeCache, sql: Sql
+) -> None:
+    cache = make_cache()
+    tokens = tokens_of(9, 160)
+    cache.store(tokens, between(computed(FULL, tokens), 96, 160))
+    assert cache.flush(30)
+    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
 
 
 def test_integers_of_eight_bits_are_lossy_and_say_by_how_much(
