@@ -1,8 +1,8 @@
-"""`halo.inference`: models at work, and what their requests took."""
+"""`halo.inference`: models at work, what their requests took, and what they have again."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from weakref import WeakSet
 
@@ -14,7 +14,11 @@ from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
+    from arc_halo.inference.keys import Scope
+    from arc_halo.inference.kv_cache import KVCache
+    from arc_halo.inference.layouts import KVLayout
     from arc_halo.inference.sessions import InferenceSession
+    from arc_halo.inference.transformers_cache import TransformersCache
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
 
@@ -25,9 +29,13 @@ class Inference:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._sessions: WeakSet[InferenceSession] = WeakSet()
+        self._caches: WeakSet[TransformersCache] = WeakSet()
 
     def close(self, error: BaseException | None = None) -> None:
-        """End the sessions that nobody has ended; with an `error` as failed."""
+        """End the sessions that nobody has ended, with an `error` as failed, and write what waits
+        in caches."""
+        for cache in list(self._caches):
+            cache.close()
         for session in list(self._sessions):
             if error is None:
                 session.end_with_program()
@@ -108,6 +116,51 @@ class Inference:
 
         with self._project.connection() as conn:
             return reading.latency(conn, reading.session(conn, session).id)
+
+    def transformers_cache(
+        self,
+        model: Any,
+        *,
+        tenant: str = "",
+        adapter: str = "",
+        storage: str = "planes",
+        block_tokens: int = 64,
+        record_windows: bool = True,
+    ) -> TransformersCache:
+        """A cache of the prompts of a causal model of transformers, for use in a `with`.
+
+        Stored prompts are found by the model's weights, config and active adapters, and by
+        `tenant`, which is for the server to say, not for its clients. `adapter` names what else
+        changes the model, and cannot be seen in it. `storage` is a codec, or `int8`, which is
+        lossy. Without `record_windows` sliding layers take no more memory than they would, and
+        only the blocks of their last window are stored. Raises `InvalidInputError` for a model in
+        training and for one whose cache is not of full and sliding layers, and `ArcHaloError`
+        where transformers is not installed.
+        """
+        from arc_halo.inference.kv_cache import KVCache
+        from arc_halo.inference.transformers_cache import TransformersCache
+
+        codecs = {name: each.item for name, each in self._project.plugins.codecs.items()}
+
+        def open_cache(layout: KVLayout, scope: Scope) -> KVCache:
+            return KVCache(
+                self._project.pool,
+                codecs,
+                layout,
+                scope,
+                block_tokens=block_tokens,
+                storage=storage,
+            )
+
+        cache = TransformersCache(
+            model,
+            open_cache,
+            tenant=tenant,
+            adapter_name=adapter,
+            record_windows=record_windows,
+        )
+        self._caches.add(cache)
+        return cache
 
 
 def _named(conn: Connection, model: str | UUID) -> tuple[str, str, bytes | None]:

@@ -1,0 +1,350 @@
+"""Caches of transformers as plain arrays, and back: `DynamicCache` alone, and a batch of one.
+
+Full attention and sliding windows come and go. Whatever else a layer may keep (chunks, indexes,
+recurrent or quantised state, the layers of a `StaticCache`) is refused by the name of its class, as
+are models whose keys depend on more than the tokens before them.
+
+What differs between versions of transformers:
+
+- Layers as objects, with `cumulative_length` where they slide, and `DynamicCache(config=...)` came
+  with 4.56; older ones are refused. `to_legacy_cache` and `key_cache` are gone in 5, and not used.
+- A sliding layer that is filled counts what it was given, not what came before: its
+  `cumulative_length` has to be set, or all that follows is silently wrong.
+- `forward` and `generate` call the cache `past_key_values`, and `cache` from 5.24 on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arc_halo.errors import ArcHaloError, InvalidInputError
+from arc_halo.inference.blocks import LayerKV
+from arc_halo.inference.layouts import KVLayout, LayerShape
+from arc_halo.tensors import dtypes
+from arc_halo.tensors.torch_tensors import as_array, as_torch
+from arc_halo.types import JsonObject
+
+try:
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
+    from transformers.cache_utils import (  # pyright: ignore[reportMissingImports]
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
+except ImportError as exc:
+    raise ArcHaloError(
+        "transformers 4.56 or newer is not installed",
+        hint="pip install -U 'arc-halo[torch]'",
+        code="AH030",
+    ) from exc
+
+UNDECIDING = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""What configs say that decides no keys and values; all else does, for all that is known here."""
+
+UNSTEADY_ROPES = ("dynamic", "longrope", "su")
+"""Their angles depend on the length of the whole prompt, so a prefix has no keys of its own."""
+
+
+class RecordingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # the base is untyped here
+    """A sliding layer that also keeps what slides out, so that whole blocks can be stored of it.
+
+    What it answers is what one that does not would. Once rows are moved or tokens taken away it
+    records no more: then there is its window alone.
+    """
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__(sliding_window=sliding_window)
+        self.recorded: list[tuple[Any, Any]] | None = []
+        self.recorded_from = 0
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.recorded is not None:
+            self.recorded.append((_owned(key_states), _owned(value_states)))
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def reset(self) -> None:
+        self.recorded = None
+        super().reset()
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        self.recorded = None
+        super().crop(*args, **kwargs)
+
+    def reorder_cache(self, *args: Any, **kwargs: Any) -> None:
+        self.recorded = None
+        super().reorder_cache(*args, **kwargs)
+
+    def batch_select_indices(self, *args: Any, **kwargs: Any) -> None:
+        self.recorded = None
+        super().batch_select_indices(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A model's cache: how it is laid out, and on which device each layer is."""
+
+    layout: KVLayout
+    devices: tuple[torch.device, ...]
+
+
+def layout_of(model: Any) -> KVLayout:
+    """How a model lays out its cache. Raises `InvalidInputError` for one that is refused."""
+    return describe(model).layout
+
+
+def describe(model: Any) -> Engine:
+    """The same with the devices, from one forward pass over one token.
+
+    Raises `InvalidInputError` for a model whose cache is not of full and sliding layers, and for
+    one whose keys and values depend on more than the tokens before them.
+    """
+    check_model(model)
+    cache = new_cache(model, record_windows=False)
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
+    _check_cache(cache)
+    shapes = [_shape(index, layer) for index, layer in enumerate(cache.layers)]
+    kinds = {dtypes.name_of(as_array(each).dtype) for x in cache.layers for each in _both(x)}
+    if len(kinds) != 1:
+        raise _refusal(f"keys and values are of {' and '.join(sorted(kinds))}")
+    layout = KVLayout(dtype=kinds.pop(), layers=tuple(shapes), engine=engine_of(model))
+    return Engine(layout=layout, devices=tuple(layer.keys.device for layer in cache.layers))
+
+
+def check_model(model: Any) -> None:
+    """Raise `InvalidInputError` for a model whose keys and values are no function of tokens."""
+    inner = plain(model)
+    if not isinstance(inner, transformers.PreTrainedModel):
+        raise _refusal(f"a {type(model).__name__} is no model of transformers")
+    if any(part.training for part in model.modules()):
+        raise InvalidInputError(
+            "the model is in training: what it computes is not what it will compute again",
+            hint="call model.eval() first",
+            code="AH006",
+        )
+    config = inner.config
+    if config.is_encoder_decoder:
+        raise _refusal(f"{type(inner).__name__} has an encoder beside its decoder")
+    for each in (config, config.get_text_config(decoder=True)):
+        if getattr(each, "use_bidirectional_attention", None):
+            raise _refusal(f"tokens of {type(inner).__name__} see those after them")
+        chunks = "chunked_attention" in (getattr(each, "layer_types", None) or ())
+        if chunks or getattr(each, "attention_chunk_size", None) is not None:
+            raise _refusal(f"{type(inner).__name__} has layers of chunked_attention")
+    for rope in _ropes(json.loads(config.to_json_string(use_diff=False))):
+        if "dynamic" in rope or rope in UNSTEADY_ROPES:
+            raise _refusal(f"the keys of {rope} rope depend on how long the whole prompt is")
+    for name, adapter in (getattr(model, "peft_config", None) or {}).items():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise _refusal(f"the adapter {name} puts tokens of its own before the prompt")
+        if getattr(adapter, "alora_invocation_tokens", None):
+            raise _refusal(f"where the adapter {name} begins depends on the whole prompt")
+
+
+def engine_of(model: Any) -> JsonObject:
+    """What decides keys and values beside weights and tokens: class, config, attention."""
+    inner = plain(model)
+    kind = type(inner)
+    return {
+        "name": "transformers",
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "config": _deciding(json.loads(inner.config.to_json_string(use_diff=False))),
+        "attention": str(getattr(inner.config, "_attn_implementation", None)),
+    }
+
+
+def plain(model: Any) -> Any:
+    """The model inside of peft's, or the model itself."""
+    inside = getattr(model, "get_base_model", None)
+    return model if inside is None else inside()
+
+
+def cache_argument(model: Any) -> str:
+    """What `forward` and `generate` call the cache."""
+    parameters = inspect.signature(plain(model).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def new_cache(model: Any, *, record_windows: bool = True) -> DynamicCache:
+    """An empty cache for a model, whose sliding layers may keep what slides out."""
+    cache = DynamicCache(config=plain(model).config)
+    if cache.layers:
+        _check_cache(cache)
+    if record_windows:
+        cache.layers = [
+            RecordingLayer(layer.sliding_window) if _is_sliding(layer) else layer
+            for layer in cache.layers
+        ]
+    return cache
+
+
+def export(
+    cache: Any,
+    layout: KVLayout,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    rows_are_alike: bool = False,
+) -> list[LayerKV]:
+    """Copies of what a cache has of the tokens from `start` to `stop`.
+
+    Sliding layers have what they recorded, or their window. Raises `InvalidInputError` for a batch
+    of more than one, unless `rows_are_alike` up to `stop`, and for layers that are refused.
+    """
+    _check_cache(cache)
+    if len(cache.layers) != len(layout.layers):
+        raise _refusal(f"a cache of {len(cache.layers)} layers, not {len(layout.layers)}")
+    length = int(cache.get_seq_length())
+    end = length if stop is None else min(stop, length)
+    found = []
+    for index, layer in enumerate(cache.layers):
+        if layer.keys.shape[0] != 1 and not rows_are_alike:
+            raise _refusal(f"a batch of {layer.keys.shape[0]} sequences, not of one")
+        if layer.get_seq_length() != length:
+            raise _refusal(f"layer {index} has {layer.get_seq_length()} tokens, not {length}")
+        found.append(_exported(layer, start, end))
+    return found
+
+
+def restore(
+    model: Any,
+    engine: Engine,
+    layers: Sequence[LayerKV],
+    length: int,
+    *,
+    record_windows: bool = True,
+) -> DynamicCache:
+    """A cache that has these keys and values, of the first `length` tokens."""
+    cache = new_cache(model, record_windows=record_windows)
+    while len(cache.layers) < len(layers):
+        cache.layers.append(DynamicLayer())
+    for layer, given, device in zip(cache.layers, layers, engine.devices, strict=True):
+        needed = max(0, length - layer.sliding_window + 1) if _is_sliding(layer) else 0
+        if given.stop != length or given.start > needed:
+            raise ValueError(f"tokens {given.start} to {given.stop} are not enough for {length}")
+        keys, values = (
+            as_torch(np.ascontiguousarray(array), engine.layout.dtype)[None].to(device)
+            for array in given.both
+        )
+        layer.update(keys, values)
+        if _is_sliding(layer):
+            layer.cumulative_length = length
+        if isinstance(layer, RecordingLayer):
+            layer.recorded_from = given.start
+    return cache
+
+
+def _check_cache(cache: Any) -> None:
+    if type(cache) is not DynamicCache:
+        raise _refusal(f"a {type(cache).__name__} is no DynamicCache")
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is not DynamicLayer and not _is_sliding(layer):
+            raise _refusal(f"layer {index} of the cache is a {type(layer).__name__}")
+        if _is_sliding(layer) and layer.sliding_window < 2:
+            raise _refusal(f"layer {index} of the cache has a window of {layer.sliding_window}")
+
+
+def _is_sliding(layer: Any) -> bool:
+    return type(layer) in (DynamicSlidingWindowLayer, RecordingLayer)
+
+
+def _shape(index: int, layer: Any) -> LayerShape:
+    keys, values = layer.keys, layer.values
+    if keys is None or keys.ndim != 4 or values.ndim != 4 or keys.shape[0] != 1:
+        raise _refusal(f"layer {index} of the cache holds nothing after a token")
+    if keys.shape[1] != values.shape[1] or keys.shape[2] != 1 or values.shape[2] != 1:
+        raise _refusal(f"layer {index} has keys {tuple(keys.shape)}, values {tuple(values.shape)}")
+    return LayerShape(
+        heads=keys.shape[1],
+        key_size=keys.shape[3],
+        value_size=values.shape[3],
+        window=layer.sliding_window if _is_sliding(layer) else None,
+    )
+
+
+def _both(layer: Any) -> tuple[Any, Any]:
+    return layer.keys, layer.values
+
+
+def _exported(layer: Any, start: int, stop: int) -> LayerKV:
+    """Of the first row, as much as there is of these tokens."""
+    if isinstance(layer, RecordingLayer) and layer.recorded:
+        first, chunks = layer.recorded_from, layer.recorded
+    elif _is_sliding(layer):
+        first, chunks = layer.cumulative_length - layer.keys.shape[-2], [_both(layer)]
+    else:
+        first, chunks = 0, [_both(layer)]
+    begin = min(max(start, first), stop)
+    keys, values = (
+        _joined([chunk[which] for chunk in chunks], begin - first, stop - first) for which in (0, 1)
+    )
+    return LayerKV(keys=keys, values=values, start=begin)
+
+
+def _joined(chunks: Sequence[Any], begin: int, end: int) -> Any:
+    """The tokens from `begin` to `end` of tensors one after another, as an array of its own."""
+    parts, at = [], 0
+    for chunk in chunks:
+        count = chunk.shape[-2]
+        if at < end and begin < at + count:
+            parts.append(chunk[0, :, max(begin - at, 0) : end - at])
+        at += count
+    if not parts:
+        return as_array(chunks[0][0, :, :0], copy=True)
+    return as_array(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2), copy=True)
+
+
+def _owned(tensor: Any) -> Any:
+    """Without what else is in its memory: keys and values may be parts of one projection."""
+    is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone() if is_part else tensor
+
+
+def _deciding(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deciding(each) for key, each in value.items() if key not in UNDECIDING}
+    return [_deciding(each) for each in value] if isinstance(value, list) else value
+
+
+def _ropes(value: Any, name: str = "") -> Iterator[str]:
+    """The types of rope that a config names, wherever it does."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if key == "rope_type" or (key == "type" and name.startswith("rope")):
+                yield str(each)
+            else:
+                # Layers of different kinds may each have theirs, one level down.
+                yield from _ropes(each, name if name.startswith("rope") else key)
+
+
+def _refusal(message: str) -> InvalidInputError:
+    return InvalidInputError(
+        message, hint="such a cache is neither stored nor restored", code="AH006"
+    )

@@ -1,0 +1,302 @@
+"""A model of transformers that remembers prompts: its keys and values come from the database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from arc_halo.errors import DatabaseError, InvalidInputError
+from arc_halo.inference import dynamic_cache
+from arc_halo.inference.fingerprints import Fingerprint, adapter_state
+from arc_halo.inference.keys import Scope
+from arc_halo.inference.kv_cache import KVCache
+from arc_halo.inference.layouts import KVLayout
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
+
+logger = logging.getLogger("arc_halo.inference")
+
+OpenCache = Callable[[KVLayout, Scope], KVCache]
+Key: TypeAlias = tuple[bytes, bytes, str]
+
+MAX_OPEN = 4
+"""Weights, adapters and settings of a model that are kept open at a time, each with a thread."""
+
+BESIDE_SETTINGS = frozenset(
+    {
+        "generation_config",
+        "logits_processor",
+        "prefix_allowed_tokens_fn",
+        "stopping_criteria",
+        "streamer",
+        "synced_gpus",
+        "tokenizer",
+    }
+)
+"""Arguments of `generate` that change no keys and values, beside those of a GenerationConfig."""
+
+REFUSED_SETTINGS = (
+    "assistant_early_exit",
+    "cache_implementation",
+    "dola_layers",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "token_healing",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The cache of one state of a model."""
+
+    key: Key
+    engine: dynamic_cache.Engine
+    kv: KVCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What computed a cache's first tokens, and how many of them came from the database."""
+
+    key: Key
+    length: int
+
+
+class TransformersCache:
+    """Prompts of one model for one tenant. Made by `halo.inference.transformers_cache`.
+
+    Every call looks whether weights or adapters changed; of another state of the model nothing is
+    loaded. One thread at a time, as the model itself.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        open_cache: OpenCache,
+        *,
+        tenant: str = "",
+        adapter_name: str = "",
+        record_windows: bool = True,
+    ) -> None:
+        self.cached_tokens = 0
+        """Tokens of the prompt that the latest `prefix` or `generate` did not have to compute."""
+        self._model = model
+        self._open_cache = open_cache
+        self._tenant = tenant
+        self._adapter_name = adapter_name
+        self._record_windows = record_windows
+        self._fingerprint = Fingerprint(model)
+        self._opened: OrderedDict[Key, Opened] = OrderedDict()
+        self._is_closed = False
+        self._current()
+
+    def prefix(self, input_ids: Any) -> tuple[DynamicCache, int]:
+        """A cache with what is stored of a prompt, to go on with, and how many tokens that is.
+
+        The last token is always left to be computed: its logits are what is wanted. Raises
+        `DatabaseError`.
+        """
+        return self._prefix(self._current(), tokens_of(input_ids))
+
+    def store(self, input_ids: Any, cache: DynamicCache) -> bool:
+        """Have the full blocks of a cache written that are not there yet, by another thread.
+
+        `input_ids` are all tokens that it has, or more. False where too much waits already, and
+        where the cache began as a prefix that the model had computed in another state. That of any
+        other cache is not known: it has to be of the model as it is.
+        """
+        return self._store(self._current(), tokens_of(input_ids), cache)
+
+    def generate(self, input_ids: Any, **kwargs: Any) -> Any:
+        """`model.generate` for one prompt: the stored prefix is loaded, and what is new stored.
+
+        Returns what `model.generate` does. Without the database it computes everything, and warns.
+        Raises `InvalidInputError` for arguments that change more than what is chosen.
+        """
+        import torch  # pyright: ignore[reportMissingImports]
+
+        prompt = tokens_of(input_ids)
+        mask = check_arguments(self._model, kwargs, len(prompt))
+        opened = self._current()
+        try:
+            cache, length = self._prefix(opened, prompt)
+        except DatabaseError as exc:
+            logger.warning("the prompt is computed as a whole: %s", exc)
+            cache, length = self._new_cache(Origin(key=opened.key, length=0)), 0
+        rows = rows_of(self._model, kwargs)
+        if rows > 1 and length:
+            cache.batch_repeat_interleave(rows)
+        ids = torch.tensor([prompt], device=self._model.device)
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **{dynamic_cache.cache_argument(self._model): cache},
+            **{name: value for name, value in kwargs.items() if name != mask},
+        )
+        written = output if isinstance(output, torch.Tensor) else output.sequences
+        tokens = prompt if rows > 1 else written[0].tolist()
+        # What another thread did to the weights meanwhile must not be stored as theirs.
+        if self._current().key == opened.key:
+            self._store(opened, tokens, cache, is_expanded=rows > 1)
+        return output
+
+    def refresh(self) -> None:
+        """Read the weights again: after writes that torch keeps no count of, see `Fingerprint`."""
+        self._fingerprint.refresh()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until what was stored is written; False where it is not, or waits still."""
+        found = [each.kv.flush(timeout) for each in self._opened.values()]
+        return all(found)
+
+    def close(self) -> None:
+        """Write what waits, and end the threads that do."""
+        self._is_closed = True
+        while self._opened:
+            self._opened.popitem()[1].kv.close()
+
+    def __enter__(self) -> TransformersCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _current(self) -> Opened:
+        """The cache of the model as it is."""
+        if self._is_closed:
+            raise InvalidInputError("the cache is closed", code="AH006")
+        dynamic_cache.check_model(self._model)
+        settings = json.dumps(dynamic_cache.engine_of(self._model), sort_keys=True)
+        key = (self._fingerprint.digest(), adapter_state(self._model), settings)
+        if key not in self._opened:
+            engine = dynamic_cache.describe(self._model)
+            scope = Scope(weights=key[0], adapter=self._adapter(key[1]), tenant=self._tenant)
+            kv = self._open_cache(engine.layout, scope)
+            self._opened[key] = Opened(key=key, engine=engine, kv=kv)
+            while len(self._opened) > MAX_OPEN:
+                self._opened.popitem(last=False)[1].kv.close()
+        self._opened.move_to_end(key)
+        return self._opened[key]
+
+    def _adapter(self, state: bytes) -> bytes:
+        """What peft's layers say, and what the caller does; empty where there is nothing."""
+        name = self._adapter_name.encode()
+        if not state and not name:
+            return b""
+        return hashlib.sha256(b"arc-halo/adapter/1\0" + state.ljust(32, b"\0") + name).digest()
+
+    def _prefix(self, opened: Opened, tokens: list[int]) -> tuple[DynamicCache, int]:
+        found = opened.kv.load(tokens, limit=max(0, len(tokens) - 1))
+        self.cached_tokens = found.length
+        origin = Origin(key=opened.key, length=found.length)
+        if not found.length:
+            return self._new_cache(origin), 0
+        cache = dynamic_cache.restore(
+            self._model,
+            opened.engine,
+            found.layers,
+            found.length,
+            record_windows=self._record_windows,
+        )
+        cache.arc_halo_origin = origin
+        return cache, found.length
+
+    def _new_cache(self, origin: Origin) -> DynamicCache:
+        self.cached_tokens = 0
+        cache = dynamic_cache.new_cache(self._model, record_windows=self._record_windows)
+        cache.arc_halo_origin = origin
+        return cache
+
+    def _store(
+        self, opened: Opened, tokens: list[int], cache: Any, *, is_expanded: bool = False
+    ) -> bool:
+        origin = getattr(cache, "arc_halo_origin", Origin(key=opened.key, length=0))
+        if origin.key != opened.key:
+            return False
+        length = cache.get_seq_length()
+        if length > len(tokens) and not is_expanded:
+            raise InvalidInputError(
+                f"a cache of {length} tokens came with {len(tokens)} tokens", code="AH006"
+            )
+        # What was loaded is there, but the block that it ends in may have been cut.
+        start = origin.length - origin.length % opened.kv.block_tokens
+        layers = dynamic_cache.export(
+            cache, opened.engine.layout, start=start, stop=len(tokens), rows_are_alike=is_expanded
+        )
+        return opened.kv.store(tokens, layers)
+
+
+def tokens_of(input_ids: Any) -> list[int]:
+    """The tokens of one prompt, from a list or a tensor, `[tokens]` or `[1, tokens]`."""
+    values = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
+    if values and isinstance(values[0], list) and len(values) == 1:
+        values = values[0]
+    if not values or not all(type(value) is int for value in values):
+        raise InvalidInputError(
+            "input_ids are the tokens of one prompt",
+            hint="of a batch, call it for one sequence at a time",
+            code="AH006",
+        )
+    return values
+
+
+def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
+    """Raise `InvalidInputError` unless they leave the keys and values of a prompt what they are.
+
+    Returns the name of the argument that says nothing more once it is checked.
+    """
+    from transformers import GenerationConfig  # pyright: ignore[reportMissingImports]
+
+    mask = "attention_mask"
+    if (given := kwargs.get(mask)) is not None and (
+        tuple(given.shape) != (1, length) or not bool((given == 1).all())
+    ):
+        raise InvalidInputError(
+            "attention_mask leaves tokens of the prompt out",
+            hint="give the prompt without padding",
+            code="AH006",
+        )
+    known = GenerationConfig()
+    for name in kwargs:
+        if name not in BESIDE_SETTINGS and name != mask and not hasattr(known, name):
+            raise _refused(name)
+    for name in REFUSED_SETTINGS:
+        if setting_of(model, kwargs, name):
+            raise _refused(name)
+    if setting_of(model, kwargs, "use_cache") is False:
+        raise _refused("use_cache=False")
+    return mask
+
+
+def rows_of(model: Any, kwargs: Mapping[str, Any]) -> int:
+    """How many sequences `generate` makes of one prompt."""
+    settings = ("num_beams", "num_return_sequences")
+    return max(setting_of(model, kwargs, name) or 1 for name in settings)
+
+
+def setting_of(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """What holds of a setting in a call of `generate`."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    config = kwargs.get("generation_config") or model.generation_config
+    return getattr(config, name, None)
+
+
+def _refused(name: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"generate with {name} is not what a stored prompt was computed with",
+        hint="call model.generate, without the cache",
+        code="AH006",
+    )

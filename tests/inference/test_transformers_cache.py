@@ -1,0 +1,335 @@
+"""Prompts of transformers' models in the database: the same tokens, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import arc_halo
+from arc_halo.api import Halo
+from arc_halo.errors import InvalidInputError
+from tests.inference import torch_models as models
+
+pytestmark = pytest.mark.torch
+WEIGHTS = Path(__file__).parents[2] / "examples" / "weights"
+BLOCK, PROMPT = 16, 100
+
+Sql = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def halo(tmp_path: Path, database: str) -> Iterator[Halo]:
+    with arc_halo.connect(database, project=tmp_path) as opened:
+        yield opened
+
+
+def opened(halo: Halo, model: Any, **options: Any) -> Any:
+    return halo.inference.transformers_cache(model, **{"block_tokens": BLOCK, **options})
+
+
+def greedy(model: Any, ids: list[int], count: int = 12) -> list[int]:
+    """What the model writes without any of this."""
+    import torch
+
+    given = torch.tensor([ids])
+    mask = torch.ones_like(given)
+    output = model.generate(
+        input_ids=given, attention_mask=mask, max_new_tokens=count, do_sample=False
+    )
+    found: list[int] = output[0].tolist()
+    return found
+
+
+def written(cache: Any, ids: list[int], count: int = 12, **options: Any) -> list[int]:
+    output = cache.generate(ids, max_new_tokens=count, do_sample=False, **options)
+    assert cache.flush(30)
+    found: list[int] = output[0].tolist()
+    return found
+
+
+@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_prompt_from_the_database_goes_on_as_one_in_memory(
+    halo: Halo, name: str, dtype: str
+) -> None:
+    model, ids = models.tiny(name, dtype), models.tokens(PROMPT)
+    memory = models.prefilled(model, ids[:96])
+    with opened(halo, model) as cache:
+        assert cache.prefix(ids)[1] == 0
+        assert cache.store(ids, memory)
+        assert cache.flush(30)
+    with opened(halo, models.tiny(name, dtype)) as cache:
+        restored, length = cache.prefix(ids)
+    assert length == 96
+    assert models.logits(model, ids[96:], restored).equal(models.logits(model, ids[96:], memory))
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_tokens_are_those_of_the_model_alone(halo: Halo, name: str) -> None:
+    """First nothing is there, then the prompt, then an answer too, and parts of all that."""
+    model, ids = models.tiny(name), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        first = written(cache, ids)
+        assert (first, cache.cached_tokens) == (greedy(model, ids), 0)
+        assert (written(cache, ids), cache.cached_tokens) == (first, 96)
+        longer = first + models.tokens(30, seed=2)
+        # The last token of an answer is chosen, and not computed with: 111 of the 112 are there.
+        assert (written(cache, longer), cache.cached_tokens) == (greedy(model, longer), 96)
+        assert (written(cache, longer), cache.cached_tokens) == (greedy(model, longer), 128)
+        # A window's blocks were stored on the way, so that the middle is there too.
+        other = ids[:70] + models.tokens(30, seed=3)
+        assert (written(cache, other), cache.cached_tokens) == (greedy(model, other), 64)
+        shorter = ids[:64]
+        assert (written(cache, shorter), cache.cached_tokens) == (greedy(model, shorter), 63)
+
+
+def test_what_is_there_is_not_copied_out_again(halo: Halo, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arc_halo.inference import kv_cache
+
+    starts = []
+    store = kv_cache.KVCache.store
+
+    def seen(self: Any, tokens: Any, layers: Any) -> bool:
+        starts.append([layer.start for layer in layers])
+        return store(self, tokens, layers)
+
+    monkeypatch.setattr(kv_cache.KVCache, "store", seen)
+    with opened(halo, models.tiny("gemma3_text")) as cache:
+        for _ in range(2):
+            written(cache, models.tokens(PROMPT))
+    assert starts == [[0, 0], [96, 96]]
+
+
+def test_without_records_the_end_of_a_prompt_is_stored(halo: Halo) -> None:
+    model, ids = models.tiny("gemma3_text", sliding_window=40), models.tokens(PROMPT)
+    with opened(halo, model, record_windows=False) as cache:
+        first = written(cache, ids)
+        assert (written(cache, ids[:50]), cache.cached_tokens) == (greedy(model, ids[:50]), 0)
+        assert written(cache, ids) == first
+
+
+def one_weight(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+    return model
+
+
+def with_layer(model: Any, **state: Any) -> Any:
+    """With a layer that says of itself what one of peft's with an adapter does."""
+    for name, value in {"disable_adapters": False, "merged_adapters": [], **state}.items():
+        setattr(model.lm_head, name, value)
+    return model
+
+
+OTHERS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "one weight": lambda: (one_weight(models.tiny("llama")), {}),
+    "another tenant": lambda: (models.tiny("llama"), {"tenant": "b"}),
+    "a named adapter": lambda: (models.tiny("llama"), {"adapter": "steered"}),
+    "an active adapter": lambda: (with_layer(models.tiny("llama"), active_adapters=["a"]), {}),
+    "another theta": lambda: (
+        models.tiny(
+            "llama", rope_parameters={"rope_type": "default", "rope_theta": 20_000.0}
+        ),
+        {},
+    ),
+    "another attention": lambda: (models.tiny("llama", attn_implementation="eager"), {}),
+    "another dtype": lambda: (models.tiny("llama", "bfloat16"), {}),
+    "other blocks": lambda: (models.tiny("llama"), {"block_tokens": 8}),
+    "another storage": lambda: (models.tiny("llama"), {"storage": "int8"}),
+}  # fmt: skip
+
+
+def test_nothing_of_another_model_or_tenant_is_loaded(halo: Halo) -> None:
+    ids = models.tokens(PROMPT)
+    with opened(halo, models.tiny("llama"), tenant="a") as cache:
+        written(cache, ids)
+        assert cache.prefix(ids)[1] == 96
+    found = {}
+    for name, other in OTHERS.items():
+        model, options = other()
+        with opened(halo, model, **{"tenant": "a", **options}) as cache:
+            found[name] = cache.prefix(ids)[1]
+    assert found == dict.fromkeys(OTHERS, 0)
+
+
+def test_weights_that_change_under_way_are_a_miss_and_come_back(halo: Halo) -> None:
+    import torch
+
+    model, ids = models.tiny("mistral"), models.tokens(PROMPT)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with opened(halo, model) as cache:
+        first = written(cache, ids)
+        one_weight(model)
+        second = written(cache, ids)
+        assert (second, cache.cached_tokens) == (greedy(model, ids), 0)
+        model.load_state_dict(before)
+        assert (written(cache, ids), cache.cached_tokens) == (first, 96)
+        with torch.no_grad():
+            model.lm_head.weight.data[0] += 1  # which torch does not count
+        cache.refresh()
+        assert cache.prefix(ids)[1] == 0
+
+
+def test_keys_of_weights_that_went_are_not_stored(halo: Halo, sql: Sql) -> None:
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        prefix, _ = cache.prefix(ids)
+        models.logits(model, ids, prefix)
+        one_weight(model)
+        assert not cache.store(ids, prefix)
+    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
+
+
+def test_weights_that_change_while_it_generates_store_nothing(halo: Halo, sql: Sql) -> None:
+    model = models.tiny("llama")
+
+    class Changing:
+        """A streamer that changes a weight at the third token."""
+
+        count = 0
+
+        def put(self, value: Any) -> None:
+            self.count += 1
+            if self.count == 3:
+                one_weight(model)
+
+        def end(self) -> None:
+            pass
+
+    with opened(halo, model) as cache:
+        cache.generate(models.tokens(PROMPT), max_new_tokens=8, streamer=Changing())
+    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_flipped_byte_is_a_miss_and_the_tokens_stay_right(
+    halo: Halo, sql: Sql, name: str
+) -> None:
+    model, ids = models.tiny(name), models.tokens(PROMPT)
+    with opened(halo, model, storage="raw") as cache:
+        expected = written(cache, ids)
+        sql(
+            "UPDATE kv_cache_bodies SET body = set_byte(body, 5, get_byte(body, 5) # 1) "
+            "WHERE block_key IN (SELECT block_key FROM kv_cache WHERE block_index = 2)"
+        )
+        assert written(cache, ids) == expected == greedy(model, ids)
+        assert cache.cached_tokens in (0, 32, 96)
+        assert cache.cached_tokens != 96 or name == "mistral"  # which needs its last window alone
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_beams_share_the_prompt(halo: Halo, name: str) -> None:
+    import torch
+
+    model, ids = models.tiny(name), models.tokens(PROMPT)
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8, "do_sample": False}
+    given = torch.tensor([ids])
+    expected = model.generate(
+        input_ids=given, attention_mask=torch.ones_like(given), **options
+    ).tolist()
+    with opened(halo, model) as cache:
+        assert cache.generate(given, **options).tolist() == expected
+        assert cache.flush(30)
+        cache.prefix(ids)
+        assert cache.cached_tokens == (96 if name == "llama" else 0)
+        written(cache, ids)
+        assert cache.generate(given, **options).tolist() == expected
+        assert cache.cached_tokens == 96
+
+
+def test_what_generate_returns_comes_back_as_it_is(halo: Halo) -> None:
+    import torch
+
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        output = cache.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, PROMPT),
+            generation_config=model.generation_config,
+            max_new_tokens=4,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        assert output.sequences.shape == (1, PROMPT + 4)
+        assert len(output.logits) == 4
+        assert cache.flush(30)
+        assert cache.prefix(ids)[1] == 96
+
+
+def test_arguments_that_change_the_prompt_are_refused_by_name(halo: Halo) -> None:
+    import torch
+
+    model, ids = models.tiny("llama"), models.tokens(10)
+    with opened(halo, model) as cache:
+        for name, value in {
+            "inputs_embeds": torch.zeros(1, 10, 32),
+            "position_ids": torch.arange(10)[None],
+            "adapter_names": ["a"],
+            "past_key_values": None,
+            "assistant_model": model,
+            "cache_implementation": "static",
+            "prompt_lookup_num_tokens": 3,
+            "token_healing": True,
+        }.items():
+            with pytest.raises(InvalidInputError, match=name):
+                cache.generate(ids, **{name: value})
+        with pytest.raises(InvalidInputError, match="use_cache=False"):
+            cache.generate(ids, use_cache=False)
+        with pytest.raises(InvalidInputError, match="leaves tokens"):
+            cache.generate(ids, attention_mask=torch.tensor([[0] + [1] * 9]))
+        for odd in ([], [[1], [2]], torch.zeros(2, 3, dtype=torch.long), [0.5], "text"):
+            with pytest.raises(InvalidInputError, match="tokens of one prompt"):
+                cache.generate(odd)
+
+
+def test_a_model_in_training_is_refused_whenever_it_is(halo: Halo) -> None:
+    model = models.tiny("llama")
+    with opened(halo, model) as cache:
+        model.train()
+        with pytest.raises(InvalidInputError, match="in training"):
+            cache.generate([1, 2, 3])
+    with pytest.raises(InvalidInputError, match="in training"):
+        opened(halo, model)
+
+
+def test_a_prompt_of_one_token_is_computed(halo: Halo) -> None:
+    model = models.tiny("llama")
+    with opened(halo, model, block_tokens=1) as cache:
+        assert written(cache, [5]) == greedy(model, [5])
+        assert cache.prefix([5])[1] == 0
+
+
+def test_after_the_end_it_says_so(halo: Halo) -> None:
+    cache = opened(halo, models.tiny("llama"))
+    halo.inference.close()
+    with pytest.raises(InvalidInputError, match="closed"):
+        cache.generate([1, 2, 3])
+
+
+def test_without_the_database_it_generates_and_warns(
+    halo: Halo, sql: Sql, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache, caplog.at_level(logging.WARNING, "arc_halo.inference"):
+        written(cache, ids)
+        sql("ALTER TABLE kv_cache RENAME TO gone")
+        output = cache.generate(ids, max_new_tokens=12, do_sample=False)
+        assert (output[0].tolist(), cache.cached_tokens) == (greedy(model, ids), 0)
+        assert "the prompt is computed as a whole" in caplog.text
+
+
+def test_a_model_of_the_demo_remembers_its_prompt(halo: Halo) -> None:
+    from transformers import AutoModelForCausalLM
+
+    text = (WEIGHTS / "eval_general.txt").read_bytes()[:200]
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS / "base").eval()
+    with opened(halo, model, block_tokens=64) as cache:
+        first = written(cache, list(text))
+        assert (written(cache, list(text)), cache.cached_tokens) == (first, 192)
+        assert first == greedy(model, list(text))
