@@ -1,4 +1,8 @@
+DROP VIEW v_attention_heads;
+DROP FUNCTION attention_row(uuid, integer, integer, integer);
+DROP FUNCTION arc_halo_floats(bytea, text);
 DROP TABLE attention_patterns;
+DROP TABLE attention_captures;
 DROP TABLE activation_cache;
 DROP TABLE kv_cache_counters;
 DROP TABLE kv_cache_pins;

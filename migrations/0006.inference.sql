@@ -317,6 +317,7 @@ COMMENT ON COLUMN kv_cache_counters.damaged_blocks IS
 CREATE TABLE activation_cache (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    structure_digest bytea NOT NULL CHECK (octet_length(structure_digest) = 32),
     input_digest bytea NOT NULL CHECK (octet_length(input_digest) = 32),
     layer_name text NOT NULL,
     selection jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(selection) = 'object'),
@@ -325,41 +326,73 @@ CREATE TABLE activation_cache (
     hit_count bigint NOT NULL DEFAULT 0 CHECK (hit_count >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
     last_used_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz,
-    UNIQUE (weights_root, input_digest, layer_name, selection)
+    expires_at timestamptz
 );
 COMMENT ON TABLE activation_cache IS
     'Activations of a module for an input, by the digest of the weights: other weights are a miss.';
+COMMENT ON COLUMN activation_cache.structure_digest IS
+    'SHA-256 of what the weights do not say: the config, the modules and their settings.';
 COMMENT ON COLUMN activation_cache.input_digest IS
-    'SHA-256 of the input tokens.';
+    'SHA-256 of the input tokens, the attention mask and what else the model was given.';
 COMMENT ON COLUMN activation_cache.layer_name IS
     'The module''s name: model.layers.3.mlp.';
 COMMENT ON COLUMN activation_cache.selection IS
     'What part was kept: positions, dtype; empty means all, as computed.';
 
+-- By a hash of the selection: a list of many positions is longer than an index takes.
+CREATE UNIQUE INDEX activation_cache_key ON activation_cache (weights_root, input_digest,
+    layer_name, structure_digest, hashtextextended(selection::text, 0));
 CREATE INDEX activation_cache_tensor_id_idx ON activation_cache (tensor_id);
 CREATE INDEX activation_cache_last_used_at_idx ON activation_cache (last_used_at);
 
-CREATE TABLE attention_patterns (
-    capture_id uuid NOT NULL,
-    layer_index integer NOT NULL CHECK (layer_index >= 0),
-    head_index integer NOT NULL CHECK (head_index >= 0),
+CREATE TABLE attention_captures (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     session_id uuid REFERENCES inference_sessions ON DELETE CASCADE,
+    label text,
     weights_root bytea CHECK (octet_length(weights_root) = 32),
     input_digest bytea NOT NULL CHECK (octet_length(input_digest) = 32),
+    sequence_index integer NOT NULL CHECK (sequence_index >= 0),
+    token_count integer NOT NULL CHECK (token_count > 0),
+    token_ids bigint[] CHECK (cardinality(token_ids) = token_count),
+    token_texts text[] CHECK (cardinality(token_texts) = token_count),
+    size_bytes bigint NOT NULL CHECK (size_bytes >= 0),
+    captured_at timestamptz NOT NULL DEFAULT now(),
+    last_used_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz
+);
+COMMENT ON TABLE attention_captures IS
+    'Sequences whose attention was captured; what goes, goes with all its heads.';
+COMMENT ON COLUMN attention_captures.input_digest IS
+    'SHA-256 of the input that the sequence was in, as in activation_cache.';
+COMMENT ON COLUMN attention_captures.sequence_index IS
+    'Its place in the batch.';
+COMMENT ON COLUMN attention_captures.token_ids IS
+    'NULL where the model was given something else, such as vectors.';
+COMMENT ON COLUMN attention_captures.size_bytes IS
+    'Bytes of all packed patterns: what counts against the budget.';
+
+CREATE INDEX attention_captures_session_id_idx
+    ON attention_captures (session_id) WHERE session_id IS NOT NULL;
+CREATE INDEX attention_captures_last_used_at_idx ON attention_captures (last_used_at);
+
+CREATE TABLE attention_patterns (
+    capture_id uuid NOT NULL REFERENCES attention_captures ON DELETE CASCADE,
+    layer_index integer NOT NULL CHECK (layer_index >= 0),
+    head_index integer NOT NULL CHECK (head_index >= 0),
     query_count integer NOT NULL CHECK (query_count > 0),
     key_count integer NOT NULL CHECK (key_count > 0),
     is_causal boolean NOT NULL,
     dtype text NOT NULL CHECK (dtype IN ('F32', 'F16', 'BF16')),
     entropy real[] NOT NULL,
     sink_mass real[] NOT NULL,
-    captured_at timestamptz NOT NULL DEFAULT now(),
+    peak real[] NOT NULL,
     packed bytea NOT NULL,
     PRIMARY KEY (capture_id, layer_index, head_index),
     CONSTRAINT attention_patterns_causal_sees_itself
         CHECK (NOT is_causal OR key_count >= query_count),
     CONSTRAINT attention_patterns_one_for_each_query
-        CHECK (cardinality(entropy) = query_count AND cardinality(sink_mass) = query_count),
+        CHECK (cardinality(entropy) = query_count AND cardinality(sink_mass) = query_count
+            AND cardinality(peak) = query_count),
     CONSTRAINT attention_patterns_packed_fits CHECK (
         octet_length(packed) = CASE dtype WHEN 'F32' THEN 4 ELSE 2 END
             * CASE WHEN is_causal
@@ -369,17 +402,111 @@ CREATE TABLE attention_patterns (
 ) WITH (toast_tuple_target = 8160);
 COMMENT ON TABLE attention_patterns IS
     'Attention that was captured, one row for each head of a capture.';
-COMMENT ON COLUMN attention_patterns.capture_id IS
-    'One forward pass; its rows share it.';
+COMMENT ON COLUMN attention_patterns.is_causal IS
+    'Whether no query gives anything to a key behind it: then those are left out.';
 COMMENT ON COLUMN attention_patterns.entropy IS
     'For each query, the entropy of its attention in nats.';
 COMMENT ON COLUMN attention_patterns.sink_mass IS
     'For each query, the attention that goes to the first key.';
+COMMENT ON COLUMN attention_patterns.peak IS
+    'For each query, the most that it gives to one key.';
 COMMENT ON COLUMN attention_patterns.packed IS
-    'The rows one after another, causal ones without the keys they cannot see: substring() reads one.';
+    'The rows one after another, causal ones without the keys they cannot see; little-endian. '
+    'attention_row() reads one.';
 
 -- Uncompressed, so that substring() fetches the row of one token and not the whole head.
 ALTER TABLE attention_patterns ALTER COLUMN packed SET STORAGE EXTERNAL;
 
-CREATE INDEX attention_patterns_session_id_idx
-    ON attention_patterns (session_id) WHERE session_id IS NOT NULL;
+CREATE FUNCTION arc_halo_floats(raw bytea, dtype text) RETURNS real[]
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN (
+    WITH sized AS (
+        SELECT CASE dtype WHEN 'F32' THEN 4 WHEN 'F16' THEN 2 WHEN 'BF16' THEN 2 END AS width
+    ), numbered AS (
+        SELECT place, CASE dtype
+            WHEN 'F32' THEN get_byte(raw, 4 * place)::bigint
+                | (get_byte(raw, 4 * place + 1)::bigint << 8)
+                | (get_byte(raw, 4 * place + 2)::bigint << 16)
+                | (get_byte(raw, 4 * place + 3)::bigint << 24)
+            WHEN 'BF16' THEN (get_byte(raw, 2 * place)::bigint << 16)
+                | (get_byte(raw, 2 * place + 1)::bigint << 24)
+            ELSE get_byte(raw, 2 * place)::bigint | (get_byte(raw, 2 * place + 1)::bigint << 8)
+            END AS bits
+        FROM sized, generate_series(0, octet_length(raw) / width - 1) AS place
+    ), parts AS (
+        SELECT place, CASE dtype
+            WHEN 'F16' THEN bits >> 15 ELSE bits >> 31 END AS sign, CASE dtype
+            WHEN 'F16' THEN (bits >> 10) & 31 ELSE (bits >> 23) & 255 END AS exponent, CASE dtype
+            WHEN 'F16' THEN bits & 1023 ELSE bits & 8388607 END AS fraction
+        FROM numbered
+    ), sizes AS (
+        SELECT place, CASE sign WHEN 1 THEN -1.0::float8 ELSE 1.0::float8 END AS sign,
+            CASE
+                WHEN exponent = CASE dtype WHEN 'F16' THEN 31 ELSE 255 END
+                    THEN CASE fraction WHEN 0 THEN 'Infinity'::float8 ELSE 'NaN'::float8 END
+                WHEN dtype = 'F16' THEN power(2.0::float8, greatest(exponent, 1) - 25)
+                    * (fraction + CASE exponent WHEN 0 THEN 0 ELSE 1024 END)
+                ELSE power(2.0::float8, greatest(exponent, 1) - 150)
+                    * (fraction + CASE exponent WHEN 0 THEN 0 ELSE 8388608 END)
+            END AS size
+        FROM parts
+    )
+    SELECT coalesce(array_agg((sign * size)::real ORDER BY place), '{}') FROM sizes
+);
+COMMENT ON FUNCTION arc_halo_floats(bytea, text) IS
+    'The numbers that little-endian bytes of F32, F16 or BF16 are.';
+
+CREATE FUNCTION attention_row(capture uuid, layer integer, head integer, query integer)
+RETURNS real[]
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+RETURN (
+    WITH place AS (
+        SELECT capture_id, layer_index, head_index, dtype,
+            CASE dtype WHEN 'F32' THEN 4 ELSE 2 END AS width,
+            CASE WHEN is_causal
+                THEN query::bigint * (key_count - query_count) + query::bigint * (query + 1) / 2
+                ELSE query::bigint * key_count END AS start,
+            CASE WHEN is_causal THEN key_count - query_count + query + 1 ELSE key_count END AS keys
+        FROM attention_patterns
+        WHERE capture_id = capture AND layer_index = layer AND head_index = head
+          AND query >= 0 AND query < query_count
+    ), cut AS MATERIALIZED (
+        SELECT dtype, substring(packed FROM (1 + width * start)::integer FOR width * keys) AS raw
+        FROM place JOIN attention_patterns USING (capture_id, layer_index, head_index, dtype)
+    )
+    SELECT arc_halo_floats(raw, dtype) FROM cut
+);
+COMMENT ON FUNCTION attention_row(uuid, integer, integer, integer) IS
+    'What one query of a head gives to each key that it sees, without reading the others. NULL '
+    'where there is no such query; all are counted from 0.';
+
+CREATE VIEW v_attention_heads AS
+SELECT
+    p.capture_id,
+    c.label,
+    c.session_id,
+    c.captured_at,
+    p.layer_index,
+    p.head_index,
+    p.query_count,
+    p.key_count,
+    p.is_causal,
+    p.dtype,
+    q.mean_entropy,
+    q.max_entropy,
+    q.mean_sink_mass,
+    q.max_sink_mass,
+    q.mean_peak,
+    q.max_peak,
+    octet_length(p.packed) AS size_bytes
+FROM attention_patterns AS p
+JOIN attention_captures AS c ON c.id = p.capture_id
+CROSS JOIN LATERAL (
+    SELECT avg(entropy) AS mean_entropy, max(entropy) AS max_entropy,
+        avg(sink_mass) AS mean_sink_mass, max(sink_mass) AS max_sink_mass,
+        avg(peak) AS mean_peak, max(peak) AS max_peak
+    FROM unnest(p.entropy, p.sink_mass, p.peak) AS each (entropy, sink_mass, peak)
+) AS q;
+COMMENT ON VIEW v_attention_heads IS
+    'One row for each head of each capture: how spread its attention is, how much goes to the '
+    'first key, and how much to one key at most, as means and maxima over the queries.';

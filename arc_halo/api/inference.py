@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from weakref import WeakSet
@@ -14,13 +15,17 @@ from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
+    from arc_halo.inference.activations import Capture
     from arc_halo.inference.keys import Scope
     from arc_halo.inference.kv_cache import KVCache
     from arc_halo.inference.layouts import KVLayout
+    from arc_halo.inference.selections import Positions
     from arc_halo.inference.sessions import InferenceSession
     from arc_halo.inference.transformers_cache import TransformersCache
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
+
+BUDGET_BYTES = 1024**3
 
 
 class Inference:
@@ -161,6 +166,79 @@ class Inference:
         )
         self._caches.add(cache)
         return cache
+
+    def capture(
+        self,
+        module: Any,
+        names: str | Sequence[str],
+        *,
+        positions: Positions | None = None,
+        dtype: str | None = None,
+        variant: str = "",
+        root: bytes | str | None = None,
+        budget_bytes: int | None = BUDGET_BYTES,
+        ttl_seconds: float | None = None,
+    ) -> Capture:
+        """Capture what parts of a torch module give, for use in a `with`; stored at its end.
+
+        `names` are patterns of names of modules, with `*` and `?`. `positions` says which tokens:
+        a number, a list, a slice or "last"; `dtype` what to keep in: F32, F16 or BF16. Call the
+        module within the `with`, or its `generate`: all tokens that it is fed make one input. What
+        was captured before is not stored again. `variant` names what hooks of others change;
+        `root` saves hashing the weights, where it is known. What goes beyond `budget_bytes`, or was
+        there for `ttl_seconds`, goes. Raises `InvalidInputError` for a module in training mode.
+        """
+        from arc_halo.inference.activations import Capture, given_root
+        from arc_halo.inference.keeping import keeping
+
+        return Capture(
+            self._project.weights,
+            module,
+            names=[names] if isinstance(names, str) else list(names),
+            positions=positions,
+            dtype=dtype,
+            variant=variant,
+            keeping=keeping(budget_bytes, ttl_seconds),
+            root=None if root is None else given_root(root),
+        )
+
+    def activations(
+        self,
+        model: Any,
+        input_ids: Any = None,
+        *,
+        names: str | Sequence[str] = "*",
+        attention_mask: Any = None,
+        inputs: Mapping[str, Any] | None = None,
+        positions: Positions | None = None,
+        dtype: str | None = None,
+        variant: str = "",
+        torch: bool = False,
+    ) -> dict[str, Any]:
+        """Captured activations by the names of modules; what is not there is left out.
+
+        `model` is the torch module, or the root of its weights. They are of exactly this input:
+        its tokens, its mask, and in `inputs` whatever else the model was given, by name. Positions
+        and dtypes may be taken out of more that was kept. Each that is found counts a hit. Arrays,
+        or with `torch` tensors.
+        """
+        from arc_halo.inference import activations
+        from arc_halo.inference.inputs import given_parts
+        from arc_halo.tensors import dtypes
+        from arc_halo.tensors.torch_tensors import as_torch
+
+        found = activations.load(
+            self._project.weights,
+            model,
+            given_parts(input_ids, attention_mask, inputs),
+            names=[names] if isinstance(names, str) else list(names),
+            positions=positions,
+            dtype=dtype,
+            variant=variant,
+        )
+        if not torch:
+            return dict(found)
+        return {name: as_torch(each, dtypes.name_of(each.dtype)) for name, each in found.items()}
 
 
 def _named(conn: Connection, model: str | UUID) -> tuple[str, str, bytes | None]:

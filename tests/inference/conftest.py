@@ -1,4 +1,4 @@
-"""A KV cache on a database of its own, and keys and values of nobody's model to put in."""
+"""A KV cache, or a Halo, on a database of its own, and keys and values of nobody's model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 
+import arc_halo
 from arc_halo.inference.blocks import LayerKV
 from arc_halo.inference.keys import Scope
 from arc_halo.inference.kv_cache import KVCache
@@ -66,6 +68,12 @@ def make_cache(open_pool: Pool, policy: list[KVPolicy]) -> Iterator[MakeCache]:
             return stack.enter_context(made)
 
         yield make
+
+
+@pytest.fixture
+def halo(tmp_path: Path, database: str) -> Iterator[arc_halo.Halo]:
+    with arc_halo.connect(database, project=tmp_path) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -845,18 +845,47 @@ def test_cached_bodies_are_unlogged_and_not_compressed(conn: Connection) -> None
 
 
 INSERT_PATTERN = """
-    INSERT INTO attention_patterns (capture_id, layer_index, head_index, input_digest,
-        query_count, key_count, is_causal, dtype, entropy, sink_mass, packed)
-    VALUES (%s, 0, 0, %s, 3, %s, %s, 'F32', '{0,0,0}', '{1,1,1}', %s)
+    INSERT INTO attention_patterns (capture_id, layer_index, head_index,
+        query_count, key_count, is_causal, dtype, entropy, sink_mass, peak, packed)
+    VALUES (%s, 0, 0, 3, %s, %s, %s, '{0,0,0}', '{1,1,1}', '{1,1,1}', %s)
 """
 
 
-def test_the_attention_of_one_token_is_read_alone(conn: Connection) -> None:
-    triangle = struct.pack("<6f", 1.0, 0.25, 0.75, 0.5, 0.125, 0.375)
-    conn.execute(INSERT_PATTERN.encode(), [uuid4(), digest("in"), 3, True, triangle])
-    row = one(conn, "SELECT substring(packed FROM 1 + 4 * 3 FOR 4 * 3) FROM attention_patterns")
-    assert isinstance(row, bytes)
-    assert struct.unpack("<3f", row) == (0.5, 0.125, 0.375)
+def new_capture(conn: Connection) -> UUID:
+    query = """
+        INSERT INTO attention_captures (input_digest, sequence_index, token_count, size_bytes)
+        VALUES (%s, 0, 3, 0) RETURNING id
+    """
+    found = one(conn, query, digest("in"))
+    assert isinstance(found, UUID)
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "letter"), [("F32", "f"), ("F16", "e")])
+def test_the_attention_of_one_token_is_read_alone(
+    conn: Connection, dtype: str, letter: str
+) -> None:
+    capture = new_capture(conn)
+    triangle = struct.pack(f"<6{letter}", 1.0, 0.25, 0.75, 0.5, 0.125, 0.375)
+    conn.execute(INSERT_PATTERN.encode(), [capture, 3, True, dtype, triangle])
+    for query, expected in enumerate(([1.0], [0.25, 0.75], [0.5, 0.125, 0.375], None)):
+        assert one(conn, "SELECT attention_row(%s, 0, 0, %s)", capture, query) == expected
+    for layer, head, query in ((1, 0, 0), (0, 1, 0), (0, 0, -1)):
+        assert (
+            one(conn, "SELECT attention_row(%s, %s, %s, %s)", capture, layer, head, query) is None
+        )
+
+
+def test_attention_goes_with_its_capture_and_its_session(conn: Connection) -> None:
+    capture = new_capture(conn)
+    conn.execute(INSERT_PATTERN.encode(), [capture, 3, True, "F16", bytes(12)])
+    session = one(
+        conn,
+        "INSERT INTO inference_sessions (model_name, model_version) VALUES ('m', '1') RETURNING id",
+    )
+    conn.execute(b"UPDATE attention_captures SET session_id = %s", [session])
+    conn.execute(b"DELETE FROM inference_sessions")
+    assert one(conn, "SELECT count(*) FROM attention_patterns") == 0
 
 
 @pytest.mark.parametrize(
@@ -865,7 +894,7 @@ def test_the_attention_of_one_token_is_read_alone(conn: Connection) -> None:
 def test_packed_attention_has_the_length_of_its_shape(
     conn: Connection, keys: int, is_causal: bool, floats: int
 ) -> None:
-    values = [uuid4(), digest("in"), keys, is_causal]
+    values = [new_capture(conn), keys, is_causal, "F32"]
     for wrong in (floats - 1, floats + 1):
         refuses(conn, errors.CheckViolation, INSERT_PATTERN, *values, bytes(4 * wrong))
     conn.execute(INSERT_PATTERN.encode(), [*values, bytes(4 * floats)])

@@ -1,0 +1,333 @@
+"""The activation cache: what parts of a model gave for an input, stored once and found again.
+
+An activation is found by the root of the weights, the structure of the module, the digest of what
+the model was given, and the part's name. Another weight, another adapter at work, another mask:
+nothing is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from arc_halo.errors import InvalidInputError, MissingChunkError, RefusedError
+from arc_halo.inference.capturing import (
+    SeenInput,
+    Watch,
+    check_watchable,
+    first_tensor,
+    named_parts,
+)
+from arc_halo.inference.fingerprints import weights_root
+from arc_halo.inference.inputs import IDS, input_digest, joined
+from arc_halo.inference.keeping import Keeping
+from arc_halo.inference.selections import (
+    Positions,
+    Selection,
+    cast,
+    check_dtype,
+    place_among,
+    resolve,
+    take,
+)
+from arc_halo.inference.structures import structure_digest
+from arc_halo.store import activations as store_of
+from arc_halo.store.activations import Entry, Key, NewEntry
+from arc_halo.tensors import digests, dtypes
+from arc_halo.tensors.torch_tensors import as_array
+from arc_halo.weights.arrays import build_arrays, fresh_key
+from arc_halo.weights.building import Recipe
+from arc_halo.weights.reading import read_array
+from arc_halo.weights.store import WeightStore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from arc_halo.types import JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedInput(Mapping[str, "NDArray[Any]"]):
+    """What the parts of a model gave for one input, by their names.
+
+    `tokens` is [batch, tokens], None where the model was given none; `selection` what was kept.
+    """
+
+    digest: bytes
+    tokens: NDArray[Any] | None
+    selection: Selection
+    arrays: Mapping[str, NDArray[Any]] = field(repr=False)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.arrays[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+class Capture(Mapping[str, "NDArray[Any]"]):
+    """Captures activations while it is in a `with`, and stores them when that ends.
+
+    Nothing is stored where it ends with an error. Afterwards `inputs` has what was captured, and
+    the capture itself is a mapping of that where there was one input. `stored` counts what is new
+    in the database, `known` what had been captured before.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        module: Any,
+        *,
+        names: Sequence[str],
+        positions: Positions | None,
+        dtype: str | None,
+        variant: str,
+        keeping: Keeping,
+        root: bytes | None = None,
+    ) -> None:
+        self.inputs: list[CapturedInput] = []
+        self.stored = self.known = self.new_bytes = 0
+        self._store, self._module = store, module
+        self._positions: Positions | None = positions
+        self._dtype = check_dtype(dtype)
+        self._variant, self._keeping, self._given_root = variant, keeping, root
+        check_watchable(module, variant)
+        self._watch = Watch(module, named_parts(module, names), self._keep)
+
+    def __enter__(self) -> Capture:
+        self._root = self._given_root or weights_root(self._module)
+        self._structure = structure_digest(self._module, self._variant)
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        self._watch.__exit__()
+        if kind is None:
+            self._finish()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._only[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._only)
+
+    def __len__(self) -> int:
+        return len(self._only)
+
+    @property
+    def _only(self) -> CapturedInput:
+        if len(self.inputs) != 1:
+            raise InvalidInputError(
+                f"{len(self.inputs)} inputs were captured, and not one"
+                if self.inputs
+                else "nothing is captured before the `with` ends",
+                hint="take one of `captured.inputs`",
+            )
+        return self.inputs[0]
+
+    def _keep(self, name: str, output: Any) -> NDArray[Any] | None:
+        tensor = first_tensor(output)
+        if tensor is None:
+            return None
+        # A view of memory that the model goes on to write to would change.
+        return cast(as_array(tensor, copy=True), name, self._dtype)
+
+    def _finish(self) -> None:
+        if not self._watch.inputs:
+            raise InvalidInputError(
+                "nothing went through the model",
+                hint="call the module itself within the `with`: not a part of it, nor another",
+            )
+        if self._given_root is None and weights_root(self._module) != self._root:
+            raise InvalidInputError(
+                "the weights changed while activations were captured",
+                hint="capture before or after a step of training, not around it",
+            )
+        if structure_digest(self._module, self._variant) != self._structure:
+            raise InvalidInputError("the model's settings changed while activations were captured")
+        # Of an input that came twice, the first.
+        found = {each.digest: each for each in map(self._put_together, self._watch.inputs[::-1])}
+        self.inputs = list(found.values())[::-1]
+        self._write()
+
+    def _put_together(self, seen: SeenInput) -> CapturedInput:
+        tokens = seen.size
+        if self._positions is not None and tokens is None:
+            raise InvalidInputError(
+                "the model was given no tokens to choose positions from",
+                hint="leave `positions` out",
+            )
+        positions = resolve(self._positions, tokens[1]) if tokens else None
+        arrays = {}
+        for name in seen.names:
+            array = _whole(seen, name)
+            arrays[name] = take(array, name, positions, tokens) if tokens else array
+        return CapturedInput(
+            digest=input_digest(seen.parts),
+            tokens=seen.parts.get(IDS),
+            selection=Selection(positions=positions, dtype=self._dtype),
+            arrays=arrays,
+        )
+
+    def _write(self) -> None:
+        new: dict[str, NDArray[Any]] = {}
+        entries: list[NewEntry] = []
+        with self._store.pool.connection() as conn:
+            for each in self.inputs:
+                key = self._key(each)
+                known = [entry for entry in store_of.find(conn, key) if _is_of(entry, each)]
+                store_of.count_hits(conn, [entry.entry_id for entry in known])
+                self.known += len(known)
+                missing = each.arrays.keys() - {entry.layer_name for entry in known}
+                for name in (name for name in each.arrays if name in missing):
+                    new[f"{each.digest.hex()}.{name}"] = each.arrays[name]
+                    entries.append(_entry(key, name, each))
+        size_bytes = sum(array.nbytes for array in new.values())
+        budget_bytes = self._keeping.budget_bytes
+        if budget_bytes is not None and size_bytes > budget_bytes:
+            raise RefusedError(
+                f"{size_bytes:,} bytes were captured, and {budget_bytes:,} may be kept",
+                hint="name fewer modules or positions, a smaller dtype, or a larger budget_bytes",
+            )
+        if new:
+            self._store_new(new, entries)
+
+    def _store_new(self, new: Mapping[str, NDArray[Any]], entries: Sequence[NewEntry]) -> None:
+        built = build_arrays(
+            self._store, Recipe(purpose="write", key=fresh_key(), recipe={"of": "activations"}), new
+        )
+        self.new_bytes = built.new_bytes
+        with self._store.pool.connection() as conn, conn.transaction():
+            store_of.lock(conn)
+            self.stored = store_of.insert(conn, entries, self._keeping.ttl)
+            store_of.evict(conn, self._keeping.budget_bytes)
+
+    def _key(self, each: CapturedInput) -> Key:
+        return Key(
+            weights_root=self._root, structure_digest=self._structure, input_digest=each.digest
+        )
+
+
+def load(
+    store: WeightStore,
+    model: Any,
+    parts: Mapping[str, NDArray[Any]],
+    *,
+    names: Iterable[str] = ("*",),
+    positions: Positions | None = None,
+    dtype: str | None = None,
+    variant: str = "",
+) -> dict[str, NDArray[Any]]:
+    """What is stored of an input, by the names of parts that fit; what is not there is left out.
+
+    `model` is a module, or the root of its weights alone: then `InvalidInputError` is raised where
+    several structures with these weights are stored. Every entry that is given counts a hit.
+    """
+    key = key_of(model, parts, variant)
+    count = parts[IDS].shape[1] if IDS in parts else None
+    if positions is not None and count is None:
+        raise InvalidInputError("without tokens there are no positions to choose from")
+    asked = Selection(
+        positions=resolve(positions, count) if count is not None else None, dtype=check_dtype(dtype)
+    )
+    patterns = list(names)
+    with store.pool.connection() as conn:
+        entries = store_of.find(conn, key)
+    if len({entry.structure_digest for entry in entries}) > 1:
+        raise InvalidInputError(
+            "activations of several models with these weights are stored",
+            hint="give the module in place of its root",
+        )
+    chosen = _chosen(entries, asked, patterns)
+    found = {}
+    for name, entry in chosen.items():
+        array = _read(store, entry)
+        if array is not None:
+            found[name] = _as_asked(array, entry, asked)
+    with store.pool.connection() as conn:
+        store_of.count_hits(conn, [chosen[name].entry_id for name in found])
+    return found
+
+
+def given_root(root: bytes | str) -> bytes:
+    """A root of weights as bytes, written as `sha256:…` or not."""
+    found = digests.parse_digest(root) if isinstance(root, str) else root
+    if len(found) != digests.DIGEST_BYTES:
+        raise InvalidInputError(f"a root has {digests.DIGEST_BYTES} bytes, not {len(found)}")
+    return found
+
+
+def key_of(model: Any, parts: Mapping[str, NDArray[Any]], variant: str = "") -> Key:
+    """What activations of a model for an input are found by."""
+    digest = input_digest(parts)
+    if isinstance(model, (str, bytes)):
+        return Key(weights_root=given_root(model), input_digest=digest)
+    check_watchable(model, variant)
+    return Key(
+        weights_root=weights_root(model),
+        structure_digest=structure_digest(model, variant),
+        input_digest=digest,
+    )
+
+
+def _chosen(
+    entries: Sequence[Entry], asked: Selection, patterns: Sequence[str]
+) -> dict[str, Entry]:
+    """Of each part the entry that has what is asked for: that itself before what has more."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        name, selection = entry.layer_name, Selection.from_json(entry.selection)
+        if not any(fnmatchcase(name, pattern) for pattern in patterns) or not selection.has(asked):
+            continue
+        if name not in found or selection == asked:
+            found[name] = entry
+    return found
+
+
+def _read(store: WeightStore, entry: Entry) -> NDArray[Any] | None:
+    """An entry's tensor; None where it was evicted and collected in the meantime."""
+    try:
+        return read_array(store, entry, entry.layer_name)
+    except MissingChunkError:
+        with store.pool.connection() as conn:
+            if store_of.is_there(conn, entry.entry_id):
+                raise
+        return None
+
+
+def _as_asked(array: NDArray[Any], entry: Entry, asked: Selection) -> NDArray[Any]:
+    stored = Selection.from_json(entry.selection)
+    if asked.positions is not None and asked.positions != stored.positions:
+        array = array[:, list(place_among(stored, asked.positions))]
+    return cast(array, entry.layer_name, asked.dtype)
+
+
+def _whole(seen: SeenInput, name: str) -> NDArray[Any]:
+    """What a part gave at all tokens, whatever passes they came in."""
+    parts = seen.outputs(name)
+    if len(seen.passes) == 1:
+        return parts[0]
+    counted = all(part.ndim >= 2 for part in parts) and seen.size is not None
+    if not counted or (parts[0].shape[0], sum(p.shape[1] for p in parts)) != seen.size:
+        raise InvalidInputError(
+            f"{name} gives no value for each token: of several passes it cannot be put together",
+            hint="name other modules, or run the whole sequence in one pass",
+        )
+    return joined(parts)
+
+
+def _is_of(entry: Entry, each: CapturedInput) -> bool:
+    return entry.layer_name in each.arrays and entry.selection == each.selection.as_json()
+
+
+def _entry(key: Key, name: str, each: CapturedInput) -> NewEntry:
+    array = each.arrays[name]
+    dtype = dtypes.name_of(array.dtype)
+    selection: JsonObject = each.selection.as_json()
+    digest = digests.tensor_digest(dtype, array.shape, dtypes.raw_bytes(array))
+    return NewEntry(key=key, layer_name=name, selection=selection, digest=digest)

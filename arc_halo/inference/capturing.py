@@ -1,0 +1,342 @@
+"""Hooks on a torch module: what its parts gave, for each input that it was given.
+
+An *input* is what one pass was given, or, in generation, what several passes were that went on
+from one another by one cache: its tokens are then all that were fed, and what a part gave at each
+of them is put together. What that makes wrong is refused: beams that are exchanged, caches that
+were filled before, or cut.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arc_halo.errors import InvalidInputError
+from arc_halo.inference.inputs import IDS, MASK, POSITIONS, joined, plain_array
+from arc_halo.names import did_you_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CACHES = ("cache", "past_key_values")
+WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position", "labels", "logits_to_keep", "num_logits_to_keep", "output_attentions",
+        "output_hidden_states", "return_dict", "use_cache",
+    }
+)  # fmt: skip
+"""Arguments that change no activation."""
+
+EXCHANGES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
+"""What a cache does to the sequences of a batch."""
+
+Keep = Callable[[str, Any], "NDArray[Any] | None"]
+"""What to keep of what a part gave, which it may change afterwards; None for nothing."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SeenInput:
+    """What went through a module, and what its parts gave in each pass."""
+
+    parts: dict[str, NDArray[Any]]
+    passes: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    cache: Any = None
+    size: tuple[int, int] | None = None
+    """[batch, tokens], where it was tokens, or vectors in their places."""
+
+    def given(self) -> dict[str, NDArray[Any]]:
+        """What the model was given, by name, all passes together."""
+        return dict(self.parts)
+
+    def outputs(self, name: str) -> list[NDArray[Any]]:
+        """What a part gave, pass by pass."""
+        return [each[name] for each in self.passes if name in each]
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for each in self.passes for name in each))
+
+
+class Watch:
+    """Watches a module and some of its parts while it is in a `with`."""
+
+    def __init__(self, module: Any, parts: Mapping[str, Any], keep: Keep) -> None:
+        self.inputs: list[SeenInput] = []
+        self._module, self._parts, self._keep = module, parts, keep
+        self._signature = inspect.signature(module.forward)
+        self._open: SeenInput | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Watch:
+        module = self._module
+        with ExitStack() as stack:
+            for hook in (
+                module.register_forward_pre_hook(self._begin, with_kwargs=True),
+                module.register_forward_hook(self._end, with_kwargs=True),
+            ):
+                stack.callback(hook.remove)
+            for name, part in self._parts.items():
+                stack.callback(part.register_forward_hook(self._noting(name)).remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+        for each in self.inputs:
+            each.cache = None
+
+    def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given, cache = _given(self._signature, args, kwargs)
+        size, done = _size(given), _length(cache)
+        if done:
+            self._open = _going_on(self.inputs, cache, done, given, size)
+        else:
+            self._open = SeenInput(parts=given, size=size, cache=cache)
+            self.inputs.append(self._open)
+            self._guard(cache)
+        self._open.passes.append({})
+
+    def _end(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen, self._open = self._open, None
+        if seen is not None and seen.cache is None:
+            seen.cache = _cache_of(output)
+            self._guard(seen.cache)
+
+    def _noting(self, name: str) -> Callable[[Any, Any, Any], None]:
+        def note(module: Any, args: Any, output: Any) -> None:
+            if self._open is None:
+                return
+            found = self._keep(name, output)
+            if found is not None:
+                gave = self._open.passes[-1]
+                times = sum(each.partition("#")[0] == name for each in gave)
+                gave[f"{name}#{times + 1}" if times else name] = found
+
+        return note
+
+    def _guard(self, cache: Any) -> None:
+        """Have the cache refuse to exchange sequences, as beams do, while this watches."""
+        for name in EXCHANGES:
+            if hasattr(cache, name) and name not in vars(cache):
+                setattr(cache, name, _no_exchange)
+                self._stack.callback(_unguard, cache, name)
+
+
+def named_parts(module: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The parts of a module whose names fit one of the patterns, with `*` and `?`.
+
+    Raises `InvalidInputError` for a pattern that fits none.
+    """
+    every = dict(module.named_modules())
+    found: dict[str, Any] = {}
+    for pattern in names:
+        fitting = {name: part for name, part in every.items() if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise InvalidInputError(
+                f"no module of {type(module).__name__} is named {pattern!r}",
+                hint=did_you_mean(pattern, list(every))
+                or "`dict(model.named_modules())` has them all; * and ? stand for any letters",
+                code="AH020",
+            )
+        found |= fitting
+    return {name: part for name, part in every.items() if name in found}
+
+
+def check_watchable(module: Any, variant: str) -> None:
+    """Raise `InvalidInputError` for a module whose activations its weights do not decide."""
+    if not hasattr(module, "named_modules"):
+        raise InvalidInputError(f"a {type(module).__name__} is no torch module")
+    if hasattr(module, "_orig_mod"):
+        raise InvalidInputError(
+            "a compiled module runs without hooks",
+            hint="capture on the module that it was made of",
+        )
+    training = [name for name, part in module.named_modules() if part.training]
+    if training:
+        raise InvalidInputError(
+            f"the model is in training mode ({training[0] or 'all of it'}): dropout makes every "
+            "pass another",
+            hint="call model.eval() first",
+        )
+    foreign = [name for name, part in module.named_modules() if _is_changed(part)]
+    if foreign and not variant:
+        raise InvalidInputError(
+            f"{foreign[0] or 'the model'} has hooks, or a forward of its own: what these change is "
+            "not in the weights",
+            hint='remove them, or name what they do: variant="without head 3"',
+        )
+
+
+def first_tensor(output: Any) -> Any:
+    """The tensor that a module gave, or the first of several; None where there is none."""
+    if hasattr(output, "detach"):
+        return output
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        return next((each for each in output if hasattr(each, "detach")), None)
+    return None
+
+
+def _is_changed(part: Any) -> bool:
+    has_hooks = any(not _is_transformers(hook) for hook in _hooks(part))
+    # accelerate puts one there that moves tensors to where the weights are.
+    return has_hooks or ("forward" in vars(part) and not hasattr(part, "_hf_hook"))
+
+
+def _hooks(part: Any) -> Iterator[Any]:
+    yield from part._forward_hooks.values()
+    yield from part._forward_pre_hooks.values()
+
+
+def _is_transformers(hook: Any) -> bool:
+    """Whether it is one that transformers leaves on modules, which only notes what they gave."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"
+
+
+def _given(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, NDArray[Any]], Any]:
+    """What decides the values of a pass as arrays by name, and the cache that it goes on from."""
+    found: dict[str, NDArray[Any]] = {}
+    cache = None
+    try:
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        # The module itself will say what is wrong.
+        return found, None
+    for name, value in _flat(signature, arguments):
+        if name in WITHOUT_EFFECT or value is None:
+            continue
+        if name in CACHES or hasattr(value, "get_seq_length"):
+            cache = value
+        else:
+            found |= _arrays(name, value)
+    return found, cache
+
+
+def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            yield from value.items()
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from ((f"{name}.{place}", each) for place, each in enumerate(value))
+        else:
+            yield name, value
+
+
+def _arrays(name: str, value: Any) -> dict[str, NDArray[Any]]:
+    if isinstance(value, Mapping):
+        inner = [(f"{name}.{key}", each) for key, each in value.items()]
+    elif isinstance(value, (tuple, list)):
+        inner = [(f"{name}.{place}", each) for place, each in enumerate(value)]
+    elif value is None:
+        return {}
+    elif isinstance(value, str):
+        return {name: np.frombuffer(value.encode(), np.uint8)}
+    elif isinstance(value, (bool, int, float)) or hasattr(value, "shape"):
+        return {name: plain_array(value).copy()}
+    else:
+        raise InvalidInputError(
+            f"the model was given {name}, a {type(value).__name__}: it has no digest that "
+            "activations could be found by",
+            hint="capture passes that are given numbers, tensors and a cache only",
+        )
+    return {key: array for part, each in inner for key, array in _arrays(part, each).items()}
+
+
+def _size(given: Mapping[str, NDArray[Any]]) -> tuple[int, int] | None:
+    for name in (IDS, "inputs_embeds"):
+        array = given.get(name)
+        if array is not None and array.ndim >= 2:
+            return int(array.shape[0]), int(array.shape[1])
+    return None
+
+
+def _length(cache: Any) -> int:
+    """The tokens that a cache has. Raises `InvalidInputError` for one that does not say."""
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise InvalidInputError(
+            f"a {type(cache).__name__} as a cache does not say how many tokens it has",
+            hint="use a DynamicCache of transformers, or none",
+        )
+    return int(cache.get_seq_length())
+
+
+def _going_on(
+    inputs: list[SeenInput],
+    cache: Any,
+    done: int,
+    given: dict[str, NDArray[Any]],
+    size: tuple[int, int] | None,
+) -> SeenInput:
+    """The input that a pass goes on with, what it was given added to it."""
+    seen = next((each for each in reversed(inputs) if each.cache is cache), None)
+    if seen is None:
+        raise InvalidInputError(
+            f"the pass goes on from a cache of {done} tokens, which are not known here",
+            hint="begin to capture before the cache is filled, or run without one",
+        )
+    if seen.size is None or size is None or IDS not in given or IDS not in seen.parts:
+        raise InvalidInputError("only token ids can be gone on with", hint="capture without cache")
+    if seen.size[1] != done:
+        raise InvalidInputError(
+            f"the cache has {done} tokens, where {seen.size[1]} went through the model",
+            hint="a cache that was cut, as by assisted generation, cannot be captured with",
+        )
+    extra = given.keys() - {IDS, MASK, POSITIONS}
+    if extra:
+        raise InvalidInputError(
+            f"the pass goes on with {', '.join(sorted(extra))}, not with tokens"
+        )
+    total = (size[0], done + size[1])
+    positions = [
+        part if part is not None else _counted(count)
+        for part, count in (
+            (seen.parts.get(POSITIONS), (0, done)),
+            (given.get(POSITIONS), (done, size[1])),
+        )
+    ]
+    wide = [np.broadcast_to(part, (size[0], part.shape[-1])) for part in positions]
+    seen.parts[IDS] = joined([seen.parts[IDS], given[IDS]])
+    seen.parts[POSITIONS] = joined(wide)
+    if MASK in given:
+        seen.parts[MASK] = given[MASK]
+    elif MASK in seen.parts:
+        raise InvalidInputError("the mask of the first tokens was left out in a later pass")
+    seen.size = total
+    return seen
+
+
+def _counted(count: tuple[int, int]) -> NDArray[np.int64]:
+    return np.arange(count[0], count[0] + count[1], dtype=np.int64)[None]
+
+
+def _cache_of(output: Any) -> Any:
+    for name in CACHES:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if hasattr(found, "get_seq_length"):
+            return found
+    return None
+
+
+def _no_exchange(*args: object, **kwargs: object) -> None:
+    raise InvalidInputError(
+        "sequences of the batch are exchanged, as by beam search: what was captured of each cannot "
+        "be put together",
+        hint="generate with num_beams=1 while you capture",
+    )
+
+
+def _unguard(cache: Any, name: str) -> None:
+    with suppress(AttributeError):
+        delattr(cache, name)
