@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from weakref import WeakSet
@@ -16,12 +17,14 @@ from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
     from arc_halo.inference.activations import Capture
+    from arc_halo.inference.attention import Attention, AttentionCapture
     from arc_halo.inference.keys import Scope
     from arc_halo.inference.kv_cache import KVCache
     from arc_halo.inference.layouts import KVLayout
     from arc_halo.inference.selections import Positions
     from arc_halo.inference.sessions import InferenceSession
     from arc_halo.inference.transformers_cache import TransformersCache
+    from arc_halo.store.attention import CaptureRow
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
 
@@ -239,6 +242,60 @@ class Inference:
         if not torch:
             return dict(found)
         return {name: as_torch(each, dtypes.name_of(each.dtype)) for name, each in found.items()}
+
+    def capture_attention(
+        self,
+        module: Any,
+        *,
+        layers: int | Iterable[int] | None = None,
+        heads: int | Iterable[int] | None = None,
+        dtype: str = "F16",
+        tokens: Any = None,
+        label: str | None = None,
+        session: Any = None,
+        budget_bytes: int | None = BUDGET_BYTES,
+        ttl_seconds: float | None = None,
+    ) -> AttentionCapture:
+        """Capture the attention of a transformers model, for use in a `with`; stored at its end.
+
+        Each sequence is a capture, its id in `ids`. `tokens` is the tokenizer, or a function from
+        a list of ids to as many texts: they label what is shown. `label` is what to find it by.
+        Raises `InvalidInputError` where attention is computed by `sdpa` or the like, which give
+        none.
+        """
+        from arc_halo.inference.attention import AttentionCapture
+        from arc_halo.inference.fingerprints import weights_root
+        from arc_halo.inference.keeping import keeping
+        from arc_halo.inference.token_texts import token_texts
+
+        return AttentionCapture(
+            self._project.pool,
+            module,
+            layers=[layers] if isinstance(layers, int) else layers,
+            heads=[heads] if isinstance(heads, int) else heads,
+            dtype=dtype,
+            keeping=keeping(budget_bytes, ttl_seconds),
+            token_texts=None if tokens is None else token_texts(tokens),
+            label=label,
+            session_id=getattr(session, "id", session),
+            root=partial(weights_root, module),
+        )
+
+    def attention(self, capture: str | UUID) -> Attention:
+        """A capture of attention, by its id, the beginning of that (6 digits or more), or its
+        label, of several the newest. Raises `NotFoundError`."""
+        from arc_halo.inference import attention
+
+        return attention.read(self._project.pool, capture)
+
+    def attention_captures(
+        self, *, label: str | None = None, limit: int | None = None
+    ) -> Sequence[CaptureRow]:
+        """The captures of attention that there are, the newest first."""
+        from arc_halo.store import attention
+
+        with self._project.connection() as conn:
+            return attention.captures(conn, label=label, limit=limit)
 
 
 def _named(conn: Connection, model: str | UUID) -> tuple[str, str, bytes | None]:
