@@ -1,0 +1,62 @@
+"""`arc-halo attention ls`: what attention was captured."""
+
+from __future__ import annotations
+
+import click
+
+from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+
+
+@click.command("ls")
+@click.option("--label", metavar="LABEL", help="Only those that are called so.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="At most so many, the newest.",
+)
+@click.pass_obj
+def ls(invocation: Invocation, label: str | None, limit: int) -> None:
+    """List captures of attention, the newest first.
+
+    \b
+    Examples:
+      arc-halo attention ls
+      arc-halo attention ls --label prompt-1 --output json
+    """
+    from arc_halo.cli.attention import telling
+    from arc_halo.cli.training.telling import moment
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.sizes import format_size
+    from arc_halo.store import attention
+
+    with invocation.open(needs_database=True) as project:
+        project.check_schema()
+        with project.connection() as conn:
+            found = attention.captures(conn, label=label, limit=limit + 1)
+    header = ("id", "label", "captured", "tokens", "layers", "heads", "size", "text")
+    rows = [
+        (
+            telling.short(each.id),
+            each.label or "-",
+            moment(each.captured_at),
+            str(each.token_count),
+            str(each.layer_count),
+            str(each.head_count),
+            format_size(each.size_bytes),
+            telling.beginning(each),
+        )
+        for each in found[:limit]
+    ]
+    render(
+        invocation,
+        text=lambda: invocation.console.print(
+            table(header, rows) if rows else "No attention is captured that fits."
+        ),
+        json=lambda: as_json({"captures": [telling.capture_facts(each) for each in found[:limit]]}),
+        markdown=lambda: markdown_table(header, rows),
+    )
+    if len(found) > limit:
+        invocation.console.note(f"these are the newest {limit}: `--limit` lists more")
