@@ -39,8 +39,7 @@ TERMINATED = 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
     import_, export, fuse, reactor, serve, keys, training, inference, attention,
-    diff,
-    tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
+    diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 
 

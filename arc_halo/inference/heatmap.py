@@ -6,6 +6,7 @@ that gets much is seen however long the sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,10 @@ class Heatmap:
         Shades go by the root, so that what is small is told from nothing.
         """
         value = float(self.values[query, key])
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             return None
-        share = max(0.0, value / self.most) if self.most else 0.0
-        return round(min(1.0, share**0.5) * (len(COLOURS) - 1))
+        share = value / self.most if self.most > 0 else 0.0
+        return round(math.sqrt(min(1.0, max(0.0, share))) * (len(COLOURS) - 1))
 
 
 def heatmap(
