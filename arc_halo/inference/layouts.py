@@ -128,7 +128,7 @@ def usable_length(
         # Of the lengths that end in this block the greatest needs the fewest tokens before it.
         length = min(limit, (last + 1) * block_tokens)
         if all(
-            run[last] * block_tokens <= group.first_token(length)
+            run[last] * block_tokens <= (first := group.first_token(length)) or first == length
             for group, run in zip(groups, runs, strict=True)
         ):
             return length

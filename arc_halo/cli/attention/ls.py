@@ -27,7 +27,7 @@ def ls(invocation: Invocation, label: str | None, limit: int) -> None:
       arc-halo attention ls --label prompt-1 --output json
     """
     from arc_halo.cli.attention import telling
-    from arc_halo.cli.training.telling import moment
+    from arc_halo.cli.telling import moment
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_size
     from arc_halo.store import attention

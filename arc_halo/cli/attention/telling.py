@@ -53,7 +53,7 @@ def head_facts(head: HeadRow) -> JsonObject:
 
 def numbers(values: Any) -> list[float | str | None]:
     """An array of one axis as JSON has it."""
-    from arc_halo.cli.training.telling import json_number
+    from arc_halo.cli.telling import json_number
 
     return [json_number(float(value)) for value in values]
 
@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
     from datetime import UTC, datetime
     from uuid import UUID
 
-    from arc_halo.cli.training.telling import json_number
+    from arc_halo.cli.telling import json_number
 
     if isinstance(value, UUID):
         return str(value)
