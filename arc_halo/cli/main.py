@@ -11,6 +11,7 @@ import click
 from arc_halo._version import __version__
 from arc_halo.cli.apply import apply, destroy
 from arc_halo.cli.attention import attention
+from arc_halo.cli.cache import cache
 from arc_halo.cli.db import db
 from arc_halo.cli.diff import diff
 from arc_halo.cli.doctor import doctor
@@ -38,7 +39,7 @@ from arc_halo.errors import ArcHaloError
 TERMINATED = 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, reactor, serve, keys, training, inference, attention,
+    import_, export, fuse, reactor, serve, keys, training, inference, cache, attention,
     diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 

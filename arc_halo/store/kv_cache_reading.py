@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -59,7 +59,7 @@ SELECT block.block_key, block.tenant, block.weights_root,
 FROM kv_cache AS block
 WHERE NOT EXISTS (SELECT FROM kv_cache AS next WHERE next.parent_key = block.block_key)
   AND (%(tenant)s::text IS NULL OR block.tenant = %(tenant)s)
-  AND (%(weights_root)s::bytea IS NULL OR block.weights_root = %(weights_root)s)
+  AND (%(roots)s::bytea[] IS NULL OR block.weights_root = ANY(%(roots)s))
 ORDER BY block.last_used_at DESC, block.block_key
 LIMIT %(limit)s
 """
@@ -161,11 +161,12 @@ def prefixes(
     conn: Connection,
     *,
     tenant: str | None = None,
-    weights_root: bytes | None = None,
+    roots: Sequence[bytes] | None = None,
     limit: int | None = None,
 ) -> list[PrefixRow]:
     """Prefixes, those that were used last first."""
-    fields = {"tenant": tenant, "weights_root": weights_root, "limit": limit}
+    wanted = None if roots is None else list(roots)
+    fields = {"tenant": tenant, "roots": wanted, "limit": limit}
     with conn.cursor(row_factory=class_row(PrefixRow)) as cursor:
         return cursor.execute(PREFIXES, fields).fetchall()
 

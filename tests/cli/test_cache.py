@@ -1,0 +1,112 @@
+"""`arc-halo cache …`: what it prints, what it lets go, its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from arc_halo.cli.main import run
+from arc_halo.inference.keys import Scope
+from arc_halo.inference.kv_cache import KVCache
+from arc_halo.store.connection import connect, pool
+from tests.inference.conftest import CODECS, FULL, computed, tokens_of
+
+STORY, OTHER = bytes([1]) * 32, bytes([2]) * 32
+
+
+@pytest.fixture
+def filled(database, tmp_path, monkeypatch):
+    """Two models, one of them for a tenant; a prompt of 4 blocks each, half of it asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARC_HALO_DATABASE_URL", database)
+    monkeypatch.setenv("COLUMNS", "200")
+    tokens = tokens_of(1, 64)
+    for scope in (
+        Scope(weights=STORY, model="story@1.0.0"),
+        Scope(weights=OTHER, tenant="acme", model="other@2.0.0"),
+    ):
+        with (
+            pool(database, 2) as opened,
+            KVCache(opened, CODECS, FULL, scope, block_tokens=16, storage="raw") as cache,
+        ):
+            cache.store(tokens, computed(FULL, tokens))
+            assert cache.flush(30)
+            assert cache.load(tokens[:32] + tokens_of(2, 32)).length == 32
+            cache.pin(tokens[:16], "system") if scope.tenant else None
+    return database
+
+
+def output(capsys, *words, code=0):
+    assert run(["cache", *words]) == code
+    return capsys.readouterr().out
+
+
+def test_stats_tell_what_is_held_and_what_it_was_good_for(filled, capsys):
+    found = json.loads(output(capsys, "stats", "--output", "json"))
+    story = next(each for each in found["models"] if each["model"] == "story@1.0.0")
+    assert (story["blocks"], story["lookups"], story["hits"]) == (4, 1, 1)
+    assert (story["asked_tokens"], story["hit_tokens"]) == (64, 32)
+    held = sum(each["held_bytes"] for each in found["models"])
+    # What was pinned moved, and counts where it was until that generation is emptied.
+    assert found["written_bytes"] == held + found["pinned_bytes"]
+    text = output(capsys, "stats")
+    assert "other@2.0.0" in text
+    assert "50.0 %" in text
+    assert "8 blocks of" in text
+
+
+def test_prompts_are_listed_by_model_and_tenant(filled, capsys):
+    found = json.loads(output(capsys, "ls", "--output", "json"))["prefixes"]
+    assert [each["tokens"] for each in found] == [64, 64]
+    assert (
+        len(json.loads(output(capsys, "ls", "--model", "story", "--output", "json"))["prefixes"])
+        == 1
+    )
+    assert (
+        len(json.loads(output(capsys, "ls", "--model", "0202", "--output", "json"))["prefixes"])
+        == 1
+    )
+    assert "Nothing is in the KV cache" in output(capsys, "ls", "--tenant", "nobody")
+    assert run(["cache", "ls", "--limit", "1"]) == 0
+    assert "`--limit` lists more" in capsys.readouterr().err
+
+
+def test_a_model_that_nobody_knows_is_told(filled, capsys):
+    assert run(["cache", "evict", "--model", "stroy"]) == 1
+    assert "neither the KV cache nor the registry knows" in capsys.readouterr().err
+
+
+def test_a_model_is_evicted_and_what_is_pinned_stays(filled, capsys):
+    assert output(capsys, "evict", "--tenant", "acme", "--dry-run").startswith("3 blocks of")
+    assert "would go" in output(capsys, "evict", "--model", "story", "--dry-run")
+    assert output(capsys, "evict", "--model", "story").startswith("4 blocks of")
+    assert output(capsys, "evict", "--idle", "1h").startswith("0 blocks of")
+    assert output(capsys, "evict", "--tenant", "acme").startswith("3 blocks of")
+    found = json.loads(output(capsys, "ls", "--output", "json"))["prefixes"]
+    assert [(each["tokens"], each["label"]) for each in found] == [(16, "system")]
+    assert run(["cache", "evict"]) == 64
+    assert run(["cache", "evict", "--idle", "soon"]) == 64
+
+
+def test_it_is_emptied_when_that_is_said(filled, capsys):
+    assert run(["cache", "clear"]) == 5
+    assert "say `--yes`" in capsys.readouterr().err
+    assert "8 blocks" in output(capsys, "clear", "--dry-run")
+    assert "8 blocks" in output(capsys, "clear", "--yes")
+    assert "0 blocks" in output(capsys, "clear", "--yes")
+    assert "0 blocks" in output(capsys, "stats")
+
+
+def test_a_damaged_block_is_told_and_let_go(filled, capsys):
+    assert "each has its digest" in output(capsys, "verify")
+    with connect(filled) as conn:
+        conn.execute(
+            "UPDATE kv_cache_bodies SET body = set_byte(body, 9, get_byte(body, 9) # 128)"
+            " WHERE block_key = (SELECT block_key FROM kv_cache"
+            "                    WHERE block_index = 2 AND tenant = 'acme')"
+        )
+    found = json.loads(output(capsys, "verify", "--output", "json", code=1))
+    assert [(each["tenant"], each["index"]) for each in found["damaged"]] == [("acme", 2)]
+    assert "1 damaged; 2 blocks went" in output(capsys, "verify", "--drop")
+    assert "6 blocks" in output(capsys, "verify", "--sample", "10")
