@@ -1,4 +1,5 @@
-"""`halo.inference`: models at work, what their requests took, and what they have again."""
+"""`halo.inference`: models at work, what their requests took, what they have again, and what was
+captured of them."""
 
 from __future__ import annotations
 

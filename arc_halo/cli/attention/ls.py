@@ -26,8 +26,8 @@ def ls(invocation: Invocation, label: str | None, limit: int) -> None:
       arc-halo attention ls
       arc-halo attention ls --label prompt-1 --output json
     """
-    from arc_halo.cli.attention import telling
-    from arc_halo.cli.telling import moment
+    from arc_halo.cli import telling
+    from arc_halo.cli.attention.telling import beginning
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_size
     from arc_halo.store import attention
@@ -41,12 +41,12 @@ def ls(invocation: Invocation, label: str | None, limit: int) -> None:
         (
             telling.short(each.id),
             each.label or "-",
-            moment(each.captured_at),
+            telling.moment(each.captured_at),
             str(each.token_count),
             str(each.layer_count),
             str(each.head_count),
             format_size(each.size_bytes),
-            telling.beginning(each),
+            beginning(each),
         )
         for each in found[:limit]
     ]
@@ -55,7 +55,7 @@ def ls(invocation: Invocation, label: str | None, limit: int) -> None:
         text=lambda: invocation.console.print(
             table(header, rows) if rows else "No attention is captured that fits."
         ),
-        json=lambda: as_json({"captures": [telling.capture_facts(each) for each in found[:limit]]}),
+        json=lambda: as_json({"captures": [telling.facts(each) for each in found[:limit]]}),
         markdown=lambda: markdown_table(header, rows),
     )
     if len(found) > limit:

@@ -104,7 +104,7 @@ def _check_files(svg: Path | None, png: Path | None, force: bool) -> None:
 
 
 def _show_heads(invocation: Invocation, found: Attention) -> None:
-    from arc_halo.cli.attention import telling
+    from arc_halo.cli.telling import facts
     from arc_halo.reconcile.report import as_json
 
     header = ("layer", "head", "queries", "keys", "entropy", "sink", "peak")
@@ -124,10 +124,7 @@ def _show_heads(invocation: Invocation, found: Attention) -> None:
     render(
         invocation,
         text=lambda: invocation.console.print(f"{title}\n\n{table(header, rows)}"),
-        json=lambda: as_json(
-            telling.capture_facts(found.about)
-            | {"heads": [telling.head_facts(each) for each in found.heads]}
-        ),
+        json=lambda: as_json(facts(found.about) | {"heads": [facts(each) for each in found.heads]}),
         markdown=lambda: f"{title}\n\n{markdown_table(header, rows)}",
     )
 
@@ -211,11 +208,11 @@ def _draw(
 
 
 def _title(found: Attention, head: Head | None = None) -> str:
-    from arc_halo.cli.attention import telling
+    from arc_halo.cli.telling import short
     from arc_halo.inference.heatmap import shown
 
     about = found.about
-    name = f"{shown(about.label)} {telling.short(about.id)}" if about.label else str(about.id)
+    name = f"{shown(about.label)} {short(about.id)}" if about.label else str(about.id)
     of = f", layer {head.layer}, head {head.head}" if head else ""
     return f"{name}, {about.token_count} tokens{of}"
 

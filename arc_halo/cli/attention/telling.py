@@ -1,21 +1,17 @@
-"""How captures of attention and their heads are told: to people, and as JSON."""
+"""How captures of attention and their heads are shown."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.cli.console import Piece
+from arc_halo.cli.telling import json_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from uuid import UUID
 
     from arc_halo.inference.heatmap import Heatmap
-    from arc_halo.store.attention import CaptureRow, HeadRow
-    from arc_halo.types import JsonObject
-
-SHORT = 8
-"""Digits of an id that are shown where there is no room for all."""
+    from arc_halo.store.attention import CaptureRow
 
 LETTERS = 40
 """Of a text's beginning."""
@@ -27,10 +23,6 @@ LABEL = 14
 """Columns of a token beside its row."""
 
 
-def short(id: UUID) -> str:
-    return str(id)[:SHORT]
-
-
 def beginning(capture: CaptureRow) -> str:
     """The first of its tokens; `-` where they have no texts."""
     if capture.token_texts is None:
@@ -39,22 +31,8 @@ def beginning(capture: CaptureRow) -> str:
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 
 
-def capture_facts(capture: CaptureRow) -> JsonObject:
-    from dataclasses import asdict
-
-    return {name: _plain(value) for name, value in asdict(capture).items()}
-
-
-def head_facts(head: HeadRow) -> JsonObject:
-    from dataclasses import asdict
-
-    return {name: _plain(value) for name, value in asdict(head).items()}
-
-
 def numbers(values: Any) -> list[float | str | None]:
     """An array of one axis as JSON has it."""
-    from arc_halo.cli.telling import json_number
-
     return [json_number(float(value)) for value in values]
 
 
@@ -90,18 +68,3 @@ def _cell(found: Heatmap, query: int, key: int, is_coloured: bool) -> Piece:
     if step == 0:
         return Piece("  ")
     return Piece(MARKS[round((step - 1) / (len(COLOURS) - 2) * (len(MARKS) - 1))])
-
-
-def _plain(value: Any) -> Any:
-    from datetime import UTC, datetime
-    from uuid import UUID
-
-    from arc_halo.cli.telling import json_number
-
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, (bytes, memoryview)):
-        return f"sha256:{bytes(value).hex()}"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    return json_number(value) if isinstance(value, float) else value
