@@ -100,6 +100,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         self._watch = Watch(module, named_parts(module, names), self._keep)
 
     def __enter__(self) -> Capture:
+        self.inputs, self.stored, self.known, self.new_bytes = [], 0, 0, 0
         self._root = self._given_root or weights_root(self._module)
         self._structure = structure_digest(self._module, self._variant)
         self._watch.__enter__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from arc_halo.inference.keeping import Keeping
 from arc_halo.inference.patterns import Shape, assembled, pack, unpack
 from arc_halo.inference.selections import check_dtype
 from arc_halo.inference.token_texts import TokenTexts
+from arc_halo.names import id_digits, is_storable
 from arc_halo.store import attention as store_of
 from arc_halo.store.attention import CaptureRow, HeadRow, NewCapture, NewPattern
 from arc_halo.store.rows import Connection, Pool
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-
-PREFIX_DIGITS = 6
-"""Of an id, at least so many name a capture."""
 
 EAGER = 'call model.set_attn_implementation("eager"), or load it with attn_implementation="eager"'
 
@@ -59,6 +56,7 @@ class AttentionCapture:
         _check_gives_attention(module)
         self.ids: list[UUID] = []
         self._pool, self._module = pool, module
+        self._least_bytes = 0
         self._heads = None if heads is None else sorted(set(heads))
         self._dtype, self._keeping, self._token_texts = dtype, keeping, token_texts
         self._label, self._session_id, self._root = label, session_id, root
@@ -67,6 +65,7 @@ class AttentionCapture:
         self._watch = Watch(module, parts, self._keep)
 
     def __enter__(self) -> AttentionCapture:
+        self.ids, self._least_bytes = [], 0
         self._watch.__enter__()
         return self
 
@@ -87,7 +86,20 @@ class AttentionCapture:
                     f"{name} has {count} heads, none numbered {beyond[0]}", code="AH007"
                 )
             given = given[:, self._heads]
+        batch, heads, queries, keys = given.shape
+        seen = queries * (keys - queries) + queries * (queries + 1) // 2
+        width = dtypes.get_dtype(self._dtype).item_bytes
+        self._least_bytes += batch * heads * max(seen, queries) * width
+        self._check_budget(self._least_bytes)
         return as_array(given, copy=True)
+
+    def _check_budget(self, size_bytes: int) -> None:
+        budget_bytes = self._keeping.budget_bytes
+        if budget_bytes is not None and size_bytes > budget_bytes:
+            raise RefusedError(
+                f"{size_bytes:,} bytes were captured, and {budget_bytes:,} may be kept",
+                hint="choose layers, heads or a smaller dtype, or a larger budget_bytes",
+            )
 
     def _write(self) -> None:
         if not self._watch.inputs:
@@ -96,67 +108,61 @@ class AttentionCapture:
                 hint="call the module itself within the `with`: not a part of it, nor another",
             )
         found = [each for seen in self._watch.inputs for each in self._captured(seen)]
-        size_bytes = sum(capture.size_bytes for capture, _ in found)
-        budget_bytes = self._keeping.budget_bytes
-        if budget_bytes is not None and size_bytes > budget_bytes:
-            raise RefusedError(
-                f"{size_bytes:,} bytes were captured, and {budget_bytes:,} may be kept",
-                hint="choose layers, heads or a smaller dtype, or a larger budget_bytes",
-            )
+        self._check_budget(sum(capture.size_bytes for capture, _ in found))
         with self._pool.connection() as conn, conn.transaction():
             store_of.lock(conn)
             self.ids = [
                 store_of.insert(conn, capture, patterns, self._keeping.ttl)
                 for capture, patterns in found
             ]
-            store_of.evict(conn, budget_bytes)
+            store_of.evict(conn, self._keeping.budget_bytes)
 
-    def _captured(self, seen: SeenInput) -> Iterator[tuple[NewCapture, list[NewPattern]]]:
+    def _captured(self, seen: SeenInput) -> list[tuple[NewCapture, list[NewPattern]]]:
+        """Of each sequence its capture and its heads."""
         if seen.size is None:
             raise InvalidInputError("the model was given no tokens", hint="give it input_ids")
         batch, count = seen.size
         if any(len(seen.outputs(name)) != len(seen.passes) for name in self._layers):
             raise _no_attention(self._module)
-        layers = {
-            index: assembled(seen.outputs(name), count) for name, (index, _) in self._layers.items()
-        }
+        patterns: list[list[NewPattern]] = [[] for _ in range(batch)]
+        for name, (layer, _) in sorted(self._layers.items(), key=lambda item: item[1][0]):
+            weights = assembled([each.pop(name) for each in seen.passes], count)
+            for row in range(batch):
+                patterns[row] += self._patterns(layer, weights[row])
         ids = seen.parts.get(IDS)
-        root = self._root() if self._root else None
-        for row in range(batch):
-            patterns = list(self._patterns(layers, row))
+        root, digest = self._root() if self._root else None, input_digest(seen.parts)
+        found = []
+        for row, heads in enumerate(patterns):
             tokens = None if ids is None else [int(token) for token in ids[row]]
-            yield (
-                NewCapture(
-                    input_digest=input_digest(seen.parts),
-                    sequence_index=row,
-                    token_count=count,
-                    token_ids=tokens,
-                    token_texts=self._texts(tokens),
-                    size_bytes=sum(len(each.packed) for each in patterns),
-                    weights_root=root,
-                    session_id=self._session_id,
-                    label=self._label,
-                ),
-                patterns,
+            capture = NewCapture(
+                input_digest=digest,
+                sequence_index=row,
+                token_count=count,
+                token_ids=tokens,
+                token_texts=self._texts(tokens),
+                size_bytes=sum(len(each.packed) for each in heads),
+                weights_root=root,
+                session_id=self._session_id,
+                label=self._label,
             )
+            found.append((capture, heads))
+        return found
 
-    def _patterns(self, layers: dict[int, NDArray[Any]], row: int) -> Iterator[NewPattern]:
-        for layer, weights in sorted(layers.items()):
-            for place in range(weights.shape[1]):
-                found = pack(weights[row, place], self._dtype)
-                shape = found.shape
-                yield NewPattern(
-                    layer_index=layer,
-                    head_index=self._heads[place] if self._heads is not None else place,
-                    query_count=shape.query_count,
-                    key_count=shape.key_count,
-                    is_causal=shape.is_causal,
-                    dtype=shape.dtype,
-                    entropy=found.entropy.tolist(),
-                    sink_mass=found.sink_mass.tolist(),
-                    peak=found.peak.tolist(),
-                    packed=found.packed,
-                )
+    def _patterns(self, layer: int, weights: NDArray[Any]) -> Iterator[NewPattern]:
+        for place, each in enumerate(weights):
+            found = pack(each, self._dtype)
+            yield NewPattern(
+                layer_index=layer,
+                head_index=self._heads[place] if self._heads is not None else place,
+                query_count=found.shape.query_count,
+                key_count=found.shape.key_count,
+                is_causal=found.shape.is_causal,
+                dtype=found.shape.dtype,
+                entropy=found.entropy.tolist(),
+                sink_mass=found.sink_mass.tolist(),
+                peak=found.peak.tolist(),
+                packed=found.packed,
+            )
 
     def _texts(self, tokens: list[int] | None) -> list[str] | None:
         if tokens is None or self._token_texts is None:
@@ -271,14 +277,13 @@ def read(pool: Pool, capture: str | UUID) -> Attention:
 def find(conn: Connection, capture: str | UUID) -> UUID:
     """The id of a capture, named as for `read`."""
     text = str(capture)
-    digits = text.lower().replace("-", "")
-    is_prefix = len(digits) >= PREFIX_DIGITS and re.fullmatch("[0-9a-f]{1,32}", digits) is not None
-    found = [] if "\0" in text else store_of.named(conn, text, digits if is_prefix else "")
+    digits = id_digits(text)
+    found = store_of.named(conn, text, digits) if is_storable(text) else []
     if not found:
         raise NotFoundError(
             f"there is no attention capture {text!r}", hint="`arc-halo attention ls` lists them"
         )
-    begins = [each for each in found if is_prefix and each.hex.startswith(digits)]
+    begins = [each for each in found if digits and each.hex.startswith(digits)]
     if len(begins) > 1 and begins == found:
         raise InvalidInputError(
             f"{text!r} begins several ids: {', '.join(map(str, found[:10]))}",

@@ -40,7 +40,7 @@ Keep = Callable[[str, Any], "NDArray[Any] | None"]
 """What to keep of what a part gave, which it may change afterwards; None for nothing."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SeenInput:
     """What went through a module, and what its parts gave in each pass."""
 
@@ -75,6 +75,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         module = self._module
+        self.inputs, self._open = [], None
         with ExitStack() as stack:
             for hook in (
                 module.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -88,10 +89,12 @@ class Watch:
 
     def __exit__(self, *raised: object) -> None:
         self._stack.close()
+        self._forget_failed()
         for each in self.inputs:
             each.cache = None
 
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._forget_failed()
         given, cache = _given(self._signature, args, kwargs)
         size, done = _size(given), _length(cache)
         if done:
@@ -107,6 +110,11 @@ class Watch:
         if seen is not None and seen.cache is None:
             seen.cache = _cache_of(output)
             self._guard(seen.cache)
+
+    def _forget_failed(self) -> None:
+        """Leave out what went through a pass that did not come to its end."""
+        self.inputs = [each for each in self.inputs if each is not self._open]
+        self._open = None
 
     def _noting(self, name: str) -> Callable[[Any, Any, Any], None]:
         def note(module: Any, args: Any, output: Any) -> None:
@@ -185,7 +193,7 @@ def first_tensor(output: Any) -> Any:
 
 
 def _is_changed(part: Any) -> bool:
-    has_hooks = any(not _is_transformers(hook) for hook in _hooks(part))
+    has_hooks = any(not _only_notes(hook) for hook in _hooks(part))
     # accelerate puts one there that moves tensors to where the weights are.
     return has_hooks or ("forward" in vars(part) and not hasattr(part, "_hf_hook"))
 
@@ -195,9 +203,10 @@ def _hooks(part: Any) -> Iterator[Any]:
     yield from part._forward_pre_hooks.values()
 
 
-def _is_transformers(hook: Any) -> bool:
-    """Whether it is one that transformers leaves on modules, which only notes what they gave."""
-    return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"
+def _only_notes(hook: Any) -> bool:
+    """Whether it is one of another capture, or one that transformers leaves to note outputs."""
+    module = str(getattr(hook, "__module__", ""))
+    return module == __name__ or module.partition(".")[0] == "transformers"
 
 
 def _given(

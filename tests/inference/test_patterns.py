@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.inference.patterns import assembled, pack, unpack
-from arc_halo.store.connection import Connection
+from arc_halo.store import attention
+from arc_halo.store.attention import NewCapture, NewPattern
+from arc_halo.store.connection import Connection, connect
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -118,3 +120,44 @@ def test_sql_reads_numbers_of_32_bits(conn: Connection):
     assert row is not None
     expected = bits.view("<f4")
     assert np.array_equal(np.array(row[0], np.float32), expected, equal_nan=True)
+
+
+def test_one_row_of_a_long_head_is_read_without_the_rest(database):
+    count = 1024
+    packed = pack(softmax(9, count, count, is_causal=True), "F16")
+    new = NewCapture(
+        input_digest=bytes(32),
+        sequence_index=0,
+        token_count=count,
+        token_ids=None,
+        token_texts=None,
+        size_bytes=len(packed.packed),
+    )
+    figures = [float(each) for each in packed.entropy]
+    pattern = NewPattern(
+        layer_index=0,
+        head_index=0,
+        query_count=count,
+        key_count=count,
+        is_causal=True,
+        dtype="F16",
+        entropy=figures,
+        sink_mass=figures,
+        peak=figures,
+        packed=packed.packed,
+    )
+    with connect(database) as conn:
+        capture = attention.insert(conn, new, [pattern], None)
+        row = f"SELECT attention_row('{capture}', 0, 0, 700)"
+        blocks(conn, row)  # The first time the catalogue is read, too.
+        whole = blocks(conn, "SELECT length(packed::text) FROM attention_patterns")
+        assert whole > len(packed.packed) / 8192
+        assert blocks(conn, row) < whole / 8
+
+
+def blocks(conn, query):
+    """How many blocks a query reads."""
+    found = conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}").fetchone()
+    assert found is not None
+    plan = found[0][0]["Plan"]
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]

@@ -233,6 +233,57 @@ def test_hooks_are_gone_afterwards_even_when_the_model_fails(halo, llama, ids):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in llama.modules())
 
 
+def test_a_pass_that_failed_is_left_out(halo, llama, ids):
+    with halo.inference.capture(llama, NAMES) as captured:
+        for given in (ids, ids + 100):
+            try:
+                run(llama, given)
+            except IndexError:
+                continue
+    assert np.array_equal(captured.inputs[0].tokens, ids.numpy())
+    assert len(captured.inputs) == 1
+
+
+def test_captures_stand_within_one_another_and_are_used_again(halo, llama, ids, torch):
+    llama.set_attn_implementation("eager")
+    capture = halo.inference.capture(llama, NAMES)
+    with halo.inference.capture_attention(llama) as looks, capture:
+        with halo.inference.capture(llama, "model.norm") as norm:
+            run(llama, ids)
+        run(llama, ids[:, :2])
+    assert (len(looks.ids), len(capture.inputs), len(norm)) == (2, 2, 1)
+    with capture:
+        run(llama, ids)
+    assert (len(capture.inputs), capture.known, capture.stored) == (1, 2, 0)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in llama.modules())
+
+
+def test_a_module_that_runs_twice_in_a_pass_has_a_name_for_each(halo, torch):
+    shared = torch.nn.Linear(3, 3)
+    module = torch.nn.Sequential(shared, torch.nn.ReLU(), shared).eval()
+    with halo.inference.capture(module, "0") as captured:
+        run(module, torch.rand(2, 3))
+    assert list(captured) == ["0", "0#2"]
+
+
+def test_what_a_model_goes_on_to_write_to_is_kept_as_it_was(halo, torch):
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            found = self.inner(x)
+            before = found.clone()
+            found += 100
+            return before
+
+    module = Residual().eval()
+    with halo.inference.capture(module, "inner") as captured:
+        before = run(module, torch.rand(1, 2))
+    assert np.array_equal(captured["inner"], before.numpy())
+
+
 def test_a_model_that_trains_or_has_hooks_of_others_is_refused(halo, llama, ids):
     llama.model.layers[1].train()
     with pytest.raises(InvalidInputError, match="training mode"):
