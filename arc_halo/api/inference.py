@@ -262,7 +262,7 @@ class Inference:
         Each sequence is a capture, its id in `ids`. `tokens` is the tokenizer, or a function from
         a list of ids to as many texts: they label what is shown. `label` is what to find it by.
         Raises `InvalidInputError` where attention is computed by `sdpa` or the like, which give
-        none.
+        none, and `NotFoundError` for a session that is not there.
         """
         from arc_halo.inference.attention import AttentionCapture
         from arc_halo.inference.fingerprints import weights_root
@@ -278,7 +278,7 @@ class Inference:
             keeping=keeping(budget_bytes, ttl_seconds),
             token_texts=None if tokens is None else token_texts(tokens),
             label=label,
-            session_id=getattr(session, "id", session),
+            session_id=None if session is None else self.get(getattr(session, "id", session)).id,
             root=partial(weights_root, module),
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import InvalidInputError, MissingChunkError, RefusedError
@@ -28,9 +29,10 @@ from arc_halo.inference.selections import (
     Selection,
     cast,
     check_dtype,
+    check_has_tokens,
     place_among,
     resolve,
-    take,
+    worth_keeping,
 )
 from arc_halo.inference.structures import structure_digest
 from arc_halo.store import activations as store_of
@@ -93,7 +95,9 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         self.inputs: list[CapturedInput] = []
         self.stored = self.known = self.new_bytes = 0
         self._store, self._module = store, module
-        self._positions: Positions | None = positions
+        # What can be gone through once only is needed more than once.
+        is_listed = hasattr(positions, "__iter__") and not isinstance(positions, str)
+        self._positions: Any = list(positions) if is_listed else positions  # type: ignore[arg-type]
         self._dtype = check_dtype(dtype)
         self._variant, self._keeping, self._given_root = variant, keeping, root
         check_watchable(module, variant)
@@ -131,10 +135,16 @@ class Capture(Mapping[str, "NDArray[Any]"]):
             )
         return self.inputs[0]
 
-    def _keep(self, name: str, output: Any) -> NDArray[Any] | None:
+    def _keep(self, name: str, output: Any, seen: SeenInput) -> NDArray[Any] | None:
         tensor = first_tensor(output)
         if tensor is None:
             return None
+        if self._positions is not None and seen.size is not None:
+            span = seen.spans[-1]
+            check_has_tokens(tensor.shape, name, (seen.size[0], len(span)))
+            wanted = worth_keeping(self._positions, span)
+            if len(wanted) < len(span):
+                tensor = tensor[:, [place - span.start for place in wanted]]
         # A view of memory that the model goes on to write to would change.
         return cast(as_array(tensor, copy=True), name, self._dtype)
 
@@ -164,16 +174,32 @@ class Capture(Mapping[str, "NDArray[Any]"]):
                 hint="leave `positions` out",
             )
         positions = resolve(self._positions, tokens[1]) if tokens else None
-        arrays = {}
-        for name in seen.names:
-            array = _whole(seen, name)
-            arrays[name] = take(array, name, positions, tokens) if tokens else array
+        arrays = {name: self._whole(seen, name, positions) for name in seen.names}
         return CapturedInput(
             digest=input_digest(seen.parts),
             tokens=seen.parts.get(IDS),
             selection=Selection(positions=positions, dtype=self._dtype),
             arrays=arrays,
         )
+
+    def _whole(self, seen: SeenInput, name: str, positions: tuple[int, ...] | None) -> NDArray[Any]:
+        """What a part gave at all positions, whatever passes they came in."""
+        parts = seen.outputs(name)
+        if self._positions is None and len(seen.passes) == 1:
+            return parts[0]
+        kept = [worth_keeping(self._positions, span) for span in seen.spans]
+        lengths = [len(each) for each in kept]
+        if [part.shape[1] if part.ndim > 1 else -1 for part in parts] != lengths:
+            raise InvalidInputError(
+                f"{name} gives no value for each token: of several passes it cannot be put "
+                "together",
+                hint="name other modules, or run the whole sequence in one pass",
+            )
+        array = joined(parts)
+        if positions is None:
+            return array
+        places = {position: place for place, position in enumerate(chain.from_iterable(kept))}
+        return array[:, [places[position] for position in positions]]
 
     def _write(self) -> None:
         new: dict[str, NDArray[Any]] = {}
@@ -306,20 +332,6 @@ def _as_asked(array: NDArray[Any], entry: Entry, asked: Selection) -> NDArray[An
     if asked.positions is not None and asked.positions != stored.positions:
         array = array[:, list(place_among(stored, asked.positions))]
     return cast(array, entry.layer_name, asked.dtype)
-
-
-def _whole(seen: SeenInput, name: str) -> NDArray[Any]:
-    """What a part gave at all tokens, whatever passes they came in."""
-    parts = seen.outputs(name)
-    if len(seen.passes) == 1:
-        return parts[0]
-    counted = all(part.ndim >= 2 for part in parts) and seen.size is not None
-    if not counted or (parts[0].shape[0], sum(p.shape[1] for p in parts)) != seen.size:
-        raise InvalidInputError(
-            f"{name} gives no value for each token: of several passes it cannot be put together",
-            hint="name other modules, or run the whole sequence in one pass",
-        )
-    return joined(parts)
 
 
 def _is_of(entry: Entry, each: CapturedInput) -> bool:

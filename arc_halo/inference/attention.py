@@ -17,6 +17,7 @@ from arc_halo.inference.patterns import Shape, assembled, pack, unpack
 from arc_halo.inference.selections import check_dtype
 from arc_halo.inference.token_texts import TokenTexts
 from arc_halo.names import id_digits, is_storable
+from arc_halo.plain import check_texts
 from arc_halo.store import attention as store_of
 from arc_halo.store.attention import CaptureRow, HeadRow, NewCapture, NewPattern
 from arc_halo.store.rows import Connection, Pool
@@ -52,6 +53,7 @@ class AttentionCapture:
         root: Callable[[], bytes] | None = None,
     ) -> None:
         check_dtype(dtype)
+        check_texts(label=label)
         check_watchable(module, variant="attention")
         _check_gives_attention(module)
         self.ids: list[UUID] = []
@@ -74,7 +76,7 @@ class AttentionCapture:
         if kind is None:
             self._write()
 
-    def _keep(self, name: str, output: Any) -> NDArray[Any] | None:
+    def _keep(self, name: str, output: Any, seen: SeenInput) -> NDArray[Any] | None:
         """The second of what an attention module gives, where that is a pattern."""
         given = output[1] if isinstance(output, (tuple, list)) and len(output) > 1 else None
         if given is None or getattr(given, "ndim", 0) != 4:
@@ -87,9 +89,9 @@ class AttentionCapture:
                 )
             given = given[:, self._heads]
         batch, heads, queries, keys = given.shape
-        seen = queries * (keys - queries) + queries * (queries + 1) // 2
+        triangle = queries * (keys - queries) + queries * (queries + 1) // 2
         width = dtypes.get_dtype(self._dtype).item_bytes
-        self._least_bytes += batch * heads * max(seen, queries) * width
+        self._least_bytes += batch * heads * max(triangle, queries) * width
         self._check_budget(self._least_bytes)
         return as_array(given, copy=True)
 

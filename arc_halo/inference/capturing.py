@@ -36,7 +36,7 @@ WITHOUT_EFFECT = frozenset(
 EXCHANGES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 """What a cache does to the sequences of a batch."""
 
-Keep = Callable[[str, Any], "NDArray[Any] | None"]
+Keep = Callable[[str, Any, "SeenInput"], "NDArray[Any] | None"]
 """What to keep of what a part gave, which it may change afterwards; None for nothing."""
 
 
@@ -49,6 +49,9 @@ class SeenInput:
     cache: Any = None
     size: tuple[int, int] | None = None
     """[batch, tokens], where it was tokens, or vectors in their places."""
+
+    spans: list[range] = field(default_factory=list)
+    """The places of the tokens of each pass."""
 
     def given(self) -> dict[str, NDArray[Any]]:
         """What the model was given, by name, all passes together."""
@@ -104,6 +107,7 @@ class Watch:
             self.inputs.append(self._open)
             self._guard(cache)
         self._open.passes.append({})
+        self._open.spans.append(range(done, done + size[1] if size else done))
 
     def _end(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         seen, self._open = self._open, None
@@ -120,7 +124,7 @@ class Watch:
         def note(module: Any, args: Any, output: Any) -> None:
             if self._open is None:
                 return
-            found = self._keep(name, output)
+            found = self._keep(name, output, self._open)
             if found is not None:
                 gave = self._open.passes[-1]
                 times = sum(each.partition("#")[0] == name for each in gave)

@@ -94,20 +94,39 @@ def resolve(positions: Positions | None, count: int) -> tuple[int, ...] | None:
     return None if found == list(places) else tuple(found)
 
 
-def take(
-    array: NDArray[Any], name: str, positions: tuple[int, ...] | None, tokens: tuple[int, int]
-) -> NDArray[Any]:
-    """Those positions of an activation whose second axis has the tokens of [batch, tokens]."""
+def worth_keeping(positions: Positions | None, span: range) -> list[int]:
+    """Which tokens of a pass may be among the positions, whatever comes after it."""
+    total = span.stop
     if positions is None:
-        return array
-    if array.ndim < 2 or array.shape[:2] != tokens:
+        return list(span)
+    if isinstance(positions, str):
+        return [total - 1]
+    if isinstance(positions, slice):
+        ends = (positions.start or 0, positions.stop or 0, positions.step or 1)
+        if min(ends[0], ends[1]) < 0 or ends[2] < 0:
+            return list(span)
+        stop = total if positions.stop is None else min(total, positions.stop)
+        wanted = range(ends[0], stop, ends[2])
+        return [place for place in span if place in wanted]
+    listed: Any = positions if hasattr(positions, "__iter__") else [positions]
+    try:
+        wanted_places = {place if place >= 0 else total + place for place in map(int, listed)}
+        furthest = min([0, *map(int, listed)])
+    except (TypeError, ValueError):
+        return list(span)
+    # What is counted from the end moves on with every pass.
+    return [place for place in span if place in wanted_places or place >= total + furthest]
+
+
+def check_has_tokens(shape: Sequence[int], name: str, tokens: tuple[int, int]) -> None:
+    """Raise `InvalidInputError` unless the second axis of an activation has the tokens."""
+    if tuple(shape[:2]) != tokens:
         raise InvalidInputError(
-            f"{name} gives an array of shape {list(array.shape)}, not [batch, tokens, …]: "
+            f"{name} gives an array of shape {list(shape)}, not [batch, tokens, …]: "
             "it has no positions to choose from",
             hint="leave `positions` out, or name other modules",
             code="AH007",
         )
-    return array[:, list(positions)]
 
 
 def cast(array: NDArray[Any], name: str, dtype: str | None) -> NDArray[Any]:

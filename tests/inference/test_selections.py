@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.inference.inputs import given_parts, input_digest
-from arc_halo.inference.selections import Selection, cast, place_among, resolve, take
+from arc_halo.inference.selections import Selection, cast, place_among, resolve, worth_keeping
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,37 @@ def test_positions_that_are_none_are_refused(positions):
         resolve(positions, 4)
 
 
+CHOICES = (
+    st.none()
+    | st.just("last")
+    | st.integers(-6, 5)
+    | st.lists(st.integers(-6, 5), min_size=1, max_size=4)
+    | st.builds(slice, *[st.none() | st.integers(-7, 7)] * 2, st.sampled_from([None, 1, 2, -1]))
+)
+
+
+@given(CHOICES, st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_what_is_kept_of_each_pass_has_what_is_chosen_in_the_end(positions, passes):
+    starts = [sum(passes[:place]) for place in range(len(passes) + 1)]
+    kept = {
+        place
+        for start, count in zip(starts, passes, strict=False)
+        for place in worth_keeping(positions, range(start, start + count))
+    }
+    try:
+        chosen = resolve(positions, starts[-1])
+    except InvalidInputError:
+        return
+    assert set(range(starts[-1]) if chosen is None else chosen) <= kept
+
+
+def test_of_the_last_token_little_is_kept():
+    assert worth_keeping("last", range(100)) == [99]
+    assert worth_keeping(-2, range(100, 101)) == [100]
+    assert worth_keeping([3, 7, 105], range(100)) == [3, 7]
+    assert worth_keeping(slice(0, 200, 50), range(60, 160)) == [100, 150]
+
+
 @given(
     st.none() | st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple),
     st.none() | st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple),
@@ -37,12 +68,16 @@ def test_what_is_taken_out_of_more_is_what_would_have_been_kept(stored, asked):
     whole = np.arange(12).reshape(1, 6, 2)
     kept = Selection(positions=stored)
     if kept.has(Selection(positions=asked)):
-        array = take(whole, "x", stored, (1, 6))
+        array = chosen(whole, stored)
         found = array if asked is None else array[:, list(place_among(kept, asked))]
-        assert np.array_equal(found, take(whole, "x", asked, (1, 6)))
+        assert np.array_equal(found, chosen(whole, asked))
     else:
         assert stored is not None
         assert asked is None or set(asked) - set(stored)
+
+
+def chosen(array, positions):
+    return array if positions is None else array[:, list(positions)]
 
 
 def test_a_selection_comes_back_from_json():

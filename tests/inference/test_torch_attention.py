@@ -242,6 +242,26 @@ def test_what_is_over_is_not_there(halo, sql):
             halo.inference.attention(named)
 
 
+def test_a_capture_goes_with_its_session(halo, sql):
+    model = make("GPT2")
+    with (
+        halo.inference.session("story@1.0.0") as session,
+        halo.inference.capture_attention(model, session=session) as captured,
+    ):
+        run(model)
+    assert halo.inference.attention(captured.ids[0]).about.session_id == session.id
+    for unknown in (captured.ids[0], "nobody"):
+        with pytest.raises(NotFoundError):
+            halo.inference.capture_attention(model, session=unknown)
+    sql("DELETE FROM inference_sessions")
+    assert halo.inference.attention_captures() == []
+
+
+def test_a_label_that_cannot_be_kept_is_told_before_the_model_runs(halo):
+    with pytest.raises(InvalidInputError, match="label"):
+        halo.inference.capture_attention(make("GPT2"), label="a\0b")
+
+
 def test_padding_and_models_that_train_or_encode_and_decode(halo):
     import torch
 

@@ -195,6 +195,19 @@ def test_in_generation_all_tokens_that_were_fed_are_one_input(halo, llama, ids):
     np.testing.assert_allclose(found, oracle(llama, "model.layers.1.mlp", fed), atol=1e-6)
 
 
+@pytest.mark.parametrize("positions", ["last", [0, -2], slice(3, None, 2), [9, 4], iter([1, 5])])
+def test_positions_are_those_of_all_that_was_generated(halo, llama, ids, positions):
+    listed = list(positions) if not isinstance(positions, str | slice) else positions
+    given = iter(listed) if isinstance(listed, list) else listed
+    with halo.inference.capture(llama, NAMES, positions=given) as captured:
+        out = llama.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    whole = oracle(llama, "model.layers.1.mlp", out[:, :-1])
+    expected = whole[:, -1:] if listed == "last" else whole[:, listed]
+    np.testing.assert_allclose(captured["model.layers.1.mlp"], expected, atol=1e-6)
+    found = halo.inference.activations(llama, out[:, :-1], positions=listed)
+    assert np.array_equal(found["model.layers.1.mlp"], captured["model.layers.1.mlp"])
+
+
 def test_a_padded_batch_is_generated_and_found_by_its_mask(halo, llama, torch):
     ids, mask = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 1], [1] * 4])
     with halo.inference.capture(llama, NAMES) as captured:
