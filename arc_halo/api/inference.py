@@ -141,10 +141,11 @@ class Inference:
         Stored prompts are found by the model's weights, config and active adapters, and by
         `tenant`, which is for the server to say, not for its clients. `adapter` names what else
         changes the model, and cannot be seen in it. `storage` is a codec, or `int8`, which is
-        lossy. Without `record_windows` sliding layers take no more memory than they would, and
-        only the blocks of their last window are stored. Raises `InvalidInputError` for a model in
-        training and for one whose cache is not of full and sliding layers, and `ArcHaloError`
-        where transformers is not installed.
+        lossy. Without `record_windows` sliding layers take little more memory than they would,
+        and only prompts that go on where one ended find it.
+
+        Raises `InvalidInputError` for a model in training and for one whose cache is not of full
+        and sliding layers, and `ArcHaloError` where transformers is not installed.
         """
         from arc_halo.inference.kv_cache import KVCache
         from arc_halo.inference.transformers_cache import TransformersCache

@@ -72,21 +72,37 @@ UNSTEADY_ROPES = ("dynamic", "longrope", "su")
 
 
 class RecordingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # the base is untyped here
-    """A sliding layer that also keeps what slides out, so that whole blocks can be stored of it.
+    """A sliding layer that also keeps what slides out, so that whole blocks can be stored of it:
+    the last `kept_tokens` before its window, about, or all.
 
     What it answers is what one that does not would. Once rows are moved or tokens taken away it
     records no more: then there is its window alone.
     """
 
-    def __init__(self, sliding_window: int) -> None:
+    def __init__(self, sliding_window: int, kept_tokens: int | None = None) -> None:
         super().__init__(sliding_window=sliding_window)
+        self.kept_tokens = kept_tokens
         self.recorded: list[tuple[Any, Any]] | None = []
         self.recorded_from = 0
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
         if self.recorded is not None:
-            self.recorded.append((_owned(key_states), _owned(value_states)))
-        return super().update(key_states, value_states, *args, **kwargs)
+            self.recorded.append((_kept(key_states, keys), _kept(value_states, values)))
+            self._forget()
+        return keys, values
+
+    def _forget(self) -> None:
+        """Let go what is too old, some tokens at a time."""
+        if self.kept_tokens is None or not self.recorded:
+            return
+        wanted = self.sliding_window - 1 + self.kept_tokens
+        count = sum(keys.shape[-2] for keys, _ in self.recorded)
+        if count > wanted + self.kept_tokens:
+            both = [torch.cat([chunk[i] for chunk in self.recorded], dim=-2) for i in (0, 1)]
+            keys, values = (each[..., -wanted:, :].clone() for each in both)
+            self.recorded = [(keys, values)]
+            self.recorded_from += count - wanted
 
     def reset(self) -> None:
         self.recorded = None
@@ -125,10 +141,14 @@ def describe(model: Any) -> Engine:
     one whose keys and values depend on more than the tokens before them.
     """
     check_model(model)
-    cache = new_cache(model, record_windows=False)
+    cache = new_cache(model, kept_tokens=0)
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    with torch.no_grad():
-        model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
+    try:
+        with torch.no_grad():
+            model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as exc:
+        # Some models ask for a cache of a class of their own.
+        raise _refusal(f"{type(plain(model)).__name__} takes no DynamicCache: {exc}") from exc
     _check_cache(cache)
     shapes = [_shape(index, layer) for index, layer in enumerate(cache.layers)]
     kinds = {dtypes.name_of(as_array(each).dtype) for x in cache.layers for each in _both(x)}
@@ -192,14 +212,15 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
-def new_cache(model: Any, *, record_windows: bool = True) -> DynamicCache:
-    """An empty cache for a model, whose sliding layers may keep what slides out."""
+def new_cache(model: Any, *, kept_tokens: int | None = None) -> DynamicCache:
+    """An empty cache for a model, whose sliding layers keep so many tokens that slide out: all
+    without a number, none with 0."""
     cache = DynamicCache(config=plain(model).config)
     if cache.layers:
         _check_cache(cache)
-    if record_windows:
+    if kept_tokens != 0:
         cache.layers = [
-            RecordingLayer(layer.sliding_window) if _is_sliding(layer) else layer
+            RecordingLayer(layer.sliding_window, kept_tokens) if _is_sliding(layer) else layer
             for layer in cache.layers
         ]
     return cache
@@ -239,10 +260,10 @@ def restore(
     layers: Sequence[LayerKV],
     length: int,
     *,
-    record_windows: bool = True,
+    kept_tokens: int | None = None,
 ) -> DynamicCache:
     """A cache that has these keys and values, of the first `length` tokens."""
-    cache = new_cache(model, record_windows=record_windows)
+    cache = new_cache(model, kept_tokens=kept_tokens)
     while len(cache.layers) < len(layers):
         cache.layers.append(DynamicLayer())
     for layer, given, device in zip(cache.layers, layers, engine.devices, strict=True):
@@ -321,10 +342,13 @@ def _joined(chunks: Sequence[Any], begin: int, end: int) -> Any:
     return as_array(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2), copy=True)
 
 
-def _owned(tensor: Any) -> Any:
-    """Without what else is in its memory: keys and values may be parts of one projection."""
-    is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
-    return tensor.clone() if is_part else tensor
+def _kept(new: Any, whole: Any) -> Any:
+    """New tokens in the memory that takes least: that of the layer, which is there anyway after a
+    prompt, or one of their own, for they may be part of a projection's."""
+    count = new.shape[-2]
+    if 2 * count >= whole.shape[-2]:
+        return whole[..., -count:, :]
+    return new.clone() if new.untyped_storage().nbytes() > new.nbytes else new
 
 
 def _deciding(value: Any) -> Any:

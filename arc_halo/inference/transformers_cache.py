@@ -129,7 +129,7 @@ class TransformersCache:
             cache, length = self._prefix(opened, prompt)
         except DatabaseError as exc:
             logger.warning("the prompt is computed as a whole: %s", exc)
-            cache, length = self._new_cache(Origin(key=opened.key, length=0)), 0
+            cache, length = self._new_cache(opened), 0
         rows = rows_of(self._model, kwargs)
         if rows > 1 and length:
             cache.batch_repeat_interleave(rows)
@@ -190,6 +190,11 @@ class TransformersCache:
         self._opened.move_to_end(key)
         return self._opened[key]
 
+    def _kept_tokens(self, opened: Opened) -> int | None:
+        """What sliding layers keep beside their window: all, or enough that blocks which end in
+        the last one are whole."""
+        return None if self._record_windows else 2 * opened.kv.block_tokens
+
     def _adapter(self, state: bytes) -> bytes:
         """What peft's layers say, and what the caller does; empty where there is nothing."""
         name = self._adapter_name.encode()
@@ -200,23 +205,22 @@ class TransformersCache:
     def _prefix(self, opened: Opened, tokens: list[int]) -> tuple[DynamicCache, int]:
         found = opened.kv.load(tokens, limit=max(0, len(tokens) - 1))
         self.cached_tokens = found.length
-        origin = Origin(key=opened.key, length=found.length)
         if not found.length:
-            return self._new_cache(origin), 0
+            return self._new_cache(opened), 0
         cache = dynamic_cache.restore(
             self._model,
             opened.engine,
             found.layers,
             found.length,
-            record_windows=self._record_windows,
+            kept_tokens=self._kept_tokens(opened),
         )
-        cache.arc_halo_origin = origin
+        cache.arc_halo_origin = Origin(key=opened.key, length=found.length)
         return cache, found.length
 
-    def _new_cache(self, origin: Origin) -> DynamicCache:
+    def _new_cache(self, opened: Opened) -> DynamicCache:
         self.cached_tokens = 0
-        cache = dynamic_cache.new_cache(self._model, record_windows=self._record_windows)
-        cache.arc_halo_origin = origin
+        cache = dynamic_cache.new_cache(self._model, kept_tokens=self._kept_tokens(opened))
+        cache.arc_halo_origin = Origin(key=opened.key, length=0)
         return cache
 
     def _store(

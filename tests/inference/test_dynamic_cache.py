@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from arc_halo.errors import InvalidInputError
@@ -68,7 +69,7 @@ def test_a_layer_that_records_answers_what_one_that_does_not_would(dtype: str) -
     from arc_halo.inference import dynamic_cache
 
     model, ids = models.tiny("mistral", dtype), models.tokens(LENGTH)
-    plain = dynamic_cache.new_cache(model, record_windows=False)
+    plain = dynamic_cache.new_cache(model, kept_tokens=0)
     records = dynamic_cache.new_cache(model)
     for part in (ids[:40], ids[40:41], ids[41:]):
         assert models.logits(model, part, records).equal(models.logits(model, part, plain))
@@ -76,12 +77,47 @@ def test_a_layer_that_records_answers_what_one_that_does_not_would(dtype: str) -
     assert plain.layers[0].keys.shape[-2] == models.WINDOW - 1
 
 
+def test_recording_a_prompt_takes_no_memory_beside_the_layer() -> None:
+    model, ids = models.tiny("mistral"), models.tokens(LENGTH)
+    layer = models.prefilled(model, ids).layers[0]
+    for which, held in enumerate((layer.keys, layer.values)):
+        recorded = layer.recorded[0][which]
+        assert recorded.shape[-2] == LENGTH
+        assert recorded.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
+
+
+def test_a_token_is_recorded_without_the_window_before_it() -> None:
+    model, ids = models.tiny("mistral"), models.tokens(LENGTH)
+    cache = models.prefilled(model, ids)
+    models.logits(model, ids[:1], cache)
+    for tensor in cache.layers[0].recorded[1]:
+        assert tensor.shape[-2] == 1
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_what_is_kept_beside_the_window_is_bounded() -> None:
+    from arc_halo.inference import dynamic_cache
+
+    model, ids = models.tiny("mistral"), models.tokens(LENGTH)
+    layout = dynamic_cache.layout_of(model)
+    whole = dynamic_cache.export(models.prefilled(model, ids), layout)
+    cache = dynamic_cache.new_cache(model, kept_tokens=8)
+    for begin, end in ((0, 60), *((at, at + 1) for at in range(60, LENGTH))):
+        models.logits(model, ids[begin:end], cache)
+        layer = dynamic_cache.export(cache, layout)[0]
+        assert models.WINDOW - 1 + 8 <= layer.stop - layer.start <= models.WINDOW - 1 + 16
+        assert sum(t.untyped_storage().nbytes() for t, _ in cache.layers[0].recorded) <= 31 * 64
+    assert layer.stop == LENGTH
+    expected = whole[0].keys[:, layer.start :]
+    assert np.allclose(layer.keys, expected, atol=1e-5)
+
+
 def test_without_records_a_window_has_its_true_place() -> None:
     from arc_halo.inference import dynamic_cache
 
     model, ids = models.tiny("mistral"), models.tokens(LENGTH)
     engine = dynamic_cache.describe(model)
-    cache = dynamic_cache.new_cache(model, record_windows=False)
+    cache = dynamic_cache.new_cache(model, kept_tokens=0)
     models.logits(model, ids, cache)
     for layer in dynamic_cache.export(cache, engine.layout):
         assert (layer.start, layer.stop) == (LENGTH - models.WINDOW + 1, LENGTH)

@@ -104,12 +104,16 @@ def test_what_is_there_is_not_copied_out_again(halo: Halo, monkeypatch: pytest.M
     assert starts == [[0, 0], [96, 96]]
 
 
-def test_without_records_the_end_of_a_prompt_is_stored(halo: Halo) -> None:
-    model, ids = models.tiny("gemma3_text", sliding_window=40), models.tokens(PROMPT)
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_without_records_a_conversation_goes_on_where_it_ended(halo: Halo, name: str) -> None:
+    model, ids = models.tiny(name, sliding_window=40), models.tokens(PROMPT)
     with opened(halo, model, record_windows=False) as cache:
-        first = written(cache, ids)
+        answered = written(cache, ids)
         assert (written(cache, ids[:50]), cache.cached_tokens) == (greedy(model, ids[:50]), 0)
-        assert written(cache, ids) == first
+        longer = answered + models.tokens(30, seed=2)
+        assert (written(cache, longer), cache.cached_tokens) == (greedy(model, longer), 96)
+        longest = written(cache, longer) + models.tokens(5, seed=3)
+        assert (written(cache, longest), cache.cached_tokens) == (greedy(model, longest), 144)
 
 
 def one_weight(model: Any) -> Any:
