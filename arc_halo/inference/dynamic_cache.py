@@ -15,24 +15,27 @@ What differs between versions of transformers:
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from arc_halo.errors import ArcHaloError, InvalidInputError
+from arc_halo.errors import ArcHaloError
 from arc_halo.inference.blocks import LayerKV
+from arc_halo.inference.causal_models import (
+    cache_argument,
+    check_model,
+    engine_of,
+    plain,
+    refusal,
+)
 from arc_halo.inference.layouts import KVLayout, LayerShape
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array, as_torch
-from arc_halo.types import JsonObject
 
 try:
     import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
     from transformers.cache_utils import (  # pyright: ignore[reportMissingImports]
         DynamicCache,
         DynamicLayer,
@@ -44,31 +47,6 @@ except ImportError as exc:
         hint="pip install -U 'arc-halo[torch]'",
         code="AH030",
     ) from exc
-
-UNDECIDING = frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
-"""What configs say that decides no keys and values; all else does, for all that is known here."""
-
-UNSTEADY_ROPES = ("dynamic", "longrope", "su")
-"""Their angles depend on the length of the whole prompt, so a prefix has no keys of its own."""
 
 
 class RecordingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]  # the base is untyped here
@@ -148,68 +126,14 @@ def describe(model: Any) -> Engine:
             model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
     except (AttributeError, NotImplementedError, TypeError, ValueError) as exc:
         # Some models ask for a cache of a class of their own.
-        raise _refusal(f"{type(plain(model)).__name__} takes no DynamicCache: {exc}") from exc
+        raise refusal(f"{type(plain(model)).__name__} takes no DynamicCache: {exc}") from exc
     _check_cache(cache)
     shapes = [_shape(index, layer) for index, layer in enumerate(cache.layers)]
     kinds = {dtypes.name_of(as_array(each).dtype) for x in cache.layers for each in _both(x)}
     if len(kinds) != 1:
-        raise _refusal(f"keys and values are of {' and '.join(sorted(kinds))}")
+        raise refusal(f"keys and values are of {' and '.join(sorted(kinds))}")
     layout = KVLayout(dtype=kinds.pop(), layers=tuple(shapes), engine=engine_of(model))
     return Engine(layout=layout, devices=tuple(layer.keys.device for layer in cache.layers))
-
-
-def check_model(model: Any) -> None:
-    """Raise `InvalidInputError` for a model whose keys and values are no function of tokens."""
-    inner = plain(model)
-    if not isinstance(inner, transformers.PreTrainedModel):
-        raise _refusal(f"a {type(model).__name__} is no model of transformers")
-    if any(part.training for part in model.modules()):
-        raise InvalidInputError(
-            "the model is in training: what it computes is not what it will compute again",
-            hint="call model.eval() first",
-            code="AH006",
-        )
-    config = inner.config
-    if config.is_encoder_decoder:
-        raise _refusal(f"{type(inner).__name__} has an encoder beside its decoder")
-    for each in (config, config.get_text_config(decoder=True)):
-        if getattr(each, "use_bidirectional_attention", None):
-            raise _refusal(f"tokens of {type(inner).__name__} see those after them")
-        chunks = "chunked_attention" in (getattr(each, "layer_types", None) or ())
-        if chunks or getattr(each, "attention_chunk_size", None) is not None:
-            raise _refusal(f"{type(inner).__name__} has layers of chunked_attention")
-    for rope in _ropes(json.loads(config.to_json_string(use_diff=False))):
-        if "dynamic" in rope or rope in UNSTEADY_ROPES:
-            raise _refusal(f"the keys of {rope} rope depend on how long the whole prompt is")
-    for name, adapter in (getattr(model, "peft_config", None) or {}).items():
-        if getattr(adapter, "is_prompt_learning", False):
-            raise _refusal(f"the adapter {name} puts tokens of its own before the prompt")
-        if getattr(adapter, "alora_invocation_tokens", None):
-            raise _refusal(f"where the adapter {name} begins depends on the whole prompt")
-
-
-def engine_of(model: Any) -> JsonObject:
-    """What decides keys and values beside weights and tokens: class, config, attention."""
-    inner = plain(model)
-    kind = type(inner)
-    return {
-        "name": "transformers",
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "config": _deciding(json.loads(inner.config.to_json_string(use_diff=False))),
-        "attention": str(getattr(inner.config, "_attn_implementation", None)),
-    }
-
-
-def plain(model: Any) -> Any:
-    """The model inside of peft's, or the model itself."""
-    inside = getattr(model, "get_base_model", None)
-    return model if inside is None else inside()
-
-
-def cache_argument(model: Any) -> str:
-    """What `forward` and `generate` call the cache."""
-    parameters = inspect.signature(plain(model).forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def new_cache(model: Any, *, kept_tokens: int | None = None) -> DynamicCache:
@@ -241,15 +165,15 @@ def export(
     """
     _check_cache(cache)
     if len(cache.layers) != len(layout.layers):
-        raise _refusal(f"a cache of {len(cache.layers)} layers, not {len(layout.layers)}")
+        raise refusal(f"a cache of {len(cache.layers)} layers, not {len(layout.layers)}")
     length = int(cache.get_seq_length())
     end = length if stop is None else min(stop, length)
     found = []
     for index, layer in enumerate(cache.layers):
         if layer.keys.shape[0] != 1 and not rows_are_alike:
-            raise _refusal(f"a batch of {layer.keys.shape[0]} sequences, not of one")
+            raise refusal(f"a batch of {layer.keys.shape[0]} sequences, not of one")
         if layer.get_seq_length() != length:
-            raise _refusal(f"layer {index} has {layer.get_seq_length()} tokens, not {length}")
+            raise refusal(f"layer {index} has {layer.get_seq_length()} tokens, not {length}")
         found.append(_exported(layer, start, end))
     return found
 
@@ -284,12 +208,12 @@ def restore(
 
 def _check_cache(cache: Any) -> None:
     if type(cache) is not DynamicCache:
-        raise _refusal(f"a {type(cache).__name__} is no DynamicCache")
+        raise refusal(f"a {type(cache).__name__} is no DynamicCache")
     for index, layer in enumerate(cache.layers):
         if type(layer) is not DynamicLayer and not _is_sliding(layer):
-            raise _refusal(f"layer {index} of the cache is a {type(layer).__name__}")
+            raise refusal(f"layer {index} of the cache is a {type(layer).__name__}")
         if _is_sliding(layer) and layer.sliding_window < 2:
-            raise _refusal(f"layer {index} of the cache has a window of {layer.sliding_window}")
+            raise refusal(f"layer {index} of the cache has a window of {layer.sliding_window}")
 
 
 def _is_sliding(layer: Any) -> bool:
@@ -299,9 +223,9 @@ def _is_sliding(layer: Any) -> bool:
 def _shape(index: int, layer: Any) -> LayerShape:
     keys, values = layer.keys, layer.values
     if keys is None or keys.ndim != 4 or values.ndim != 4 or keys.shape[0] != 1:
-        raise _refusal(f"layer {index} of the cache holds nothing after a token")
+        raise refusal(f"layer {index} of the cache holds nothing after a token")
     if keys.shape[1] != values.shape[1] or keys.shape[2] != 1 or values.shape[2] != 1:
-        raise _refusal(f"layer {index} has keys {tuple(keys.shape)}, values {tuple(values.shape)}")
+        raise refusal(f"layer {index} has keys {tuple(keys.shape)}, values {tuple(values.shape)}")
     return LayerShape(
         heads=keys.shape[1],
         key_size=keys.shape[3],
@@ -349,26 +273,3 @@ def _kept(new: Any, whole: Any) -> Any:
     if 2 * count >= whole.shape[-2]:
         return whole[..., -count:, :]
     return new.clone() if new.untyped_storage().nbytes() > new.nbytes else new
-
-
-def _deciding(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _deciding(each) for key, each in value.items() if key not in UNDECIDING}
-    return [_deciding(each) for each in value] if isinstance(value, list) else value
-
-
-def _ropes(value: Any, name: str = "") -> Iterator[str]:
-    """The types of rope that a config names, wherever it does."""
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            if key == "rope_type" or (key == "type" and name.startswith("rope")):
-                yield str(each)
-            else:
-                # Layers of different kinds may each have theirs, one level down.
-                yield from _ropes(each, name if name.startswith("rope") else key)
-
-
-def _refusal(message: str) -> InvalidInputError:
-    return InvalidInputError(
-        message, hint="such a cache is neither stored nor restored", code="AH006"
-    )

@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from arc_halo.errors import DatabaseError, InvalidInputError
-from arc_halo.inference import dynamic_cache
+from arc_halo.inference import causal_models, dynamic_cache
+from arc_halo.inference.arguments import check_arguments, rows_of, tokens_of
 from arc_halo.inference.fingerprints import Fingerprint, adapter_state
 from arc_halo.inference.keys import Scope
 from arc_halo.inference.kv_cache import KVCache
@@ -28,28 +29,6 @@ Key: TypeAlias = tuple[bytes, bytes, str]
 
 MAX_OPEN = 4
 """Weights, adapters and settings of a model that are kept open at a time, each with a thread."""
-
-BESIDE_SETTINGS = frozenset(
-    {
-        "generation_config",
-        "logits_processor",
-        "prefix_allowed_tokens_fn",
-        "stopping_criteria",
-        "streamer",
-        "synced_gpus",
-        "tokenizer",
-    }
-)
-"""Arguments of `generate` that change no keys and values, beside those of a GenerationConfig."""
-
-REFUSED_SETTINGS = (
-    "assistant_early_exit",
-    "cache_implementation",
-    "dola_layers",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "token_healing",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +116,7 @@ class TransformersCache:
         output = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            **{dynamic_cache.cache_argument(self._model): cache},
+            **{causal_models.cache_argument(self._model): cache},
             **{name: value for name, value in kwargs.items() if name != mask},
         )
         written = output if isinstance(output, torch.Tensor) else output.sequences
@@ -177,12 +156,17 @@ class TransformersCache:
         """The cache of the model as it is."""
         if self._is_closed:
             raise InvalidInputError("the cache is closed", code="AH006")
-        dynamic_cache.check_model(self._model)
-        settings = json.dumps(dynamic_cache.engine_of(self._model), sort_keys=True)
+        causal_models.check_model(self._model)
+        settings = json.dumps(causal_models.engine_of(self._model), sort_keys=True)
         key = (self._fingerprint.digest(), adapter_state(self._model), settings)
         if key not in self._opened:
             engine = dynamic_cache.describe(self._model)
-            scope = Scope(weights=key[0], adapter=self._adapter(key[1]), tenant=self._tenant)
+            scope = Scope(
+                weights=key[0],
+                adapter=self._adapter(key[1]),
+                tenant=self._tenant,
+                model=causal_models.name_of(self._model),
+            )
             kv = self._open_cache(engine.layout, scope)
             self._opened[key] = Opened(key=key, engine=engine, kv=kv)
             while len(self._opened) > MAX_OPEN:
@@ -240,67 +224,3 @@ class TransformersCache:
             cache, opened.engine.layout, start=start, stop=len(tokens), rows_are_alike=is_expanded
         )
         return opened.kv.store(tokens, layers)
-
-
-def tokens_of(input_ids: Any) -> list[int]:
-    """The tokens of one prompt, from a list or a tensor, `[tokens]` or `[1, tokens]`."""
-    values = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
-    if values and isinstance(values[0], list) and len(values) == 1:
-        values = values[0]
-    if not values or not all(type(value) is int for value in values):
-        raise InvalidInputError(
-            "input_ids are the tokens of one prompt",
-            hint="of a batch, call it for one sequence at a time",
-            code="AH006",
-        )
-    return values
-
-
-def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
-    """Raise `InvalidInputError` unless they leave the keys and values of a prompt what they are.
-
-    Returns the name of the argument that says nothing more once it is checked.
-    """
-    from transformers import GenerationConfig  # pyright: ignore[reportMissingImports]
-
-    mask = "attention_mask"
-    if (given := kwargs.get(mask)) is not None and (
-        tuple(given.shape) != (1, length) or not bool((given == 1).all())
-    ):
-        raise InvalidInputError(
-            "attention_mask leaves tokens of the prompt out",
-            hint="give the prompt without padding",
-            code="AH006",
-        )
-    known = GenerationConfig()
-    for name in kwargs:
-        if name not in BESIDE_SETTINGS and name != mask and not hasattr(known, name):
-            raise _refused(name)
-    for name in REFUSED_SETTINGS:
-        if setting_of(model, kwargs, name):
-            raise _refused(name)
-    if setting_of(model, kwargs, "use_cache") is False:
-        raise _refused("use_cache=False")
-    return mask
-
-
-def rows_of(model: Any, kwargs: Mapping[str, Any]) -> int:
-    """How many sequences `generate` makes of one prompt."""
-    settings = ("num_beams", "num_return_sequences")
-    return max(setting_of(model, kwargs, name) or 1 for name in settings)
-
-
-def setting_of(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
-    """What holds of a setting in a call of `generate`."""
-    if kwargs.get(name) is not None:
-        return kwargs[name]
-    config = kwargs.get("generation_config") or model.generation_config
-    return getattr(config, name, None)
-
-
-def _refused(name: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"generate with {name} is not what a stored prompt was computed with",
-        hint="call model.generate, without the cache",
-        code="AH006",
-    )

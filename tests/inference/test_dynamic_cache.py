@@ -195,12 +195,13 @@ def test_a_batch_is_refused() -> None:
     import torch
 
     from arc_halo.inference import dynamic_cache
+    from arc_halo.inference.causal_models import cache_argument
 
     model = models.tiny("llama")
     cache = dynamic_cache.new_cache(model)
     ids = torch.tensor([models.tokens(10), models.tokens(10, seed=2)])
     with torch.no_grad():
-        model(input_ids=ids, **{dynamic_cache.cache_argument(model): cache})
+        model(input_ids=ids, **{cache_argument(model): cache})
     with pytest.raises(InvalidInputError, match="2 sequences"):
         dynamic_cache.export(cache, dynamic_cache.layout_of(model))
 

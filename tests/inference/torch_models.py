@@ -93,7 +93,7 @@ def logits(model: Any, ids: list[int], cache: Any) -> Any:
     """What the model says to tokens that go on after a cache, which then has them too."""
     import torch
 
-    from arc_halo.inference.dynamic_cache import cache_argument
+    from arc_halo.inference.causal_models import cache_argument
 
     with torch.no_grad():
         given = {cache_argument(model): cache, "use_cache": True}

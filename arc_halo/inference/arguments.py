@@ -1,0 +1,94 @@
+"""Which arguments of `generate` leave the keys and values of a prompt what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from arc_halo.errors import InvalidInputError
+
+BESIDE_SETTINGS = frozenset(
+    {
+        "generation_config",
+        "logits_processor",
+        "prefix_allowed_tokens_fn",
+        "stopping_criteria",
+        "streamer",
+        "synced_gpus",
+        "tokenizer",
+    }
+)
+"""Arguments of `generate` that change no keys and values, beside those of a GenerationConfig."""
+
+REFUSED_SETTINGS = (
+    "assistant_early_exit",
+    "cache_implementation",
+    "dola_layers",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "token_healing",
+)
+
+
+def tokens_of(input_ids: Any) -> list[int]:
+    """The tokens of one prompt, from a list or a tensor, `[tokens]` or `[1, tokens]`."""
+    values = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
+    if values and isinstance(values[0], list) and len(values) == 1:
+        values = values[0]
+    if not values or not all(type(value) is int for value in values):
+        raise InvalidInputError(
+            "input_ids are the tokens of one prompt",
+            hint="of a batch, call it for one sequence at a time",
+            code="AH006",
+        )
+    return values
+
+
+def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
+    """Raise `InvalidInputError` unless they leave the keys and values of a prompt what they are.
+
+    Returns the name of the argument that says nothing more once it is checked.
+    """
+    from transformers import GenerationConfig  # pyright: ignore[reportMissingImports]
+
+    mask = "attention_mask"
+    if (given := kwargs.get(mask)) is not None and (
+        tuple(given.shape) != (1, length) or not bool((given == 1).all())
+    ):
+        raise InvalidInputError(
+            "attention_mask leaves tokens of the prompt out",
+            hint="give the prompt without padding",
+            code="AH006",
+        )
+    known = GenerationConfig()
+    for name in kwargs:
+        if name not in BESIDE_SETTINGS and name != mask and not hasattr(known, name):
+            raise _refused(name)
+    for name in REFUSED_SETTINGS:
+        if setting_of(model, kwargs, name):
+            raise _refused(name)
+    if setting_of(model, kwargs, "use_cache") is False:
+        raise _refused("use_cache=False")
+    return mask
+
+
+def rows_of(model: Any, kwargs: Mapping[str, Any]) -> int:
+    """How many sequences `generate` makes of one prompt."""
+    settings = ("num_beams", "num_return_sequences")
+    return max(setting_of(model, kwargs, name) or 1 for name in settings)
+
+
+def setting_of(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """What holds of a setting in a call of `generate`."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    config = kwargs.get("generation_config") or model.generation_config
+    return getattr(config, name, None)
+
+
+def _refused(name: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"generate with {name} is not what a stored prompt was computed with",
+        hint="call model.generate, without the cache",
+        code="AH006",
+    )
