@@ -120,10 +120,8 @@ def describe(model: Any) -> Engine:
     """
     check_model(model)
     cache = new_cache(model, kept_tokens=0)
-    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     try:
-        with torch.no_grad():
-            model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
+        _forward(model, [0], cache)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as exc:
         # Some models ask for a cache of a class of their own.
         raise refusal(f"{type(plain(model)).__name__} takes no DynamicCache: {exc}") from exc
@@ -147,6 +145,13 @@ def new_cache(model: Any, *, kept_tokens: int | None = None) -> DynamicCache:
             RecordingLayer(layer.sliding_window, kept_tokens) if _is_sliding(layer) else layer
             for layer in cache.layers
         ]
+    return cache
+
+
+def prefilled(model: Any, tokens: Sequence[int]) -> DynamicCache:
+    """A cache that has these tokens, all of which its sliding layers kept."""
+    cache = new_cache(model)
+    _forward(model, tokens, cache)
     return cache
 
 
@@ -204,6 +209,12 @@ def restore(
         if isinstance(layer, RecordingLayer):
             layer.recorded_from = given.start
     return cache
+
+
+def _forward(model: Any, tokens: Sequence[int], cache: DynamicCache) -> None:
+    ids = torch.tensor([tokens], dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
 
 
 def _check_cache(cache: Any) -> None:

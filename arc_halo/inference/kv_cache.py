@@ -6,10 +6,12 @@ from the first one on; what they are called is decided by `keys`, how they are s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
+
+import numpy as np
 
 from arc_halo.errors import InvalidInputError, UnknownPluginError
 from arc_halo.inference.blocks import (
@@ -27,6 +29,7 @@ from arc_halo.inference.pinning import pin, unpin
 from arc_halo.inference.policies import KVPolicy
 from arc_halo.inference.writing import Chain, KVWriter, Write
 from arc_halo.store import kv_cache as store
+from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Counts
 from arc_halo.store.rows import Connection, Pool
 from arc_halo.types import TensorCodec
@@ -80,6 +83,7 @@ class KVCache:
         self.layout = layout
         self.scope = scope
         self.block_tokens = block_tokens
+        self.storage = storage
         self._pool = pool
         self._policy = policy or _usual_policy
         self._groups = layout.groups
@@ -117,6 +121,24 @@ class KVCache:
         counts.damaged_blocks = len(damaged)
         self._writer.used(used, damaged, counts)
         return found
+
+    def sample(self, count: int) -> Iterator[tuple[list[int], Prefix]]:
+        """Prompts at random that end with a block, and what is stored of each, without use of it
+        being made. Where all layers slide there are none: no block says what came before it."""
+        with self._pool.connection() as conn:
+            scope = self.scope
+            found = reading.prompts(
+                conn, tenant=scope.tenant, weights_root=scope.weights, limit=count
+            )
+            policy = self._policy(conn)
+        for key, raw in found.items():
+            tokens: list[int] = np.frombuffer(raw, "<u4").tolist()
+            cuts = self._cuts(tokens)
+            # Other layouts, adapters and storages have the same weights, and other keys.
+            if cuts[0] and cuts[0][-1].key == key:
+                with self._pool.connection() as conn:
+                    prefix, _ = self._loaded(conn, policy, cuts, len(tokens), Counts(), set())
+                yield tokens, prefix
 
     def store(self, tokens: Tokens, layers: Sequence[LayerKV]) -> bool:
         """Have the blocks of these tokens written that are not there yet, by another thread.

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import causal_models, dynamic_cache
 from arc_halo.inference.arguments import check_arguments, rows_of, tokens_of
+from arc_halo.inference.blocks import LayerKV
 from arc_halo.inference.fingerprints import Fingerprint, adapter_state
 from arc_halo.inference.keys import Scope
 from arc_halo.inference.kv_cache import KVCache
 from arc_halo.inference.layouts import KVLayout
+from arc_halo.inference.recomputing import Recomputation, recompute, tolerance_of
 
 if TYPE_CHECKING:
     from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
@@ -125,6 +127,22 @@ class TransformersCache:
         if self._current().key == opened.key:
             self._store(opened, tokens, cache, is_expanded=rows > 1)
         return output
+
+    def verify(self, sample: int = 8, *, tolerance: float | None = None) -> Recomputation:
+        """Compute so many stored prompts again, and compare.
+
+        Of models whose layers all slide none are looked at: no block says what came before it.
+        """
+        opened = self._current()
+        layout = opened.engine.layout
+        if tolerance is None:
+            tolerance = tolerance_of(layout.dtype, opened.kv.storage)
+
+        def compute(tokens: list[int]) -> list[LayerKV]:
+            cache = dynamic_cache.prefilled(self._model, tokens)
+            return dynamic_cache.export(cache, layout)
+
+        return recompute(opened.kv.sample(sample), compute, tolerance)
 
     def refresh(self) -> None:
         """Read the weights again: after writes that torch keeps no count of, see `Fingerprint`."""

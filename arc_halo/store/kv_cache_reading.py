@@ -40,6 +40,23 @@ FULL JOIN kv_cache_counters AS counter
 ORDER BY held_bytes DESC, model, tenant
 """
 
+# Of blocks that follow one another up to the first, the tokens from the first one on.
+PROMPTS = """
+WITH RECURSIVE picked AS MATERIALIZED (
+    SELECT block_key, parent_key, block_index, tokens FROM kv_cache
+    WHERE tenant = %(tenant)s AND weights_root = %(weights_root)s
+      AND (parent_key IS NOT NULL OR block_index = 0)
+    ORDER BY random() LIMIT %(limit)s::bigint
+), step AS (
+    SELECT block_key AS last_key, parent_key, block_index, tokens FROM picked
+    UNION ALL
+    SELECT step.last_key, before.parent_key, before.block_index, before.tokens
+    FROM step JOIN kv_cache AS before ON before.block_key = step.parent_key
+)
+SELECT last_key, string_agg(tokens, ''::bytea ORDER BY block_index) AS tokens
+FROM step GROUP BY last_key
+"""
+
 # A prefix is named by its last block: one that no other follows.
 PREFIXES = """
 SELECT block.block_key, block.tenant, block.weights_root,
@@ -169,6 +186,14 @@ def prefixes(
     fields = {"tenant": tenant, "roots": wanted, "limit": limit}
     with conn.cursor(row_factory=class_row(PrefixRow)) as cursor:
         return cursor.execute(PREFIXES, fields).fetchall()
+
+
+def prompts(
+    conn: Connection, *, tenant: str, weights_root: bytes, limit: int
+) -> dict[bytes, bytes]:
+    """The tokens up to blocks at random, 4 bytes each, by the key of that block."""
+    fields = {"tenant": tenant, "weights_root": weights_root, "limit": limit}
+    return {bytes(row[0]): bytes(row[1]) for row in conn.execute(PROMPTS, fields).fetchall()}
 
 
 def roots_of_model(conn: Connection, model: str) -> list[bytes]:

@@ -337,3 +337,43 @@ def test_a_model_of_the_demo_remembers_its_prompt(halo: Halo) -> None:
         first = written(cache, list(text))
         assert (written(cache, list(text)), cache.cached_tokens) == (first, 192)
         assert first == greedy(model, list(text))
+
+
+@pytest.mark.parametrize("storage", ["planes", "int8"])
+@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_what_is_stored_is_what_is_computed_again(
+    halo: Halo, name: str, dtype: str, storage: str
+) -> None:
+    with opened(halo, models.tiny(name, dtype), storage=storage) as cache:
+        for seed in (1, 2):
+            written(cache, models.tokens(PROMPT, seed=seed))
+        found = cache.verify()
+        assert (found.prompts > 0, found.wrong) == (True, ())
+        assert found.tokens >= BLOCK * found.prompts
+        assert found.error > 0.001 or storage != "int8"
+
+
+def test_keys_of_something_else_are_found_by_computing_again(halo: Halo) -> None:
+    """Stored by a caller's mistake, with every digest right."""
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        assert cache.verify().prompts == 0
+        assert cache.store(ids, models.prefilled(models.tiny("llama", seed=9), ids))
+        assert cache.flush(30)
+        found = cache.verify(sample=100)
+    assert found.prompts == 6
+    assert {each.tokens for each in found.wrong} == {tuple(ids[:n]) for n in range(16, 97, 16)}
+    assert all(each.error > 0.5 for each in found.wrong)
+
+
+def test_prompts_of_others_are_not_computed_again(halo: Halo) -> None:
+    ids = models.tokens(PROMPT)
+    for options in ({}, {"tenant": "b"}, {"adapter": "c"}, {"storage": "raw"}):
+        with opened(halo, models.tiny("llama"), **options) as cache:
+            written(cache, ids)
+    with opened(halo, models.tiny("llama"), tenant="b") as cache:
+        assert cache.verify(sample=100).prompts == 6
+    with opened(halo, models.tiny("mistral")) as cache:
+        written(cache, ids)
+        assert cache.verify().prompts == 0

@@ -102,8 +102,6 @@ def logits(model: Any, ids: list[int], cache: Any) -> Any:
 
 def prefilled(model: Any, ids: list[int]) -> Any:
     """A cache that has these tokens, and has recorded them."""
-    from arc_halo.inference.dynamic_cache import new_cache
+    from arc_halo.inference import dynamic_cache
 
-    cache = new_cache(model)
-    logits(model, ids, cache)
-    return cache
+    return dynamic_cache.prefilled(model, ids)
