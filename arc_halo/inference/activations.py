@@ -149,11 +149,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         return cast(as_array(tensor, copy=True), name, self._dtype)
 
     def _finish(self) -> None:
-        if not self._watch.inputs:
-            raise InvalidInputError(
-                "nothing went through the model",
-                hint="call the module itself within the `with`: not a part of it, nor another",
-            )
+        self._watch.check_seen()
         if self._given_root is None and weights_root(self._module) != self._root:
             raise InvalidInputError(
                 "the weights changed while activations were captured",

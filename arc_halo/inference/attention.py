@@ -104,11 +104,7 @@ class AttentionCapture:
             )
 
     def _write(self) -> None:
-        if not self._watch.inputs:
-            raise InvalidInputError(
-                "nothing went through the model",
-                hint="call the module itself within the `with`: not a part of it, nor another",
-            )
+        self._watch.check_seen()
         found = [each for seen in self._watch.inputs for each in self._captured(seen)]
         self._check_budget(sum(capture.size_bytes for capture, _ in found))
         with self._pool.connection() as conn, conn.transaction():

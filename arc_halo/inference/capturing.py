@@ -96,6 +96,16 @@ class Watch:
         for each in self.inputs:
             each.cache = None
 
+    def check_seen(self) -> None:
+        """Raise `InvalidInputError` where nothing went through the module."""
+        if self.inputs:
+            return
+        raise InvalidInputError(
+            "nothing went through the model",
+            hint="call the module itself within the `with`: not a part of it, nor one around it; "
+            "a PeftModel generates by the one within, `model.get_base_model()`",
+        )
+
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forget_failed()
         given, cache = _given(self._signature, args, kwargs)

@@ -95,6 +95,22 @@ def test_equal_weights_of_another_config_are_a_miss(halo, llama, ids, torch):
     assert len(halo.inference.activations(make_llama(torch), ids)) == 2
 
 
+def test_a_model_that_was_saved_and_loaded_finds_what_was_captured(halo, llama, ids, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    with halo.inference.capture(llama, NAMES):
+        run(llama, ids)
+    llama.save_pretrained(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert len(halo.inference.activations(loaded, ids)) == 2
+    loaded.generate(ids, max_new_tokens=2)
+    loaded.set_attn_implementation("eager")
+    loaded.config.output_hidden_states = True
+    assert len(halo.inference.activations(loaded, ids)) == 2
+    loaded.config.rope_parameters = {"rope_theta": 5e5, "rope_type": "default"}
+    assert halo.inference.activations(loaded, ids) == {}
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -320,12 +336,17 @@ def test_weights_that_change_during_a_capture_store_nothing(halo, llama, ids, to
     assert sql("SELECT count(*) FROM activation_cache") == [(0,)]
 
 
-def test_names_that_fit_nothing_and_passes_that_were_none_are_told(halo, llama):
+def attention_of(halo, llama):
+    llama.set_attn_implementation("eager")
+    return halo.inference.capture_attention(llama)
+
+
+def test_names_that_fit_nothing_and_passes_that_were_none_are_told(halo, llama, ids):
     with pytest.raises(InvalidInputError, match="named 'model"):
         halo.inference.capture(llama, ["model.layers.9.mlp"])
-    with pytest.raises(InvalidInputError, match="nothing went through"):  # noqa: SIM117
-        with halo.inference.capture(llama, NAMES):
-            pass
+    for capture in (halo.inference.capture(llama, NAMES), attention_of(halo, llama)):
+        with pytest.raises(InvalidInputError, match="nothing went through"), capture:
+            run(llama.model, ids)
 
 
 def test_the_root_alone_finds_them_too(halo, llama, ids):
