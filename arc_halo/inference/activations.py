@@ -21,6 +21,7 @@ from arc_halo.inference.capturing import (
     first_tensor,
     named_parts,
 )
+from arc_halo.inference.causal_models import plain, unsteady_rope
 from arc_halo.inference.fingerprints import weights_root
 from arc_halo.inference.inputs import IDS, input_digest, joined
 from arc_halo.inference.keeping import Keeping
@@ -157,6 +158,8 @@ class Capture(Mapping[str, "NDArray[Any]"]):
             )
         if structure_digest(self._module, self._variant) != self._structure:
             raise InvalidInputError("the model's settings changed while activations were captured")
+        if any(len(each.passes) > 1 for each in self._watch.inputs):
+            _check_is_steady(self._module)
         # Of an input that came twice, the first.
         found = {each.digest: each for each in map(self._put_together, self._watch.inputs[::-1])}
         self.inputs = list(found.values())[::-1]
@@ -328,6 +331,18 @@ def _as_asked(array: NDArray[Any], entry: Entry, asked: Selection) -> NDArray[An
     if asked.positions is not None and asked.positions != stored.positions:
         array = array[:, list(place_among(stored, asked.positions))]
     return cast(array, entry.layer_name, asked.dtype)
+
+
+def _check_is_steady(module: Any) -> None:
+    """Raise for a model that gives something else pass by pass than for the whole at once."""
+    config: Any = getattr(plain(module), "config", None)
+    rope = unsteady_rope(config) if hasattr(config, "to_json_string") else None
+    if rope is not None:
+        raise InvalidInputError(
+            f"with {rope} rope the first tokens are read otherwise when more are to come: what was "
+            "captured in several passes is of no one input",
+            hint="capture one pass over the whole sequence: model(ids)",
+        )
 
 
 def _is_of(entry: Entry, each: CapturedInput) -> bool:

@@ -62,14 +62,19 @@ def check_model(model: Any) -> None:
         chunks = "chunked_attention" in (getattr(each, "layer_types", None) or ())
         if chunks or getattr(each, "attention_chunk_size", None) is not None:
             raise refusal(f"{type(inner).__name__} has layers of chunked_attention")
-    for rope in _ropes(json.loads(config.to_json_string(use_diff=False))):
-        if "dynamic" in rope or rope in UNSTEADY_ROPES:
-            raise refusal(f"the keys of {rope} rope depend on how long the whole prompt is")
+    if rope := unsteady_rope(config):
+        raise refusal(f"the keys of {rope} rope depend on how long the whole prompt is")
     for name, adapter in (getattr(model, "peft_config", None) or {}).items():
         if getattr(adapter, "is_prompt_learning", False):
             raise refusal(f"the adapter {name} puts tokens of its own before the prompt")
         if getattr(adapter, "alora_invocation_tokens", None):
             raise refusal(f"where the adapter {name} begins depends on the whole prompt")
+
+
+def unsteady_rope(config: Any) -> str | None:
+    """The rope of a config that depends on how long the whole prompt is, if it has one."""
+    ropes = _ropes(json.loads(config.to_json_string(use_diff=False)))
+    return next((rope for rope in ropes if "dynamic" in rope or rope in UNSTEADY_ROPES), None)
 
 
 def engine_of(model: Any) -> JsonObject:

@@ -241,6 +241,20 @@ def test_a_padded_batch_is_generated_and_found_by_its_mask(halo, llama, torch):
     assert len(found) == 2
 
 
+def test_what_depends_on_the_whole_length_is_not_put_together(halo, torch, ids, sql):
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = make_llama(torch, rope_parameters=rope)
+    with (
+        pytest.raises(InvalidInputError, match="dynamic rope"),
+        halo.inference.capture(model, NAMES),
+    ):
+        model.generate(ids, max_new_tokens=3, min_new_tokens=3)
+    assert sql("SELECT count(*) FROM activation_cache") == [(0,)]
+    with halo.inference.capture(model, NAMES):
+        run(model, ids)
+    assert len(halo.inference.activations(model, ids)) == 2
+
+
 def test_beams_and_caches_that_were_filled_before_are_refused(halo, llama, ids, sql):
     with pytest.raises(InvalidInputError, match="exchanged"), halo.inference.capture(llama, NAMES):
         llama.generate(ids, max_new_tokens=4, num_beams=2, do_sample=False)
