@@ -10,6 +10,7 @@ DROP TABLE kv_cache_usage;
 DROP TABLE kv_cache_generations;
 DROP TABLE kv_cache_bodies;
 DROP TABLE kv_cache;
+DROP TABLE cache_policies;
 DROP VIEW v_inference_trends;
 DROP VIEW v_inference_latency;
 DROP VIEW v_inference_sessions;

@@ -510,3 +510,42 @@ CROSS JOIN LATERAL (
 COMMENT ON VIEW v_attention_heads IS
     'One row for each head of each capture: how spread its attention is, how much goes to the '
     'first key, and how much to one key at most, as means and maxima over the queries.';
+
+CREATE INDEX attention_patterns_session_id_idx
+    ON attention_patterns (session_id) WHERE session_id IS NOT NULL;
+
+CREATE TABLE cache_policies (
+    name text PRIMARY KEY CHECK (name IN ('kv_cache', 'activation_cache', 'attention_patterns')),
+    id uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),
+    budget_bytes bigint NOT NULL CHECK (budget_bytes > 0),
+    ttl interval CHECK (ttl > interval '0'),
+    block_tokens integer CHECK (block_tokens > 0),
+    codec text CHECK (codec <> ''),
+    quota_bytes bigint CHECK (quota_bytes > 0),
+    quotas jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(quotas) = 'object'),
+    description text,
+    tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT cache_policies_blocks_are_of_kv_cache
+        CHECK (num_nonnulls(block_tokens, codec) = CASE name WHEN 'kv_cache' THEN 2 ELSE 0 END),
+    CONSTRAINT cache_policies_quotas_are_of_kv_cache
+        CHECK (name = 'kv_cache' OR (quota_bytes IS NULL AND quotas = '{}'))
+);
+COMMENT ON TABLE cache_policies IS
+    'What a manifest declares of the caches: how much each may take, and for how long. One that is '
+    'not here has the usual budget.';
+COMMENT ON COLUMN cache_policies.ttl IS
+    'How long that stays which nobody uses; NULL as long as the budget allows.';
+COMMENT ON COLUMN cache_policies.block_tokens IS
+    'Tokens in a block of the KV cache.';
+COMMENT ON COLUMN cache_policies.codec IS
+    'How blocks of the KV cache are stored.';
+COMMENT ON COLUMN cache_policies.quota_bytes IS
+    'What a tenant may take of the budget; NULL for all of it.';
+COMMENT ON COLUMN cache_policies.quotas IS
+    'Bytes by tenant, for those that have a quota of their own.';
+
+CREATE TRIGGER cache_policies_touch BEFORE UPDATE ON cache_policies
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION arc_halo_touch_updated_at();

@@ -15,6 +15,7 @@ KINDS: Mapping[str, str] = {
     "strategies": "strategy",
     "reactors": "reactor",
     "training": "training",
+    "inference": "inference",
 }
 """What `get` lists, by the words of a manifest."""
 
@@ -89,6 +90,7 @@ def show(invocation: Invocation, address: str) -> None:
       arc-halo show model/story:production
       arc-halo show reactor/story --output json
       arc-halo show training/story-tuning
+      arc-halo show inference/kv_cache
     """
     from arc_halo.reconcile.report import as_json
     from arc_halo.reconcile.showing import describe
@@ -97,7 +99,8 @@ def show(invocation: Invocation, address: str) -> None:
     if kind not in KINDS.values() or not name:
         raise UsageError(
             f"{address!r} is not an address",
-            hint=f"write model/{name or kind}, strategy/NAME, reactor/NAME or training/NAME",
+            hint=f"write model/{name or kind}, strategy/NAME, reactor/NAME, training/NAME or "
+            "inference/kv_cache",
         )
     with invocation.open(needs_database=True) as project:
         project.check_schema()

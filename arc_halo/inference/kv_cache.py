@@ -26,7 +26,7 @@ from arc_halo.inference.blocks import (
 from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_blocks
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
-from arc_halo.inference.policies import KVPolicy
+from arc_halo.inference.policies import KVPolicy, declared_kv_policy
 from arc_halo.inference.writing import Chain, KVWriter, Write
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
@@ -85,7 +85,7 @@ class KVCache:
         self.block_tokens = block_tokens
         self.storage = storage
         self._pool = pool
-        self._policy = policy or _usual_policy
+        self._policy = policy or declared_kv_policy
         self._groups = layout.groups
         digest = layout.digest()
         self._spaces = [
@@ -306,10 +306,6 @@ def _keys_before(cuts: Sequence[Cut], held: Sequence[Cut]) -> tuple[bytes, ...]:
     if not held or held[0].parent_key is None:
         return ()
     return tuple(cut.key for cut in cuts[: held[0].index])
-
-
-def _usual_policy(conn: Connection) -> KVPolicy:
-    return KVPolicy()
 
 
 def _shortened(layers: Sequence[LayerKV], length: int) -> tuple[LayerKV, ...]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from arc_halo.store import cache_policies
+from arc_halo.store.rows import Connection
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVPolicy:
@@ -21,3 +24,16 @@ class KVPolicy:
 
     def quota_of(self, tenant: str) -> int | None:
         return self.quotas.get(tenant, self.quota_bytes)
+
+
+def declared_kv_policy(conn: Connection) -> KVPolicy:
+    """What a manifest declares of the KV cache, or the usual."""
+    found = cache_policies.find(conn, "kv_cache")
+    if found is None:
+        return KVPolicy()
+    return KVPolicy(
+        budget_bytes=found.budget_bytes,
+        ttl=found.ttl,
+        quota_bytes=found.quota_bytes,
+        quotas=found.quotas,
+    )

@@ -23,6 +23,7 @@ class Names:
     strategies: dict[str, Found] = field(default_factory=dict)
     reactors: dict[str, Found] = field(default_factory=dict)
     trainings: dict[str, Found] = field(default_factory=dict)
+    caches: dict[str, Found] = field(default_factory=dict)
     producers: dict[str, Found] = field(default_factory=dict)
 
     def collect(self, sources: Sequence[load.Source]) -> None:
@@ -33,6 +34,8 @@ class Names:
                 self._collect_named(self.reactors, "reactors", name, data, source)
             for name, data in source.data.get("training", {}).items():
                 self._collect_named(self.trainings, "training", name, data, source)
+            for name, data in source.data.get("inference", {}).items():
+                self._collect_named(self.caches, "inference", name, data, source)
             for name, data in source.data.get("models", {}).items():
                 self._collect_model(name, data, source)
         for found in self.reactors.values():

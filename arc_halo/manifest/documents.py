@@ -16,7 +16,8 @@ from arc_halo.manifest.load import Source
 from arc_halo.types import JsonObject, Key
 
 MODEL, STRATEGY, REACTOR, TRAINING = "model", "strategy", "reactor", "training"
-KINDS = (STRATEGY, MODEL, REACTOR, TRAINING)
+INFERENCE = "inference"
+KINDS = (STRATEGY, MODEL, REACTOR, TRAINING, INFERENCE)
 """The kinds in the order in which they can be created; deletion goes the other way."""
 
 Deletion = Literal["delete", "orphan"]
@@ -324,7 +325,36 @@ class TrainingSpec:
         }
 
 
-Spec = ModelSpec | StrategySpec | ReactorSpec | TrainingSpec
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSpec:
+    """How much a cache of inference may take, in bytes, and for how long, in seconds.
+
+    `block_tokens` and `codec` are None for all but the KV cache.
+    """
+
+    budget: int
+    ttl: int | None = None
+    block_tokens: int | None = None
+    codec: str | None = None
+    quota: int | None = None
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    description: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> JsonObject:
+        return {
+            "budget": self.budget,
+            "ttl": self.ttl,
+            "block_tokens": self.block_tokens,
+            "codec": self.codec,
+            "quota": self.quota,
+            "quotas": dict(self.quotas),
+            "description": self.description,
+            "tags": dict(self.tags),
+        }
+
+
+Spec = ModelSpec | StrategySpec | ReactorSpec | TrainingSpec | CacheSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,10 @@ from arc_halo.architectures import changed_architecture
 from arc_halo.config import parse_size
 from arc_halo.errors import ManifestError
 from arc_halo.manifest import load
+from arc_halo.manifest.caches import cache_spec
 from arc_halo.manifest.collect import Names
 from arc_halo.manifest.documents import (
+    INFERENCE,
     MODEL,
     REACTOR,
     STRATEGY,
@@ -219,6 +221,9 @@ class _Resolver:
         yield from reactors
         for found in self.names.trainings.values():
             yield self._training(found)
+        for found in self.names.caches.values():
+            spec = cache_spec(found, self.plugins, self.problems)
+            yield self._declaration(INFERENCE, found, spec)
 
     def _strategy(self, found: Found) -> Declaration | None:
         uses = found.data["uses"]

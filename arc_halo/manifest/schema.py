@@ -15,14 +15,17 @@ from arc_halo.manifest.accept import PARAMS, Accepts, acceptor
 from arc_halo.manifest.load import Source, problem
 from arc_halo.types import JsonObject
 
-INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors", "training")
+INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors", "training", "inference")
 """The fields of a file that the project file includes; all others are the project file's."""
 
 REQUIRED_FIELDS: Final = ("version", "project")
 AUTO: Final = "auto"
 """What stands for no codec in particular: the smallest of a dtype's usual ones."""
 
-SECTIONS: Final = ("models", "strategies", "reactors", "training")
+SECTIONS: Final = ("models", "strategies", "reactors", "training", "inference")
+
+INT8: Final = "int8"
+"""How blocks of the KV cache may be stored, too; it is no codec, since it loses something."""
 
 
 def compose_schema(
@@ -40,6 +43,7 @@ def compose_schema(
     schema: JsonObject = json.loads(_base_text())
     definitions = schema["$defs"]
     definitions["codec"]["enum"] = sorted([*codec_names, AUTO])
+    definitions["block_codec"]["enum"] = sorted([*codec_names, INT8])
     definitions["body_store"]["enum"] = sorted(body_stores)
     definitions["strategy_name"]["enum"] = sorted(strategy_params)
     definitions["runner_name"]["enum"] = sorted(runner_params)
@@ -144,8 +148,15 @@ def _size_problems(source: Source, schema: JsonObject) -> Iterator[Problem]:
     for pointer, values, kind in _parts_with_sizes(source.data):
         for name, field in definitions[kind]["properties"].items():
             bounds = field.get("x-arc-halo", {}).get("bytes")
-            if bounds and isinstance(values, dict) and name in values:
+            if not isinstance(values, dict) or name not in values:
+                continue
+            if bounds:
                 yield from _size_problem(source, (*pointer, name), values[name], *bounds)
+            each = field.get("additionalProperties")
+            if isinstance(each, dict) and isinstance(values[name], dict):
+                for key, value in values[name].items():
+                    if of_each := each.get("x-arc-halo", {}).get("bytes"):
+                        yield from _size_problem(source, (*pointer, name, key), value, *of_each)
 
 
 def _parts_with_sizes(data: JsonObject) -> Iterator[tuple[tuple[str, ...], Any, str]]:
@@ -156,6 +167,10 @@ def _parts_with_sizes(data: JsonObject) -> Iterator[tuple[tuple[str, ...], Any, 
     for name, training in trainings.items() if isinstance(trainings, dict) else ():
         if isinstance(training, dict):
             yield ("training", name, "logging"), training.get("logging"), "logging"
+    caches = data.get("inference")
+    for name, cache in caches.items() if isinstance(caches, dict) else ():
+        kind = "kv_cache" if name == "kv_cache" else "capture_cache"
+        yield ("inference", str(name)), cache, kind
 
 
 def _size_problem(

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from uuid import UUID
 
 from arc_halo.architectures import read_architecture, tensor_part
-from arc_halo.manifest.documents import KINDS, MODEL, REACTOR, STRATEGY, TRAINING
-from arc_halo.store import aliases, models, reactors, strategies, trainings
+from arc_halo.manifest.documents import INFERENCE, KINDS, MODEL, REACTOR, STRATEGY, TRAINING
+from arc_halo.store import aliases, cache_policies, models, reactors, strategies, trainings
 from arc_halo.store.rows import Connection, LiveRow
 from arc_halo.types import JsonObject
 
@@ -107,6 +107,16 @@ def write_trainings(
     return trainings.upsert(conn, [{"name": item.name, **item.spec} for item in items])
 
 
+def write_caches(
+    conn: Connection, items: Sequence[Written], revision: Revision | None
+) -> dict[str, UUID]:
+    return cache_policies.upsert(conn, [{"name": item.name, **item.spec} for item in items])
+
+
+def rename_cache(conn: Connection, old: str, new: str) -> None:
+    raise AssertionError(f"caches have the names they have: {old} cannot be {new}")
+
+
 BY_NAME: Mapping[str, Kind] = MappingProxyType(
     {
         STRATEGY: Kind(
@@ -140,6 +150,14 @@ BY_NAME: Mapping[str, Kind] = MappingProxyType(
             write=write_trainings,
             rename=trainings.rename,
             delete=trainings.delete,
+        ),
+        INFERENCE: Kind(
+            name=INFERENCE,
+            live=cache_policies.live,
+            live_specs=cache_policies.live_specs,
+            write=write_caches,
+            rename=rename_cache,
+            delete=cache_policies.delete,
         ),
     }
 )

@@ -104,7 +104,8 @@ LIST_UNMANAGED = """
 SELECT found.kind, found.name
 FROM (SELECT 'model' AS kind, model_name || '@' || version AS name FROM models
       UNION ALL SELECT 'reactor', reactor_name FROM cognitive_fusion_reactors
-      UNION ALL SELECT 'training', name FROM training_definitions) AS found
+      UNION ALL SELECT 'training', name FROM training_definitions
+      UNION ALL SELECT 'inference', name FROM cache_policies) AS found
 WHERE (%(kind)s::text IS NULL OR found.kind = %(kind)s)
   AND NOT EXISTS (SELECT FROM managed_resources AS managed
                   WHERE managed.kind = found.kind AND managed.name = found.name)
@@ -248,7 +249,7 @@ def list_managed(
 
 
 def list_unmanaged(conn: Connection, *, kind: str | None = None) -> list[Key]:
-    """Models, reactors and trainings that no project manages."""
+    """Models, reactors, trainings and caches that no project manages."""
     rows = conn.execute(LIST_UNMANAGED, {"kind": kind}).fetchall()
     return [Key(kind=str(kind_), name=str(name)) for kind_, name in rows]
 

@@ -47,6 +47,8 @@ MANIFEST_SECTIONS = {
     "Runner": SCHEMA["$defs"]["runner"],
     "Run": SCHEMA["$defs"]["run"],
     "Training": SCHEMA["$defs"]["training"],
+    "KV cache": SCHEMA["$defs"]["kv_cache"],
+    "Captures": SCHEMA["$defs"]["capture_cache"],
     "Best metric": SCHEMA["$defs"]["best_metric"],
     "Retention": SCHEMA["$defs"]["retention"],
     "Logging": SCHEMA["$defs"]["logging"],

@@ -109,6 +109,18 @@ training:
     tags: {team: poetry}
     description: the story, tuned
   short: {model: base, gradient_checkpointing: {layers: [0, 2], modules: blocks, attention: eager}}
+inference:
+  kv_cache:
+    budget: 10GiB
+    ttl: 7d
+    block_tokens: 64
+    codec: int8
+    quota: 1GiB
+    quotas: {acme: 2GiB}
+    protected: true
+    ignore: [budget]
+  activation_cache: {budget: 2GiB, ttl: 30d, deletion: orphan}
+  attention_patterns: {budget: 1GiB, description: maps, tags: {a: b}}
 """
 
 
@@ -306,6 +318,41 @@ def test_a_message_is_as_the_design_has_it():
             "AH004",
             "models: nothing stands here, a mapping is needed",
             "write a value, or remove the line",
+        ),
+        (
+            "inference: {kv_cache: {ttl: 0d}}",
+            "0d",
+            "AH006",
+            "inference.kv_cache.ttl: '0d' is not a duration",
+            "write a whole number from 1 and a unit, such as 12h or 7d (s, m, h, d)",
+        ),
+        (
+            "inference: {kv_cache: {quotas: {acme: 2000TiB}}}",
+            "2000TiB",
+            "AH007",
+            "inference.kv_cache.quotas.acme: 2000TiB is more than 1024TiB",
+            "write a size from 1B to 1024TiB",
+        ),
+        (
+            "inference: {activation_cache: {budget: 1KiB}}",
+            "1KiB",
+            "AH007",
+            "inference.activation_cache.budget: 1KiB is less than 1MiB",
+            "write a size from 1MiB to 1024TiB",
+        ),
+        (
+            "inference: {kv_cach: {}}",
+            "kv_cach",
+            "AH003",
+            "unknown field 'kv_cach' in inference",
+            "did you mean 'kv_cache'?",
+        ),
+        (
+            "inference: {kv_cache: {codec: plane}}",
+            "plane",
+            "AH032",
+            "inference.kv_cache.codec: 'plane' is not a codec",
+            "did you mean 'planes'?",
         ),
         (
             "training: {t: {model: m, gradient_checkpointing: {layers: most}}}",

@@ -71,6 +71,9 @@ DUMP = {
                gradient_checkpointing, training.description, training.tags
         FROM training_definitions AS training
         JOIN models ON models.id = model_id ORDER BY 1""",
+    "caches": """
+        SELECT name, budget_bytes, ttl, block_tokens, codec, quota_bytes, quotas, description, tags
+        FROM cache_policies ORDER BY 1""",
     "interactions": """
         SELECT reactor_name, source.model_name, target.model_name, interaction_kind, weight
         FROM model_interaction_graph

@@ -30,6 +30,15 @@ MODELS = st.fixed_dictionaries(
 )
 
 
+CACHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "kv_cache": st.sampled_from([{}, {"budget": "1.5MiB", "quotas": {"a b": "1kB"}}]),
+        "attention_patterns": st.sampled_from([{}, {"ttl": "999999d", "tags": {"a": 1}}]),
+    },
+)
+
+
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     """Up to three models, merges of them, and merges of merges."""
@@ -53,6 +62,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         "strategies": strategies,
         "reactors": reactors,
         "training": {name: _training(draw, known) for name in wanted if known},
+        "inference": draw(CACHES),
     }
 
 

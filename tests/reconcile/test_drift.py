@@ -126,6 +126,15 @@ TAMPERINGS = {
     "trainings.description": "UPDATE training_definitions SET description = 'x'",
     "trainings.tags": "UPDATE training_definitions SET tags = '{}'",
     "a training deleted": "DELETE FROM training_definitions",
+    "caches.budget_bytes": "UPDATE cache_policies SET budget_bytes = 9",
+    "caches.ttl": "UPDATE cache_policies SET ttl = interval '1 month'",
+    "caches.block_tokens": "UPDATE cache_policies SET block_tokens = 9 WHERE name = 'kv_cache'",
+    "caches.codec": "UPDATE cache_policies SET codec = 'raw' WHERE name = 'kv_cache'",
+    "caches.quota_bytes": "UPDATE cache_policies SET quota_bytes = NULL",
+    "caches.quotas": "UPDATE cache_policies SET quotas = '{}'",
+    "caches.description": "UPDATE cache_policies SET description = 'x'",
+    "caches.tags": "UPDATE cache_policies SET tags = '{}'",
+    "a cache deleted": "DELETE FROM cache_policies WHERE name = 'kv_cache'",
 }
 
 
@@ -220,6 +229,15 @@ def _manifest(workshop: Any) -> dict[str, Any]:
                 "description": "a merge",
                 "tags": {"b": True},
             }
+        },
+        "inference": {
+            "kv_cache": {
+                "budget": "10GiB",
+                "quota": "1GiB",
+                "quotas": {"acme": "2GiB"},
+                "tags": {"d": 1},
+            },
+            "activation_cache": {"ttl": "7d"},
         },
         "training": {
             "tuning": {
