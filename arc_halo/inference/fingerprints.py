@@ -63,8 +63,9 @@ class Fingerprint:
 
     Noticed are tensors that came, went, or were replaced, moved or written to in place, and
     adapters that were merged or came off. Not noticed are writes that torch keeps no count of:
-    through `tensor.data`, a numpy array over the same memory, or a kernel of somebody's own. After
-    those call `refresh`.
+    through `tensor.data`, a numpy array over the same memory, or a kernel of somebody's own; nor a
+    merge of adapters that was undone between two looks, which leaves other bits. After those call
+    `refresh`.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:

@@ -215,7 +215,8 @@ class KVCache:
         found = []
         for group, space in zip(self._groups, self._spaces, strict=True):
             keys = chain(space, blocks)
-            parents = [None, *keys[:-1]] if group.window is None else [None] * len(keys)
+            before = [None, *keys[:-1]] if keys else []
+            parents = before if group.window is None else [None] * len(keys)
             found.append(
                 [
                     Cut(key=key, parent_key=parent, index=index, tokens=block)

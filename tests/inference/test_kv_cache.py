@@ -53,6 +53,20 @@ def test_a_prompt_that_goes_on_differently_has_what_is_common(make_cache: MakeCa
     assert same(found.layers, shortened(FULL, layers, 48))
 
 
+@pytest.mark.parametrize("layout", [FULL, SLIDING], ids=["full", "sliding"])
+@pytest.mark.parametrize("count", [0, 1, 15])
+def test_a_prompt_shorter_than_a_block_has_nothing(
+    make_cache: MakeCache, layout: KVLayout, count: int
+) -> None:
+    cache = make_cache(layout)
+    tokens = tokens_of(1, count)
+    assert cache.match(tokens) == cache.load(tokens).length == cache.pin(tokens) == 0
+    assert cache.load(tokens_of(1, 40), limit=count).length == 0
+    if count:
+        assert cache.store(tokens, computed(layout, tokens))
+    assert cache.flush(30)
+
+
 def test_a_prefix_may_be_cut_anywhere(make_cache: MakeCache) -> None:
     cache = make_cache()
     tokens = tokens_of(4, 64)

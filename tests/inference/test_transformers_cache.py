@@ -302,6 +302,14 @@ def test_a_model_in_training_is_refused_whenever_it_is(halo: Halo) -> None:
         opened(halo, model)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_prompt_shorter_than_a_block_is_computed(halo: Halo, name: str) -> None:
+    model, ids = models.tiny(name), models.tokens(5)
+    with opened(halo, model) as cache:
+        for _ in range(2):
+            assert (written(cache, ids, 4), cache.cached_tokens) == (greedy(model, ids, 4), 0)
+
+
 def test_a_prompt_of_one_token_is_computed(halo: Halo) -> None:
     model = models.tiny("llama")
     with opened(halo, model, block_tokens=1) as cache:
