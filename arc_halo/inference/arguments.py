@@ -22,7 +22,6 @@ BESIDE_SETTINGS = frozenset(
 
 REFUSED_SETTINGS = (
     "assistant_early_exit",
-    "cache_implementation",
     "dola_layers",
     "penalty_alpha",
     "prompt_lookup_num_tokens",
@@ -67,6 +66,9 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
     for name in REFUSED_SETTINGS:
         if setting_of(model, kwargs, name):
             raise _refused(name)
+    # Saved with some models by earlier versions, and ignored by now.
+    if setting_of(model, kwargs, "cache_implementation") not in (None, "hybrid"):
+        raise _refused("cache_implementation")
     if setting_of(model, kwargs, "use_cache") is False:
         raise _refused("use_cache=False")
     return mask

@@ -42,6 +42,7 @@ UNSTEADY_ROPES = ("dynamic", "longrope", "su")
 
 def check_model(model: Any) -> None:
     """Raise `InvalidInputError` for a model whose keys and values are no function of tokens."""
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import PreTrainedModel  # pyright: ignore[reportMissingImports]
 
     inner = plain(model)
@@ -51,6 +52,12 @@ def check_model(model: Any) -> None:
         raise InvalidInputError(
             "the model is in training: what it computes is not what it will compute again",
             hint="call model.eval() first",
+            code="AH006",
+        )
+    if torch.is_autocast_enabled(inner.device.type):
+        raise InvalidInputError(
+            "under autocast keys and values are other ones, of several dtypes",
+            hint="convert the model instead: model.to(torch.bfloat16)",
             code="AH006",
         )
     config = inner.config

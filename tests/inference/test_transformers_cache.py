@@ -162,6 +162,27 @@ def test_nothing_of_another_model_or_tenant_is_loaded(halo: Halo) -> None:
     assert found == dict.fromkeys(OTHERS, 0)
 
 
+def test_autocast_is_refused_and_leaves_the_rest_as_it_is(halo: Halo) -> None:
+    import torch
+
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        first = written(cache, ids)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(InvalidInputError, match="autocast"),
+        ):
+            cache.generate(ids)
+        assert (written(cache, ids), cache.cached_tokens) == (first, 96)
+
+
+def test_a_setting_that_earlier_versions_saved_is_no_matter(halo: Halo) -> None:
+    model, ids = models.tiny("gemma3_text"), models.tokens(PROMPT)
+    model.generation_config.cache_implementation = "hybrid"
+    with opened(halo, model) as cache:
+        assert written(cache, ids) == written(cache, ids) == greedy(model, ids)
+
+
 def test_weights_that_change_under_way_are_a_miss_and_come_back(halo: Halo) -> None:
     import torch
 
