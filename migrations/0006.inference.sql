@@ -511,9 +511,6 @@ COMMENT ON VIEW v_attention_heads IS
     'One row for each head of each capture: how spread its attention is, how much goes to the '
     'first key, and how much to one key at most, as means and maxima over the queries.';
 
-CREATE INDEX attention_patterns_session_id_idx
-    ON attention_patterns (session_id) WHERE session_id IS NOT NULL;
-
 CREATE TABLE cache_policies (
     name text PRIMARY KEY CHECK (name IN ('kv_cache', 'activation_cache', 'attention_patterns')),
     id uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),

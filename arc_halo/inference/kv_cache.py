@@ -6,7 +6,7 @@ from the first one on; what they are called is decided by `keys`, how they are s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
@@ -26,7 +26,6 @@ from arc_halo.inference.blocks import (
 from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_blocks
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
-from arc_halo.inference.policies import KVPolicy, declared_kv_policy
 from arc_halo.inference.writing import Chain, KVWriter, Write
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
@@ -37,8 +36,6 @@ from arc_halo.types import TensorCodec
 BLOCK_TOKENS = 64
 QUEUE_BYTES = 512 * 1024**2
 """Keys and values that may wait to be written; what comes beside them is not kept."""
-
-Policy = Callable[[Connection], KVPolicy]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +66,6 @@ class KVCache:
         *,
         block_tokens: int = BLOCK_TOKENS,
         storage: str = "planes",
-        policy: Policy | None = None,
         queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         check_layout(layout, block_tokens)
@@ -85,7 +81,6 @@ class KVCache:
         self.block_tokens = block_tokens
         self.storage = storage
         self._pool = pool
-        self._policy = policy or declared_kv_policy
         self._groups = layout.groups
         digest = layout.digest()
         self._spaces = [
@@ -95,7 +90,7 @@ class KVCache:
         self._codecs = [
             BlockCodec(layout, group, block_tokens, codecs, storage) for group in self._groups
         ]
-        self._writer = KVWriter(pool, scope, self._policy, queue_bytes)
+        self._writer = KVWriter(pool, scope, queue_bytes)
 
     def match(self, tokens: Tokens) -> int:
         """How many of the first tokens seem to be there. One query; nothing is verified, and it
@@ -114,9 +109,8 @@ class KVCache:
         cuts = [cut[: -(-limit // self.block_tokens)] for cut in self._cuts(tokens)]
         counts = Counts(lookups=1, asked_tokens=limit)
         with self._pool.connection() as conn:
-            policy = self._policy(conn)
             damaged: set[bytes] = set()
-            found, used = self._loaded(conn, policy, cuts, limit, counts, damaged)
+            found, used = self._loaded(conn, cuts, limit, counts, damaged)
         counts.hits, counts.hit_tokens = int(found.length > 0), found.length
         counts.damaged_blocks = len(damaged)
         self._writer.used(used, damaged, counts)
@@ -130,14 +124,13 @@ class KVCache:
             found = reading.prompts(
                 conn, tenant=scope.tenant, weights_root=scope.weights, limit=count
             )
-            policy = self._policy(conn)
         for key, raw in found.items():
             tokens: list[int] = np.frombuffer(raw, "<u4").tolist()
             cuts = self._cuts(tokens)
             # Other layouts, adapters and storages have the same weights, and other keys.
             if cuts[0] and cuts[0][-1].key == key:
                 with self._pool.connection() as conn:
-                    prefix, _ = self._loaded(conn, policy, cuts, len(tokens), Counts(), set())
+                    prefix, _ = self._loaded(conn, cuts, len(tokens), Counts(), set())
                 yield tokens, prefix
 
     def store(self, tokens: Tokens, layers: Sequence[LayerKV]) -> bool:
@@ -179,7 +172,7 @@ class KVCache:
             ends = [cut.key for cut in wanted if cut.key not in followed]
             last = cuts[0][(length - 1) // self.block_tokens].key
             blocks = [there[cut.key] for cut in wanted]
-            pin(conn, self._policy(conn), last, blocks, ends, label)
+            pin(conn, last, blocks, ends, label)
         return length
 
     def unpin(self, tokens: Tokens) -> bool:
@@ -188,7 +181,7 @@ class KVCache:
         keys = [cut.key for cut in self._cuts(tokens)[0]]
         with self._pool.connection() as conn, conn.transaction():
             store.lock(conn)
-            return unpin(conn, self._policy(conn), keys)
+            return unpin(conn, keys)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was stored is written; False where it is not, or waits still."""
@@ -229,7 +222,7 @@ class KVCache:
 
     def _present(self, conn: Connection, cuts: Sequence[Sequence[Cut]]) -> list[list[bool]]:
         keys = [cut.key for group in cuts for cut in group]
-        places = set(store.match(conn, keys, self._policy(conn).ttl)) if keys else set()
+        places = set(store.match(conn, keys)) if keys else set()
         count = len(cuts[0])
         return [
             [group * count + index in places for index in range(count)]
@@ -239,7 +232,6 @@ class KVCache:
     def _loaded(
         self,
         conn: Connection,
-        policy: KVPolicy,
         cuts: Sequence[Sequence[Cut]],
         limit: int,
         counts: Counts,
@@ -258,7 +250,7 @@ class KVCache:
                     starts[layer] = group.first_token(length)
             layers = empty_layers(self.layout, starts, length)
             wanted = self._wanted(cuts, length)
-            good = self._fill(conn, policy, wanted, layers, counts, damaged)
+            good = self._fill(conn, wanted, layers, counts, damaged)
             for (group_index, cut), is_good in zip(wanted, good, strict=True):
                 present[group_index][cut.index] = is_good
             shorter = usable_length(self._groups, present, self.block_tokens, limit)
@@ -283,7 +275,6 @@ class KVCache:
     def _fill(
         self,
         conn: Connection,
-        policy: KVPolicy,
         wanted: Sequence[tuple[int, Cut]],
         layers: Sequence[LayerKV],
         counts: Counts,
@@ -291,7 +282,7 @@ class KVCache:
     ) -> list[bool]:
         """Load blocks into arrays; which of them are good."""
         good = [False] * len(wanted)
-        parts = store.load(conn, [cut.key for _, cut in wanted], policy.ttl)
+        parts = store.load(conn, [cut.key for _, cut in wanted])
         for place, of_block in groupby(parts, key=lambda part: part.place):
             group_index, cut = wanted[place]
             block = list(of_block)

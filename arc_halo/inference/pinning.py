@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from arc_halo.errors import RefusedError
 from arc_halo.inference.evicting import make_room
-from arc_halo.inference.policies import KVPolicy
+from arc_halo.inference.policies import kv_policy
 from arc_halo.sizes import format_size
 from arc_halo.store import kv_cache as store
 from arc_halo.store.kv_cache import PINNED, Place
@@ -15,7 +15,6 @@ from arc_halo.store.rows import Connection
 
 def pin(
     conn: Connection,
-    policy: KVPolicy,
     pin_key: bytes,
     blocks: Sequence[Place],
     ends: Sequence[bytes],
@@ -26,6 +25,7 @@ def pin(
 
     Raises `RefusedError` for more than half of the budget.
     """
+    policy = kv_policy(conn)
     new = [block for block in blocks if block.generation != PINNED]
     before = sum(g.written_bytes for g in store.generations(conn) if g.generation == PINNED)
     size = before + sum(block.stored_bytes for block in new)
@@ -40,7 +40,7 @@ def pin(
     store.pin(conn, pin_key, ends, label)
 
 
-def unpin(conn: Connection, policy: KVPolicy, keys: Sequence[bytes]) -> bool:
+def unpin(conn: Connection, keys: Sequence[bytes]) -> bool:
     """Take the pin off the longest of these prefixes that has one; False where none has. Call it
     under the lock.
 
@@ -52,7 +52,7 @@ def unpin(conn: Connection, policy: KVPolicy, keys: Sequence[bytes]) -> bool:
         return found
     size = sum(place.stored_bytes for place in freed)
     generations = store.generations(conn)
-    room = make_room(generations, policy.budget_bytes, size, size)
+    room = make_room(generations, kv_policy(conn).budget_bytes, size, size)
     if room is None:
         store.delete(conn, freed)
         store.empty(conn, [g.generation for g in generations if g.generation != PINNED])

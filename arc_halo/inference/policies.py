@@ -26,7 +26,7 @@ class KVPolicy:
         return self.quotas.get(tenant, self.quota_bytes)
 
 
-def declared_kv_policy(conn: Connection) -> KVPolicy:
+def kv_policy(conn: Connection) -> KVPolicy:
     """What a manifest declares of the KV cache, or the usual."""
     found = cache_policies.find(conn, "kv_cache")
     if found is None:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from itertools import groupby
@@ -20,7 +20,7 @@ from arc_halo.errors import ArcHaloError
 from arc_halo.inference.blocks import BlockCodec, Cut, LayerKV
 from arc_halo.inference.evicting import available_bytes, make_room
 from arc_halo.inference.keys import Scope
-from arc_halo.inference.policies import KVPolicy
+from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.store import kv_cache as store
 from arc_halo.store.kv_cache import PINNED, Counts, Generation, NewBlock, Place
 from arc_halo.store.rows import Connection, Pool
@@ -60,12 +60,10 @@ class KVWriter:
         self,
         pool: Pool,
         scope: Scope,
-        policy: Callable[[Connection], KVPolicy],
         queue_bytes: int,
     ) -> None:
         self._pool = pool
         self._scope = scope
-        self._policy = policy
         self._queue_bytes = queue_bytes
         self._writes: deque[Write] = deque()
         self._waiting_bytes = 0
@@ -208,7 +206,7 @@ class KVWriter:
         of these had no place."""
         with self._pool.connection() as conn, conn.transaction():
             store.lock(conn)
-            policy = self._policy(conn)
+            policy = kv_policy(conn)
             there = store.places(conn, [*used, *(block.key for block in blocks)])
             wanted = [block for block in blocks if block.key not in there]
             store.touch(conn, {key: used.get(key, 0) for key in there})
@@ -308,7 +306,7 @@ class KVWriter:
     def _sweep(self) -> None:
         """Let go what nobody used for as long as the policy says, now and then."""
         with self._pool.connection() as conn:
-            ttl = self._policy(conn).ttl
+            ttl = kv_policy(conn).ttl
             if ttl is None or time.monotonic() - self._swept_at < _pause(ttl):
                 return
             self._swept_at = time.monotonic()

@@ -31,14 +31,17 @@ KEEP_READERS_OUT = "LOCK TABLE ONLY kv_cache IN ACCESS EXCLUSIVE MODE"
 # A reader whose client sleeps must not hold up everybody else.
 LIMIT_WAITING = "SELECT set_config('lock_timeout', '10s', true)"
 
-# One descent of an index for each key and generation, however the tables are filled.
+# One descent of an index for each key and generation, however the tables are filled. What is older
+# than the policy allows is not there, whether it is gone by now or not.
 MATCH = """
 SELECT wanted.ordinality::int4 - 1
 FROM unnest(%(keys)s::bytea[]) WITH ORDINALITY AS wanted (key, ordinality)
 CROSS JOIN LATERAL (
     SELECT FROM kv_cache AS block
     WHERE block.block_key = wanted.key
-      AND (%(ttl)s::interval IS NULL OR block.last_used_at > now() - %(ttl)s::interval)
+      AND block.last_used_at > coalesce(
+          (SELECT now() - policy.ttl FROM cache_policies AS policy WHERE policy.name = 'kv_cache'),
+          '-infinity')
     LIMIT 1
 ) AS found
 """
@@ -52,7 +55,9 @@ CROSS JOIN LATERAL (
            block.tokens
     FROM kv_cache AS block
     WHERE block.block_key = wanted.key
-      AND (%(ttl)s::interval IS NULL OR block.last_used_at > now() - %(ttl)s::interval)
+      AND block.last_used_at > coalesce(
+          (SELECT now() - policy.ttl FROM cache_policies AS policy WHERE policy.name = 'kv_cache'),
+          '-infinity')
     LIMIT 1
 ) AS found
 CROSS JOIN LATERAL (
@@ -317,19 +322,19 @@ def lock(conn: Connection, timeout_seconds: float = LOCK_SECONDS) -> None:
     try_xact_lock(conn, "arc-halo/kv-cache", timeout_seconds)
 
 
-def match(conn: Connection, keys: Sequence[bytes], ttl: timedelta | None) -> list[int]:
+def match(conn: Connection, keys: Sequence[bytes]) -> list[int]:
     """Which of the blocks seem to be there, by their places among `keys`."""
-    rows = conn.execute(MATCH, {"keys": list(keys), "ttl": ttl}, binary=True).fetchall()
+    rows = conn.execute(MATCH, {"keys": list(keys)}, binary=True).fetchall()
     return [int(str(row[0])) for row in rows]
 
 
-def load(conn: Connection, keys: Sequence[bytes], ttl: timedelta | None) -> Generator[Part]:
+def load(conn: Connection, keys: Sequence[bytes]) -> Generator[Part]:
     """The parts of all blocks that are there, block by block and in order, by one COPY.
 
     A body lies in the message that it came in.
     """
     statement = f"COPY ({LOAD}) TO STDOUT (FORMAT BINARY)".encode()
-    fields = {"keys": list(keys), "ttl": ttl}
+    fields = {"keys": list(keys)}
     with conn.cursor() as cursor, cursor.copy(statement, fields) as copy:
         start = len(COPY_HEADER)
         for message in copy:

@@ -20,8 +20,9 @@ from arc_halo.inference.kv_cache import KVCache
 from arc_halo.inference.layouts import KVLayout, LayerShape
 from arc_halo.inference.policies import KVPolicy
 from arc_halo.plugins import PluginManager
+from arc_halo.store import cache_policies
 from arc_halo.store.connection import pool
-from arc_halo.store.rows import Connection, Pool
+from arc_halo.store.rows import Pool
 from arc_halo.tensors.dtypes import numpy_dtype
 
 FULL = KVLayout(dtype="F32", layers=(LayerShape(heads=2, key_size=8, value_size=8),) * 3)
@@ -44,18 +45,38 @@ def open_pool(database: str) -> Iterator[Pool]:
         yield opened
 
 
+class Policies(list[KVPolicy]):
+    """What was declared, one after another; what stands last is in force."""
+
+    def __init__(self, declare: Callable[[KVPolicy], object]) -> None:
+        super().__init__([KVPolicy()])
+        self._declare = declare
+
+    def append(self, policy: KVPolicy) -> None:
+        super().append(policy)
+        self._declare(policy)
+
+
 @pytest.fixture
-def policy() -> list[KVPolicy]:
+def policy(open_pool: Pool) -> Policies:
     """The policy in force: what stands last."""
-    return [KVPolicy()]
+
+    def declare(policy: KVPolicy) -> None:
+        ttl = policy.ttl and policy.ttl.total_seconds()
+        with open_pool.connection() as conn:
+            cache_policies.upsert(
+                conn,
+                [{"name": "kv_cache", "budget": policy.budget_bytes, "ttl": ttl, "block_tokens": 64,
+                  "codec": "planes", "quota": policy.quota_bytes, "quotas": dict(policy.quotas),
+                  "tags": {}}],
+            )  # fmt: skip
+
+    return Policies(declare)
 
 
 @pytest.fixture
-def make_cache(open_pool: Pool, policy: list[KVPolicy]) -> Iterator[MakeCache]:
+def make_cache(open_pool: Pool) -> Iterator[MakeCache]:
     with ExitStack() as stack:
-
-        def current(conn: Connection) -> KVPolicy:
-            return policy[-1]
 
         def make(layout: KVLayout = FULL, **settings: Any) -> KVCache:
             scope = Scope(
@@ -63,7 +84,7 @@ def make_cache(open_pool: Pool, policy: list[KVPolicy]) -> Iterator[MakeCache]:
                 adapter=settings.pop("adapter", b""),
                 tenant=settings.pop("tenant", ""),
             )
-            usual = {"block_tokens": 16, "storage": "raw", "policy": current}
+            usual = {"block_tokens": 16, "storage": "raw"}
             made = KVCache(open_pool, CODECS, layout, scope, **{**usual, **settings})
             return stack.enter_context(made)
 

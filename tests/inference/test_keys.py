@@ -97,9 +97,9 @@ def test_a_hundred_thousand_adversaries_hit_nothing(make_cache: MakeCache, open_
     assert len(asked) > 100_000
     keys = list(asked)
     with open_pool.connection() as conn:
-        assert kv_cache.match(conn, own, None) == [0, 1]
+        assert kv_cache.match(conn, own) == [0, 1]
         for start in range(0, len(keys), 10_000):
-            assert kv_cache.match(conn, keys[start : start + 10_000], None) == []
+            assert kv_cache.match(conn, keys[start : start + 10_000]) == []
 
 
 def test_a_key_is_what_the_formula_says() -> None:

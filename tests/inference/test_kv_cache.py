@@ -270,7 +270,7 @@ def test_a_codec_that_nobody_has_is_refused(make_cache: MakeCache) -> None:
 def test_a_budget_of_nothing_keeps_nothing(
     make_cache: MakeCache, policy: list[KVPolicy], sql: Sql
 ) -> None:
-    policy.append(KVPolicy(budget_bytes=0))
+    policy.append(KVPolicy(budget_bytes=1))
     cache = make_cache()
     tokens = tokens_of(15, 32)
     assert cache.store(tokens, computed(FULL, tokens))

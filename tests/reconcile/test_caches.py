@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arc_halo.errors import RefusedError
-from arc_halo.inference.policies import KVPolicy, declared_kv_policy
+from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.reconcile.changes import Plan
 from arc_halo.reconcile.showing import describe
 from arc_halo.store import cache_policies
@@ -46,7 +46,7 @@ def test_caches_are_created_and_then_there_is_nothing_to_do(workshop, manifest):
         found = cache_policies.find(conn, "kv_cache")
         assert found is not None
         assert (found.block_tokens, found.codec) == (64, "planes")
-        assert declared_kv_policy(conn) == KVPolicy(
+        assert kv_policy(conn) == KVPolicy(
             budget_bytes=10 * 2**30,
             ttl=timedelta(days=7),
             quota_bytes=2**30,
@@ -61,7 +61,7 @@ def test_what_is_not_declared_has_the_usual_budget(workshop):
     workshop.apply({})
     with connect(workshop.url) as conn:
         assert cache_policies.find(conn, "kv_cache") is None
-        assert declared_kv_policy(conn) == KVPolicy(budget_bytes=4 * 2**30)
+        assert kv_policy(conn) == KVPolicy(budget_bytes=4 * 2**30)
 
 
 def test_fields_are_changed_in_place_and_told_one_by_one(workshop, manifest):
