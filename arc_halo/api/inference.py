@@ -19,6 +19,7 @@ from arc_halo.types import JsonObject
 if TYPE_CHECKING:
     from arc_halo.inference.activations import Capture
     from arc_halo.inference.attention import Attention, AttentionCapture
+    from arc_halo.inference.keeping import Keeping
     from arc_halo.inference.keys import Scope
     from arc_halo.inference.kv_cache import KVCache
     from arc_halo.inference.layouts import KVLayout
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from arc_halo.store.attention import CaptureRow
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
-
-BUDGET_BYTES = 1024**3
 
 
 class Inference:
@@ -181,7 +180,7 @@ class Inference:
         dtype: str | None = None,
         variant: str = "",
         root: bytes | str | None = None,
-        budget_bytes: int | None = BUDGET_BYTES,
+        budget_bytes: int | None = None,
         ttl_seconds: float | None = None,
     ) -> Capture:
         """Capture what parts of a torch module give, for use in a `with`; stored at its end.
@@ -191,10 +190,10 @@ class Inference:
         module within the `with`, or its `generate`: all tokens that it is fed make one input. What
         was captured before is not stored again. `variant` names what hooks of others change;
         `root` saves hashing the weights, where it is known. What goes beyond `budget_bytes`, or was
-        there for `ttl_seconds`, goes. Raises `InvalidInputError` for a module in training mode.
+        there for `ttl_seconds`, goes; where these are not given, what a manifest declares counts.
+        Raises `InvalidInputError` for a module in training mode.
         """
         from arc_halo.inference.activations import Capture, given_root
-        from arc_halo.inference.keeping import keeping
 
         return Capture(
             self._project.weights,
@@ -203,7 +202,7 @@ class Inference:
             positions=positions,
             dtype=dtype,
             variant=variant,
-            keeping=keeping(budget_bytes, ttl_seconds),
+            keeping=self._keeping("activation_cache", budget_bytes, ttl_seconds),
             root=None if root is None else given_root(root),
         )
 
@@ -255,7 +254,7 @@ class Inference:
         tokens: Any = None,
         label: str | None = None,
         session: Any = None,
-        budget_bytes: int | None = BUDGET_BYTES,
+        budget_bytes: int | None = None,
         ttl_seconds: float | None = None,
     ) -> AttentionCapture:
         """Capture the attention of a transformers model, for use in a `with`; stored at its end.
@@ -267,7 +266,6 @@ class Inference:
         """
         from arc_halo.inference.attention import AttentionCapture
         from arc_halo.inference.fingerprints import weights_root
-        from arc_halo.inference.keeping import keeping
         from arc_halo.inference.token_texts import token_texts
 
         return AttentionCapture(
@@ -276,7 +274,7 @@ class Inference:
             layers=[layers] if isinstance(layers, int) else layers,
             heads=[heads] if isinstance(heads, int) else heads,
             dtype=dtype,
-            keeping=keeping(budget_bytes, ttl_seconds),
+            keeping=self._keeping("attention_patterns", budget_bytes, ttl_seconds),
             token_texts=None if tokens is None else token_texts(tokens),
             label=label,
             session_id=None if session is None else self.get(getattr(session, "id", session)).id,
@@ -298,6 +296,12 @@ class Inference:
 
         with self._project.connection() as conn:
             return attention.captures(conn, label=label, limit=limit)
+
+    def _keeping(self, cache: str, budget_bytes: int | None, ttl_seconds: float | None) -> Keeping:
+        from arc_halo.inference.keeping import keeping
+
+        with self._project.connection() as conn:
+            return keeping(conn, cache, budget_bytes, ttl_seconds)
 
 
 def _named(conn: Connection, model: str | UUID) -> tuple[str, str, bytes | None]:
