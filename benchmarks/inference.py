@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import inference_blocks
+import inference_ttft
 from rows import Row, show
 from tensor_site import Site, site
 
@@ -27,6 +28,7 @@ PARTS: dict[str, Part] = {
     "match": lambda at, url, quick, n: inference_blocks.match(
         at, url, 100_000 if quick else 1_000_000, n
     ),
+    "ttft": inference_ttft.ttft,
 }
 """Each has a database of its own, on one server."""
 
