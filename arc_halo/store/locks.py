@@ -45,7 +45,7 @@ def try_xact_lock(conn: psycopg.Connection[object], key_text: str, timeout: floa
     while not _lock_once(conn, key_text):
         if time.monotonic() + pause > deadline:
             raise _lock_not_had(conn, key_text)
-        time.sleep(pause * random.uniform(0.5, 1.0))
+        time.sleep(pause * _jitter.uniform(0.5, 1.0))
         pause = min(pause * 2, 0.5)
 
 
@@ -54,6 +54,9 @@ def lock_holder(conn: psycopg.Connection[object], key_text: str) -> LockHolder |
     with conn.cursor(row_factory=class_row(LockHolder)) as cursor:
         return cursor.execute(_LOCK_HOLDER, {"key": key_text}).fetchone()
 
+
+_jitter = random.Random()
+"""Not the program's generator: what it draws must not depend on how long it waited."""
 
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%(key)s, 0))"
 
