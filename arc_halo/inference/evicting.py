@@ -46,14 +46,28 @@ def make_room(
         room = Room(generation=free, sequence=newest.sequence + 1 if newest else 1, evict=())
         added = fresh_bytes
     older = [each for each in ring if each.generation != room.generation]
-    left = sum(each.written_bytes for each in generations) + added
-    evict: list[int] = []
+    written = sum(each.written_bytes for each in generations) + added
     # One slot stays free: a generation is opened before another is emptied.
-    while older and (left > budget_bytes or len(older) + 1 >= SLOTS):
-        oldest = older.pop(0)
-        evict.append(oldest.generation)
-        left -= oldest.written_bytes
-    return replace(room, evict=tuple(evict)) if left <= budget_bytes else None
+    evict = oldest(older, written - budget_bytes, at_least=len(older) + 2 - SLOTS)
+    written -= sum(each.written_bytes for each in evict)
+    found = tuple(each.generation for each in evict)
+    return replace(room, evict=found) if written <= budget_bytes else None
+
+
+def oldest(
+    generations: Sequence[Generation], free_bytes: int, *, at_least: int = 0
+) -> list[Generation]:
+    """The oldest generations that have so many bytes together, or all; those that are pinned not
+    among them."""
+    found: list[Generation] = []
+    for each in generations:
+        if each.generation == PINNED:
+            continue
+        if free_bytes <= 0 and len(found) >= at_least:
+            break
+        found.append(each)
+        free_bytes -= each.written_bytes
+    return found
 
 
 def _pinned_bytes(generations: Sequence[Generation]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from arc_halo.errors import RefusedError
-from arc_halo.inference.evicting import make_room
+from arc_halo.inference.evicting import make_room, oldest
 from arc_halo.inference.policies import kv_policy
 from arc_halo.sizes import format_size
 from arc_halo.store import kv_cache as store
@@ -27,8 +27,9 @@ def pin(
     """
     policy = kv_policy(conn)
     new = [block for block in blocks if block.generation != PINNED]
-    before = sum(g.written_bytes for g in store.generations(conn) if g.generation == PINNED)
-    size = before + sum(block.stored_bytes for block in new)
+    more = sum(block.stored_bytes for block in new)
+    generations = store.generations(conn)
+    size = more + sum(g.written_bytes for g in generations if g.generation == PINNED)
     if size > policy.budget_bytes // 2:
         raise RefusedError(
             f"{format_size(size)} would be pinned, more than half of the KV cache's budget of "
@@ -38,6 +39,10 @@ def pin(
     store.open_generation(conn, PINNED, 0)
     store.move(conn, new, PINNED)
     store.pin(conn, pin_key, ends, label)
+    # What moved counts where it was, too, until that is emptied.
+    written = sum(each.written_bytes for each in generations) + more
+    gone = oldest(generations, written - policy.budget_bytes)
+    store.empty(conn, [each.generation for each in gone])
 
 
 def unpin(conn: Connection, keys: Sequence[bytes]) -> bool:

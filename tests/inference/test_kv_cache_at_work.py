@@ -309,6 +309,22 @@ def test_what_is_pinned_stays_until_nothing_pins_it(
     assert cache.match(system) == 0
 
 
+def test_pins_keep_to_the_budget(
+    make_cache: MakeCache, open_pool: Pool, policy: list[KVPolicy]
+) -> None:
+    policy.append(KVPolicy(budget_bytes=12 * BLOCK_BYTES))
+    cache = make_cache(FULL, block_tokens=BLOCK)
+    prompts = [list(range(1_000 * number, 1_000 * number + BLOCK)) for number in range(12)]
+    for tokens in prompts:
+        cache.store(tokens, valued(FULL, tokens))
+        assert cache.flush(30)
+    for tokens in prompts[-3:]:
+        assert cache.pin(tokens) == BLOCK
+        with open_pool.connection() as conn:
+            check(conn, policy[-1])
+    assert [cache.match(tokens) for tokens in prompts[-3:]] == [BLOCK] * 3
+
+
 def test_more_than_half_of_the_budget_cannot_be_pinned(
     make_cache: MakeCache, open_pool: Pool, policy: list[KVPolicy]
 ) -> None:
