@@ -118,7 +118,8 @@ class KVCache:
 
     def sample(self, count: int) -> Iterator[tuple[list[int], Prefix]]:
         """Prompts at random that end with a block, and what is stored of each, without use of it
-        being made. Where all layers slide there are none: no block says what came before it."""
+        being made. Where all layers slide these are first blocks: no other says what came before
+        it. Of the blocks that are drawn some may be of other caches with the same weights."""
         with self._pool.connection() as conn:
             scope = self.scope
             found = reading.prompts(

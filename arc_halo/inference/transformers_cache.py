@@ -131,7 +131,9 @@ class TransformersCache:
     def verify(self, sample: int = 8, *, tolerance: float | None = None) -> Recomputation:
         """Compute so many stored prompts again, and compare.
 
-        Of models whose layers all slide none are looked at: no block says what came before it.
+        They are drawn among all that the tenant has with these weights, so fewer may be of this
+        cache. Of models whose layers all slide only first blocks are looked at: no other says what
+        came before it.
         """
         opened = self._current()
         layout = opened.engine.layout
