@@ -131,8 +131,8 @@ class Inference:
         *,
         tenant: str = "",
         adapter: str = "",
-        storage: str = "planes",
-        block_tokens: int = 64,
+        storage: str | None = None,
+        block_tokens: int | None = None,
         record_windows: bool = True,
     ) -> TransformersCache:
         """A cache of the prompts of a causal model of transformers, for use in a `with`.
@@ -140,15 +140,22 @@ class Inference:
         Stored prompts are found by the model's weights, config and active adapters, and by
         `tenant`, which is for the server to say, not for its clients. `adapter` names what else
         changes the model, and cannot be seen in it. `storage` is a codec, or `int8`, which is
-        lossy. Without `record_windows` sliding layers take little more memory than they would,
-        and only prompts that go on where one ended find it.
+        lossy; it and `block_tokens` are what a manifest declares where they are not given, else
+        `planes` and 64. Without `record_windows` sliding layers take little more memory than they
+        would, and only prompts that go on where one ended find it.
 
         Raises `InvalidInputError` for a model in training and for one whose cache is not of full
         and sliding layers, and `ArcHaloError` where transformers is not installed.
         """
-        from arc_halo.inference.kv_cache import KVCache
+        from arc_halo.inference.kv_cache import BLOCK_TOKENS, STORAGE, KVCache
         from arc_halo.inference.transformers_cache import TransformersCache
+        from arc_halo.store import cache_policies
 
+        with self._project.connection() as conn:
+            declared = cache_policies.find(conn, "kv_cache")
+        if declared is not None:
+            storage = storage or declared.codec
+            block_tokens = block_tokens or declared.block_tokens
         codecs = {name: each.item for name, each in self._project.plugins.codecs.items()}
 
         def open_cache(layout: KVLayout, scope: Scope) -> KVCache:
@@ -157,8 +164,8 @@ class Inference:
                 codecs,
                 layout,
                 scope,
-                block_tokens=block_tokens,
-                storage=storage,
+                block_tokens=block_tokens or BLOCK_TOKENS,
+                storage=storage or STORAGE,
             )
 
         cache = TransformersCache(

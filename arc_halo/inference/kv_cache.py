@@ -34,6 +34,7 @@ from arc_halo.store.rows import Connection, Pool
 from arc_halo.types import TensorCodec
 
 BLOCK_TOKENS = 64
+STORAGE = "planes"
 QUEUE_BYTES = 512 * 1024**2
 """Keys and values that may wait to be written; what comes beside them is not kept."""
 
@@ -65,7 +66,7 @@ class KVCache:
         scope: Scope,
         *,
         block_tokens: int = BLOCK_TOKENS,
-        storage: str = "planes",
+        storage: str = STORAGE,
         queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         check_layout(layout, block_tokens)

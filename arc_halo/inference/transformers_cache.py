@@ -128,6 +128,18 @@ class TransformersCache:
             self._store(opened, tokens, cache, is_expanded=rows > 1)
         return output
 
+    def pin(self, input_ids: Any, label: str = "") -> int:
+        """Keep what is stored of a prompt, whatever else has to go; how many tokens that is.
+
+        Call `flush` before, for a prompt that was just computed. Raises `RefusedError` where what
+        is pinned would have half of the budget.
+        """
+        return self._current().kv.pin(tokens_of(input_ids), label)
+
+    def unpin(self, input_ids: Any) -> bool:
+        """Let the longest prefix of a prompt that is pinned go like others; False where none is."""
+        return self._current().kv.unpin(tokens_of(input_ids))
+
     def verify(self, sample: int = 8, *, tolerance: float | None = None) -> Recomputation:
         """Compute so many stored prompts again, and compare.
 

@@ -12,6 +12,8 @@ import pytest
 import arc_halo
 from arc_halo.api import Halo
 from arc_halo.errors import InvalidInputError
+from arc_halo.inference import housekeeping
+from arc_halo.store import cache_policies
 from tests.inference import torch_models as models
 
 pytestmark = pytest.mark.torch
@@ -407,3 +409,26 @@ def test_prompts_of_others_are_not_computed_again(halo: Halo) -> None:
         written(cache, ids)
         # The only one that is known to follow none.
         assert cache.verify(sample=100).tokens == BLOCK
+
+
+def test_a_prompt_that_is_pinned_stays(halo: Halo, sql: Sql) -> None:
+    model, ids = models.tiny("llama", "float32"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        written(cache, ids)
+        assert cache.pin(ids, label="system prompt") == 96
+        assert sql("SELECT DISTINCT label FROM kv_cache_pins") == [("system prompt",)]
+        with halo.project.connection() as conn:
+            housekeeping.evict(conn, tenant="")
+        assert cache.prefix(ids)[1] == 96
+        assert cache.unpin(ids)
+        assert not cache.unpin(ids)
+
+
+def test_blocks_are_as_a_manifest_declares_them(halo: Halo, sql: Sql) -> None:
+    model, ids = models.tiny("llama", "float32"), models.tokens(PROMPT)
+    with halo.project.connection() as conn:
+        declared = {"name": "kv_cache", "budget": 2**30, "block_tokens": 32, "codec": "raw"}
+        cache_policies.upsert(conn, [{**declared, "quotas": {}, "tags": {}}])
+    with halo.inference.transformers_cache(model) as cache:
+        written(cache, ids)
+    assert sql("SELECT DISTINCT token_count, codec FROM kv_cache") == [(32, "raw")]
