@@ -114,6 +114,11 @@ DELETE FROM attention_captures WHERE id = ANY(%(ids)s)
 """
 
 
+USAGE = """
+SELECT count(*), coalesce(sum(size_bytes), 0)::bigint FROM attention_captures
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCapture:
     """A sequence whose attention was captured; `sequence_index` is its place in the batch."""
@@ -228,6 +233,13 @@ def evict(conn: Connection, budget_bytes: int | None) -> int:
     if budget_bytes is not None:
         count += conn.execute(EVICT, {"budget_bytes": budget_bytes}).rowcount
     return count
+
+
+def usage(conn: Connection) -> tuple[int, int]:
+    """How many captures there are, and what their patterns take."""
+    row = conn.execute(USAGE).fetchone()
+    assert row is not None
+    return int(str(row[0])), int(str(row[1]))
 
 
 def captures(

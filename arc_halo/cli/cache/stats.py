@@ -9,6 +9,7 @@ import click
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 from arc_halo.cli.telling import facts
+from arc_halo.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from arc_halo.store.kv_cache_reading import Usage
@@ -27,14 +28,17 @@ def stats(invocation: Invocation) -> None:
     A lookup is a hit when it found at least one block; `tokens had` is the part of all tokens
     asked for that were there. Blocks are refused where budget, quota or queue had no place, and
     damaged ones were treated as not there. Counters begin with the database, and stay when it
-    crashes, which empties the cache.
+    crashes, which empties the cache. What captures of activations and attention take is told as
+    well.
 
     \b
     Examples:
       arc-halo cache stats
       arc-halo cache stats --output json
     """
+    from arc_halo.inference.policies import kv_policy
     from arc_halo.reconcile.report import as_json
+    from arc_halo.store import activations, attention
     from arc_halo.store import kv_cache_reading as reading
 
     with invocation.open(needs_database=True) as project:
@@ -42,8 +46,18 @@ def stats(invocation: Invocation) -> None:
         with project.connection() as conn:
             found = reading.usage(conn)
             written, pinned = reading.written_bytes(conn)
+            budget = kv_policy(conn).budget_bytes
+            captured = activations.usage(conn)
+            captures, capture_bytes = attention.usage(conn)
     rows = [_row(each) for each in found]
-    summary = _summary(found, written, pinned)
+    summary = "\n".join(
+        [
+            _summary(found, written, pinned, budget),
+            f"Activations: {format_count(captured.entries, 'tensor')} of "
+            f"{format_size(captured.size_bytes)}, found {format_count(captured.hits, 'time')}.",
+            f"Attention: {format_count(captures, 'capture')} of {format_size(capture_bytes)}.",
+        ]
+    )
     render(
         invocation,
         text=lambda: invocation.console.print(
@@ -53,7 +67,10 @@ def stats(invocation: Invocation) -> None:
             {
                 "written_bytes": written,
                 "pinned_bytes": pinned,
+                "budget_bytes": budget,
                 "models": [facts(each) for each in found],
+                "activations": facts(captured),
+                "attention": {"captures": captures, "size_bytes": capture_bytes},
             }
         ),
         markdown=lambda: f"{markdown_table(HEADER, rows)}\n\n{summary}",
@@ -61,8 +78,6 @@ def stats(invocation: Invocation) -> None:
 
 
 def _row(each: Usage) -> tuple[str, ...]:
-    from arc_halo.sizes import format_size
-
     return (
         printable(each.model, one_line=True) or each.weights_root.hex()[:12],
         printable(each.tenant, one_line=True),
@@ -82,12 +97,10 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def _summary(found: list[Usage], written: int, pinned: int) -> str:
-    from arc_halo.sizes import format_count, format_size
-
+def _summary(found: list[Usage], written: int, pinned: int, budget: int) -> str:
     blocks = format_count(sum(each.blocks for each in found), "block")
     held = format_size(sum(each.held_bytes for each in found))
     return (
-        f"{blocks} of {held}; {format_size(written)} count against the budget, "
-        f"{format_size(pinned)} of them pinned."
+        f"Keys and values: {blocks} of {held}; {format_size(written)} count against the budget of "
+        f"{format_size(budget)}, {format_size(pinned)} of them pinned."
     )
