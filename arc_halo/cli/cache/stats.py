@@ -53,8 +53,10 @@ def stats(invocation: Invocation) -> None:
     summary = "\n".join(
         [
             _summary(found, written, pinned, budget),
-            f"Activations: {format_count(captured.entries, 'tensor')} of "
-            f"{format_size(captured.size_bytes)}, found {format_count(captured.hits, 'time')}.",
+            (
+                f"Activations: {format_count(captured.entries, 'tensor')} of "
+                f"{format_size(captured.size_bytes)}, found {format_count(captured.hits, 'time')}."
+            ),
             f"Attention: {format_count(captures, 'capture')} of {format_size(capture_bytes)}.",
         ]
     )
