@@ -173,7 +173,10 @@ def named_parts(module: Any, names: Sequence[str]) -> dict[str, Any]:
 def check_watchable(module: Any, variant: str) -> None:
     """Raise `InvalidInputError` for a module whose activations its weights do not decide."""
     if not hasattr(module, "named_modules"):
-        raise InvalidInputError(f"a {type(module).__name__} is no torch module")
+        raise InvalidInputError(
+            f"{type(module).__name__!r} is no torch module",
+            hint="give a model of torch or transformers: pip install 'arc-halo[torch]'",
+        )
     if hasattr(module, "_orig_mod"):
         raise InvalidInputError(
             "a compiled module runs without hooks",

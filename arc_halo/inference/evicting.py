@@ -30,23 +30,33 @@ def make_room(
     generations: Sequence[Generation], budget_bytes: int, more_bytes: int, fresh_bytes: int
 ) -> Room | None:
     """Room for what is written: `more_bytes` in the newest generation, or `fresh_bytes` in a new
-    one, to which what stands in the newest comes along, where the newest would be too full.
+    one, to which what stands in the newest comes along.
 
+    A new one is opened where others have had their share of the newest; what this prompt itself
+    has there makes no difference, or a long one would be written again with every block it gets.
     The oldest go until all that is left is within the budget. All of one write is in one
     generation, the newest, so that no block is older than those that come after it in a prefix.
     None where it does not fit.
     """
     ring = [each for each in generations if each.generation != PINNED]
     newest = ring[-1] if ring else None
-    if newest is not None and newest.written_bytes + more_bytes <= budget_bytes // SHARES:
-        room = Room(generation=newest.generation, sequence=newest.sequence, evict=())
-        added = more_bytes
-    else:
-        free = next(slot for slot in range(SLOTS) if slot not in {g.generation for g in ring})
-        room = Room(generation=free, sequence=newest.sequence + 1 if newest else 1, evict=())
-        added = fresh_bytes
-    older = [each for each in ring if each.generation != room.generation]
-    written = sum(each.written_bytes for each in generations) + added
+    if newest is not None:
+        of_others = newest.written_bytes - (fresh_bytes - more_bytes)
+        if not more_bytes or of_others + more_bytes <= budget_bytes // SHARES:
+            room = Room(generation=newest.generation, sequence=newest.sequence, evict=())
+            if (kept := _kept(room, generations, budget_bytes, more_bytes)) is not None:
+                return kept
+    free = next(slot for slot in range(SLOTS) if slot not in {g.generation for g in ring})
+    room = Room(generation=free, sequence=newest.sequence + 1 if newest else 1, evict=())
+    return _kept(room, generations, budget_bytes, fresh_bytes)
+
+
+def _kept(
+    room: Room, generations: Sequence[Generation], budget_bytes: int, added_bytes: int
+) -> Room | None:
+    """The room with what has to go for it, or None where that is not enough."""
+    older = [g for g in generations if g.generation not in (PINNED, room.generation)]
+    written = sum(each.written_bytes for each in generations) + added_bytes
     # One slot stays free: a generation is opened before another is emptied.
     evict = oldest(older, written - budget_bytes, at_least=len(older) + 2 - SLOTS)
     written -= sum(each.written_bytes for each in evict)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from itertools import groupby
 
 from arc_halo.inference.blocks import digest_of
+from arc_halo.inference.pinning import release
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Place
@@ -49,17 +50,21 @@ def evict(
     tenant: str | None = None,
     roots: Sequence[bytes] | None = None,
     idle: timedelta | None = None,
+    pinned: bool = False,
     dry_run: bool = False,
 ) -> Eviction:
     """Let blocks go: of a tenant, of models by the roots of their weights, what nobody used for
-    so long; all that meet every condition. Pinned ones stay."""
+    so long; all that meet every condition. Pinned ones stay unless they are asked for."""
     with conn.transaction():
         store.lock(conn)
         found: list[Place] = []
         for root in [None] if roots is None else roots:
-            found += store.of_scope(conn, tenant=tenant, weights_root=root, idle=idle)
+            found += store.of_scope(
+                conn, tenant=tenant, weights_root=root, idle=idle, pinned=pinned
+            )
         if found and not dry_run:
             store.delete(conn, found)
+            release(conn)
     return Eviction(blocks=len(found), size_bytes=sum(place.stored_bytes for place in found))
 
 
@@ -112,4 +117,5 @@ def drop_damaged(conn: Connection, damaged: Sequence[DamagedBlock]) -> Eviction:
         store.lock(conn)
         gone = store.following(conn, [each.key for each in damaged])
         store.delete(conn, gone)
+        release(conn)
     return Eviction(blocks=len(gone), size_bytes=sum(place.stored_bytes for place in gone))

@@ -53,16 +53,22 @@ def unpin(conn: Connection, keys: Sequence[bytes]) -> bool:
     what is pinned it may not fit there: then it goes, with everything that might follow it.
     """
     found = store.unpin(conn, keys)
+    release(conn)
+    return found
+
+
+def release(conn: Connection) -> None:
+    """Let blocks that were pinned, and that no pin needs any more, go like others. Call it under
+    the lock."""
     if not (freed := store.unneeded_pinned(conn)):
-        return found
+        return
     size = sum(place.stored_bytes for place in freed)
     generations = store.generations(conn)
     room = make_room(generations, kv_policy(conn).budget_bytes, size, size)
     if room is None:
         store.delete(conn, freed)
         store.empty(conn, [g.generation for g in generations if g.generation != PINNED])
-        return found
+        return
     store.open_generation(conn, room.generation, room.sequence)
     store.move(conn, freed, room.generation)
     store.empty(conn, room.evict)
-    return found

@@ -8,18 +8,19 @@ after each commit the budget holds, and no block outlives one that it follows.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from itertools import groupby
 
 from arc_halo.errors import ArcHaloError
 from arc_halo.inference.blocks import BlockCodec, Cut, LayerKV
-from arc_halo.inference.evicting import available_bytes, make_room
+from arc_halo.inference.evicting import available_bytes, make_room, oldest
 from arc_halo.inference.keys import Scope
+from arc_halo.inference.pinning import release
 from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.store import kv_cache as store
 from arc_halo.store.kv_cache import PINNED, Counts, Generation, NewBlock, Place
@@ -32,6 +33,9 @@ WRITE_BYTES = 64 * 1024**2
 
 IDLE_SECONDS = 1.0
 """How long uses and counts wait for more of them."""
+
+SWEEP_SECONDS = 60.0
+"""How often what nobody used for long is looked for, while something is written at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +76,21 @@ class KVWriter:
         self._counts = Counts()
         self._state = threading.Condition()
         self._wanted = self._done = 0
-        self._failed = False
+        self._failures = self._told_failures = 0
         self._is_closing = False
+        self._pid = os.getpid()
         self._swept_at = -float("inf")
         self._told: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def put(self, write: Write) -> bool:
-        """Queue a write; False where too much waits already, or after the end."""
+        """Queue a write; False where too much waits already, after the end, and in a process that
+        was forked, where the thread is not. However large it is, one may wait alone."""
+        if self._is_forked():
+            return False
         with self._state:
-            has_place = self._waiting_bytes + write.size_bytes <= self._queue_bytes
+            waiting = self._waiting_bytes
+            has_place = not waiting or waiting + write.size_bytes <= self._queue_bytes
             if self._is_closing or not has_place:
                 self._counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
                 return False
@@ -92,25 +101,35 @@ class KVWriter:
 
     def used(self, keys: Iterable[bytes], damaged: Iterable[bytes], counts: Counts) -> None:
         """Say that blocks were used, that others were no good, and what else happened."""
+        if self._is_forked():
+            return
         with self._state:
             for key in keys:
                 self._used[key] = self._used.get(key, 0) + 1
             self._damaged.update(damaged)
             _add(self._counts, counts)
-            self._start()
+            self._wake()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all of it is in the database; False where it is not."""
+        """Wait until all of it is in the database; False where some of what came since the last
+        time is not."""
+        if self._is_forked():
+            return False
         with self._state:
             self._wanted += 1
-            wanted = self._wanted
-            self._failed = False
+            wanted, told = self._wanted, self._told_failures
             self._wake()
-            is_done = self._state.wait_for(lambda: self._done >= wanted, timeout)
-            return is_done and not self._failed
+            is_done = self._state.wait_for(
+                lambda: self._done >= wanted or self._is_closing, timeout
+            )
+            is_kept = self._done >= wanted and self._failures == told
+            self._told_failures = self._failures
+            return is_done and is_kept
 
     def close(self, timeout: float | None) -> None:
         """Write what waits and end the thread."""
+        if self._is_forked():
+            return
         with self._state:
             self._is_closing = True
             if self._thread is None:
@@ -129,13 +148,31 @@ class KVWriter:
         self._start()
         self._state.notify_all()
 
+    def _is_forked(self) -> bool:
+        """Whether this is a copy in another process, with neither thread nor connections."""
+        if os.getpid() == self._pid:
+            return False
+        if "fork" not in self._told:
+            self._told.add("fork")
+            logger.warning("a forked process keeps no keys and values: open a cache in each worker")
+        return True
+
+    def _wait(self) -> None:
+        """Until there is something to do; for what is not urgent, until some of it is together."""
+        self._state.wait_for(
+            lambda: (
+                self._is_urgent() or bool(self._used or self._damaged) or self._counts != Counts()
+            )
+        )
+        self._state.wait_for(self._is_urgent, IDLE_SECONDS)
+
+    def _is_urgent(self) -> bool:
+        return bool(self._writes) or self._is_closing or self._wanted > self._done
+
     def _work(self) -> None:
         while True:
             with self._state:
-                self._state.wait_for(
-                    lambda: bool(self._writes) or self._is_closing or self._wanted > self._done,
-                    IDLE_SECONDS,
-                )
+                self._wait()
                 write = self._writes.popleft() if self._writes else None
                 used, self._used = self._used, {}
                 damaged, self._damaged = self._damaged, set()
@@ -144,7 +181,7 @@ class KVWriter:
                 wanted, is_closing = self._wanted, self._is_closing
             is_written = self._write(write, used, damaged, counts)
             with self._state:
-                self._failed |= not is_written
+                self._failures += not is_written
                 if write is not None:
                     self._waiting_bytes -= write.size_bytes
                 if is_last:
@@ -161,8 +198,7 @@ class KVWriter:
                 self._delete(damaged)
             if used:
                 self._in_transaction(used, [], counts)
-            if write is not None:
-                self._store(write, counts)
+            is_kept = write is None or self._store(write, counts)
             self._sweep()
             if counts != Counts():
                 with self._pool.connection() as conn:
@@ -179,16 +215,18 @@ class KVWriter:
             logger.exception("keys and values were not kept: %s", type(exc).__name__)
             return False
         self._told.clear()
-        return True
+        return is_kept
 
     def _delete(self, damaged: set[bytes]) -> None:
         """Let go what is no good, so that it is written anew, and what is of no use without it."""
         with self._pool.connection() as conn, conn.transaction():
             store.lock(conn)
             store.delete(conn, store.following(conn, damaged))
+            release(conn)
 
-    def _store(self, write: Write, counts: Counts) -> None:
-        """The blocks that are not there, some transactions of them, the first blocks first."""
+    def _store(self, write: Write, counts: Counts) -> bool:
+        """The blocks that are not there, some transactions of them, the first blocks first. False
+        where some had no place."""
         keys = [cut.key for chain in write.chains for cut in chain.cuts]
         with self._pool.connection() as conn:
             known = set(store.places(conn, keys))
@@ -196,8 +234,9 @@ class KVWriter:
         for blocks, passed in _portions(write, known):
             before.update(dict.fromkeys(passed, 0))
             if not self._in_transaction(before, blocks, counts):
-                return
+                return False
             before.update(dict.fromkeys((block.key for block in blocks), 0))
+        return True
 
     def _in_transaction(
         self, used: dict[bytes, int], blocks: Sequence[NewBlock], counts: Counts
@@ -241,8 +280,8 @@ class KVWriter:
         new: Sequence[NewBlock],
         there: dict[bytes, Place],
     ) -> bool:
-        """Put new blocks, and those that they follow, into the newest generation; False, with
-        nothing done, where there is no room for them."""
+        """Put new blocks, and those that they follow, into the newest generation; False where there
+        is no room for them. What is over the budget goes in any case."""
         movable = _movable(there)
         stored = sum(block.stored_bytes for block in new)
         room = make_room(
@@ -252,11 +291,13 @@ class KVWriter:
             stored + _bytes(movable),
         )
         if room is None:
+            written = sum(each.written_bytes for each in generations)
+            gone = oldest(generations, written - policy.budget_bytes)
+            store.empty(conn, [each.generation for each in gone])
             return False
         moved = [each for each in movable if each.generation != room.generation]
-        if not new and not moved:
-            return True
-        store.open_generation(conn, room.generation, room.sequence)
+        if new or moved:
+            store.open_generation(conn, room.generation, room.sequence)
         if moved:
             store.move(conn, moved, room.generation)
         if new:
@@ -305,14 +346,15 @@ class KVWriter:
 
     def _sweep(self) -> None:
         """Let go what nobody used for as long as the policy says, now and then."""
+        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+            return
+        self._swept_at = time.monotonic()
         with self._pool.connection() as conn:
             ttl = kv_policy(conn).ttl
-            if ttl is None or time.monotonic() - self._swept_at < _pause(ttl):
-                return
-            self._swept_at = time.monotonic()
-            with conn.transaction():
-                store.lock(conn)
-                store.delete(conn, store.expired(conn, ttl))
+            if ttl is not None:
+                with conn.transaction():
+                    store.lock(conn)
+                    store.delete(conn, store.expired(conn, ttl))
 
     def _tell(self, message: str) -> None:
         if message not in self._told:
@@ -377,10 +419,6 @@ def _fitting(blocks: Sequence[NewBlock], left_bytes: int) -> list[NewBlock]:
 
 def _bytes(places: Iterable[Place]) -> int:
     return sum(place.stored_bytes for place in places)
-
-
-def _pause(ttl: timedelta) -> float:
-    return min(600.0, max(1.0, ttl.total_seconds() / 10))
 
 
 def _add(to: Counts, more: Counts) -> None:

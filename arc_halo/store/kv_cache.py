@@ -5,10 +5,12 @@ Who writes holds the lock of the cache until the transaction ends; readers hold 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
+import psycopg
 from psycopg import sql as psql
 from psycopg.rows import class_row
 
@@ -24,12 +26,19 @@ SLOTS = 8
 
 LOCK_SECONDS = 30.0
 
+# A writer that is stopped, or cut off, must not keep others waiting.
+LIMIT_IDLING = "SELECT set_config('idle_in_transaction_session_timeout', '10s', true)"
+
 # Who reads locks this table before any partition, in whatever order it takes those:
 # who has it alone waits for nobody after it, and so cannot be waited for in a circle.
 KEEP_READERS_OUT = "LOCK TABLE ONLY kv_cache IN ACCESS EXCLUSIVE MODE"
 
-# A reader whose client sleeps must not hold up everybody else.
-LIMIT_WAITING = "SELECT set_config('lock_timeout', '10s', true)"
+# While it waits for one who reads, those that come wait behind it: so not for long at a time.
+LIMIT_WAITING = "SELECT set_config('lock_timeout', '50ms', true)"
+WAIT_AS_LONG_AS_NEEDED = "SELECT set_config('lock_timeout', '0', true)"
+
+PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Between tries to have the cache alone for a moment."""
 
 # One descent of an index for each key and generation, however the tables are filled. What is older
 # than the policy allows is not there, whether it is gone by now or not.
@@ -156,7 +165,7 @@ FROM kv_cache
 WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
   AND (%(weights_root)s::bytea IS NULL OR weights_root = %(weights_root)s)
   AND (%(idle)s::interval IS NULL OR last_used_at <= now() - %(idle)s::interval)
-  AND generation <> -1
+  AND (generation <> -1 OR %(pinned)s)
 """
 
 # With all that follows them.
@@ -181,6 +190,14 @@ DELETE FROM kv_cache WHERE block_key = ANY(%(keys)s)
 
 DELETE_BODIES = """
 DELETE FROM kv_cache_bodies WHERE block_key = ANY(%(keys)s)
+"""
+
+DELETE_GENERATION_BLOCKS = """
+DELETE FROM kv_cache WHERE generation = ANY(%(generations)s::int2[])
+"""
+
+DELETE_GENERATION_BODIES = """
+DELETE FROM kv_cache_bodies WHERE generation = ANY(%(generations)s::int2[])
 """
 
 FORGET_GENERATIONS = """
@@ -320,6 +337,7 @@ class Counts:
 def lock(conn: Connection, timeout_seconds: float = LOCK_SECONDS) -> None:
     """Be the one who writes, until the transaction ends. Raises `LockNotHadError`."""
     try_xact_lock(conn, "arc-halo/kv-cache", timeout_seconds)
+    conn.execute(LIMIT_IDLING)
 
 
 def match(conn: Connection, keys: Sequence[bytes]) -> list[int]:
@@ -413,18 +431,17 @@ def delete(conn: Connection, places: Sequence[Place]) -> None:
 
 
 def empty(conn: Connection, generations: Iterable[int]) -> None:
-    """Let generations go, whole. It waits for those who read, so do it last, and once."""
+    """Let generations go, whole; do it last, and once.
+
+    Truncating needs that nobody reads for a moment. Where somebody does not stop reading, or the
+    role may not, rows are deleted instead, which leaves work to vacuum.
+    """
     slots = sorted(set(generations))
     if not slots:
         return
-    names = [
-        psql.Identifier(f"{table}_{'pinned' if slot == PINNED else f'g{slot}'}")
-        for table in ("kv_cache", "kv_cache_bodies")
-        for slot in slots
-    ]
-    conn.execute(LIMIT_WAITING)
-    conn.execute(KEEP_READERS_OUT)
-    conn.execute(psql.SQL("TRUNCATE {}").format(psql.SQL(", ").join(names)))
+    if not any(_truncated(conn, slots, pause) for pause in (*PAUSES_SECONDS, 0.0)):
+        conn.execute(DELETE_GENERATION_BODIES, {"generations": slots})
+        conn.execute(DELETE_GENERATION_BLOCKS, {"generations": slots})
     conn.execute(FORGET_GENERATIONS, {"generations": slots})
     conn.execute(FORGET_USAGE, {"generations": slots})
 
@@ -470,9 +487,11 @@ def of_scope(
     tenant: str | None = None,
     weights_root: bytes | None = None,
     idle: timedelta | None = None,
+    pinned: bool = False,
 ) -> list[Place]:
-    """Blocks of a tenant, of a model, unused for so long, or all, but for those that are pinned."""
-    fields = {"tenant": tenant, "weights_root": weights_root, "idle": idle}
+    """Blocks of a tenant, of a model, unused for so long, or all; those that are pinned only where
+    that is asked for."""
+    fields = {"tenant": tenant, "weights_root": weights_root, "idle": idle, "pinned": pinned}
     return _places(conn, OF_SCOPE, fields)
 
 
@@ -527,6 +546,27 @@ def _block_row(
 def _places(conn: Connection, query: str, fields: Mapping[str, object]) -> list[Place]:
     with conn.cursor(row_factory=class_row(Place), binary=True) as cursor:
         return cursor.execute(query.encode(), fields).fetchall()
+
+
+def _truncated(conn: Connection, slots: Sequence[int], pause_seconds: float) -> bool:
+    """Truncate generations, unless somebody reads, or the role may not: then wait a little."""
+    names = [
+        psql.Identifier(f"{table}_{'pinned' if slot == PINNED else f'g{slot}'}")
+        for table in ("kv_cache", "kv_cache_bodies")
+        for slot in slots
+    ]
+    try:
+        with conn.transaction():
+            conn.execute(LIMIT_WAITING)
+            conn.execute(KEEP_READERS_OUT)
+            conn.execute(psql.SQL("TRUNCATE {}").format(psql.SQL(", ").join(names)))
+            conn.execute(WAIT_AS_LONG_AS_NEEDED)
+    except psycopg.errors.LockNotAvailable:
+        time.sleep(pause_seconds)
+        return False
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
 
 
 def _sums(places: Iterable[Place]) -> dict[str, list[object]]:

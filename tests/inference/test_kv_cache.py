@@ -11,6 +11,8 @@ import pytest
 from arc_halo.errors import InvalidInputError, UnknownPluginError
 from arc_halo.inference.layouts import KVLayout, LayerShape
 from arc_halo.inference.policies import KVPolicy
+from arc_halo.store import kv_cache
+from arc_halo.store.rows import Pool
 from tests.inference.conftest import (
     FULL,
     SLIDING,
@@ -202,8 +204,9 @@ def test_what_would_follow_a_block_that_is_not_there_is_not_kept(
     cache = make_cache()
     tokens = tokens_of(9, 160)
     cache.store(tokens, between(computed(FULL, tokens), 96, 160))
-    assert cache.flush(30)
+    assert not cache.flush(30)
     assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
+    assert cache.flush(30)  # what was told is told once
 
 
 def test_integers_of_eight_bits_are_lossy_and_say_by_how_much(
@@ -238,12 +241,18 @@ def test_what_no_integer_could_keep_is_kept_as_it_is(make_cache: MakeCache, sql:
     assert same(cache.load(tokens).layers, layers)
 
 
-def test_a_full_queue_refuses_and_does_not_wait(make_cache: MakeCache, sql: Sql) -> None:
+def test_a_full_queue_refuses_and_does_not_wait(
+    make_cache: MakeCache, open_pool: Pool, sql: Sql
+) -> None:
     cache = make_cache(queue_bytes=10)
     tokens = tokens_of(13, 32)
-    assert not cache.store(tokens, computed(FULL, tokens))
+    with open_pool.connection() as conn, conn.transaction():
+        kv_cache.lock(conn)
+        # However large it is, one may wait alone.
+        assert cache.store(tokens, computed(FULL, tokens))
+        assert not cache.store(tokens, computed(FULL, tokens))
     assert cache.flush(30)
-    assert sql("SELECT refused_blocks, stored_blocks FROM kv_cache_counters") == [(2, 0)]
+    assert sql("SELECT refused_blocks, stored_blocks FROM kv_cache_counters") == [(2, 2)]
 
 
 def test_arrays_that_are_not_of_the_layout_are_refused(make_cache: MakeCache) -> None:
@@ -274,6 +283,6 @@ def test_a_budget_of_nothing_keeps_nothing(
     cache = make_cache()
     tokens = tokens_of(15, 32)
     assert cache.store(tokens, computed(FULL, tokens))
-    assert cache.flush(30)
+    assert not cache.flush(30)
     assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
     assert cache.load(tokens).length == 0
