@@ -109,6 +109,8 @@ class ArcHaloError(Exception):
         self.message = message
         self.hint = hint
         self.error_code = code or self.code
+        if hint is not None:  # so that a traceback shows it, too
+            self.add_note(f"hint: {hint}")
 
     def __str__(self) -> str:
         return self.message
