@@ -89,7 +89,11 @@ FROM (SELECT weights_root, model FROM kv_cache_counters
       FROM models AS model JOIN weight_sets AS weights ON weights.id = model.weight_set_id
       WHERE weights.root IS NOT NULL) AS known
 WHERE known.model = %(model)s OR split_part(known.model, '@', 1) = %(model)s
-   OR encode(known.weights_root, 'hex') LIKE %(model)s || '%%'
+"""
+
+ROOTS_THAT_BEGIN = """
+SELECT DISTINCT weights_root FROM kv_cache_counters
+WHERE starts_with(encode(weights_root, 'hex'), %(digits)s::text)
 """
 
 # The keys first, so that only the sample's bodies are touched.
@@ -197,9 +201,13 @@ def prompts(
 
 
 def roots_of_model(conn: Connection, model: str) -> list[bytes]:
-    """Roots of weights by the name of a model, with or without its version, or by their first hex
-    digits."""
+    """Roots of weights by the name of a model, with or without its version."""
     return [bytes(row[0]) for row in conn.execute(ROOTS_OF_MODEL, {"model": model}).fetchall()]
+
+
+def roots_that_begin(conn: Connection, digits: str) -> list[bytes]:
+    """Roots of weights that the cache knows, by their first hex digits."""
+    return [bytes(row[0]) for row in conn.execute(ROOTS_THAT_BEGIN, {"digits": digits}).fetchall()]
 
 
 def block_count(conn: Connection) -> int:

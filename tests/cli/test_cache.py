@@ -64,7 +64,7 @@ def test_prompts_are_listed_by_model_and_tenant(filled, capsys):
         == 1
     )
     assert (
-        len(json.loads(output(capsys, "ls", "--model", "0202", "--output", "json"))["prefixes"])
+        len(json.loads(output(capsys, "ls", "--model", "020202", "--output", "json"))["prefixes"])
         == 1
     )
     assert "Nothing is in the KV cache" in output(capsys, "ls", "--tenant", "nobody")
@@ -72,8 +72,9 @@ def test_prompts_are_listed_by_model_and_tenant(filled, capsys):
     assert "`--limit` lists more" in capsys.readouterr().err
 
 
-def test_a_model_that_nobody_knows_is_told(filled, capsys):
-    assert run(["cache", "evict", "--model", "stroy"]) == 1
+@pytest.mark.parametrize("model", ["stroy", "", "%", "0202", "story@"])
+def test_a_model_that_nobody_knows_is_told(filled, capsys, model):
+    assert run(["cache", "evict", "--model", model]) == 1
     assert "neither the KV cache nor the registry knows" in capsys.readouterr().err
 
 
@@ -85,6 +86,8 @@ def test_a_model_is_evicted_and_what_is_pinned_stays(filled, capsys):
     assert output(capsys, "evict", "--tenant", "acme").startswith("3 blocks of")
     found = json.loads(output(capsys, "ls", "--output", "json"))["prefixes"]
     assert [(each["tokens"], each["label"]) for each in found] == [(16, "system")]
+    assert output(capsys, "evict", "--tenant", "acme", "--pinned").startswith("1 block of")
+    assert output(capsys, "ls", "--output", "json") == '{\n  "prefixes": []\n}\n'
     assert run(["cache", "evict"]) == 64
     assert run(["cache", "evict", "--idle", "soon"]) == 64
 

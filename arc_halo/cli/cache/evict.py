@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="MODEL", help="Of this model.")
 @click.option("--tenant", metavar="TENANT", help="Of this tenant.")
 @click.option("--idle", metavar="TIME", help="Unused for so long: 90m, 24h, 7d.")
+@click.option("--pinned", is_flag=True, help="Those that are pinned, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and let nothing go.")
 @click.pass_obj
 def evict(
-    invocation: Invocation, model: str | None, tenant: str | None, idle: str | None, dry_run: bool
+    invocation: Invocation,
+    model: str | None,
+    tenant: str | None,
+    idle: str | None,
+    pinned: bool,
+    dry_run: bool,
 ) -> None:
-    """Let blocks go that meet every condition given; at least one is. What is pinned stays.
+    """Let blocks go that meet every condition given; at least one is. What is pinned stays, unless
+    `--pinned` is given.
 
     The cache keeps to its budget by itself. This is for a model that is retired, a tenant that
     left, or prompts that must not be kept. What goes is computed again when it is asked for.
@@ -30,7 +37,7 @@ def evict(
     \b
     Examples:
       arc-halo cache evict --model story@1.0.0
-      arc-halo cache evict --tenant acme --dry-run
+      arc-halo cache evict --tenant acme --pinned --dry-run
       arc-halo cache evict --idle 7d
     """
     from arc_halo.cli.cache.selecting import roots_of
@@ -47,7 +54,12 @@ def evict(
         project.check_schema()
         with project.connection() as conn:
             done = housekeeping.evict(
-                conn, tenant=tenant, roots=roots_of(conn, model), idle=period, dry_run=dry_run
+                conn,
+                tenant=tenant,
+                roots=roots_of(conn, model),
+                idle=period,
+                pinned=pinned,
+                dry_run=dry_run,
             )
     _render(invocation, done, is_done=not dry_run)
 

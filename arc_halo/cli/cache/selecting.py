@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from arc_halo.errors import NotFoundError
+from arc_halo.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from arc_halo.store.rows import Connection
 
+DIGITS = re.compile("[0-9a-f]{6,64}")
+
 
 def roots_of(conn: Connection, model: str | None) -> list[bytes] | None:
-    """Roots of the weights of a model; None where none is asked for. Raises `NotFoundError`."""
-    from arc_halo.store import kv_cache_reading
+    """Roots of the weights of a model, by its name, or the one that begins so; None where none is
+    asked for. Raises `NotFoundError`, and `InvalidInputError` where several begin so."""
+    from arc_halo.store import kv_cache_reading as reading
 
     if model is None:
         return None
-    found = kv_cache_reading.roots_of_model(conn, model.removeprefix("sha256:"))
+    if found := reading.roots_of_model(conn, model) if model else []:
+        return found
+    digits = model.removeprefix("sha256:")
+    if DIGITS.fullmatch(digits):
+        found = reading.roots_that_begin(conn, digits)
+    if len(found) > 1:
+        raise InvalidInputError(
+            f"{model!r} begins several roots of weights", hint="write more digits", code="AH006"
+        )
     if not found:
         raise NotFoundError(
             f"neither the KV cache nor the registry knows a model {model!r}",
