@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arc_halo.errors import InvalidInputError
@@ -43,7 +43,7 @@ def tokens_of(input_ids: Any) -> list[int]:
     return values
 
 
-def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
+def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]) -> str:
     """Raise `InvalidInputError` unless they leave the keys and values of a prompt what they are.
 
     Returns the name of the argument that says nothing more once it is checked.
@@ -51,9 +51,15 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
     from transformers import GenerationConfig  # pyright: ignore[reportMissingImports]
 
     mask = "attention_mask"
-    if (given := kwargs.get(mask)) is not None and (
-        tuple(given.shape) != (1, length) or not bool((given == 1).all())
-    ):
+    if (given := kwargs.get(mask)) is None:
+        if (pad := _padding(model, kwargs)) in prompt:
+            raise InvalidInputError(
+                f"the prompt has the padding token {pad}, which model.generate leaves out",
+                hint="give the prompt without padding; where it is text, with an attention_mask "
+                "of ones",
+                code="AH006",
+            )
+    elif tuple(given.shape) != (1, len(prompt)) or not bool((given == 1).all()):
         raise InvalidInputError(
             "attention_mask leaves tokens of the prompt out",
             hint="give the prompt without padding",
@@ -69,7 +75,7 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], length: int) -> str:
     # Saved with some models by earlier versions, and ignored by now.
     if setting_of(model, kwargs, "cache_implementation") not in (None, "hybrid"):
         raise _refused("cache_implementation")
-    if setting_of(model, kwargs, "use_cache") is False:
+    if setting_of(model, kwargs, "use_cache") is False or not kwargs.get("use_cache", True):
         raise _refused("use_cache=False")
     return mask
 
@@ -81,11 +87,24 @@ def rows_of(model: Any, kwargs: Mapping[str, Any]) -> int:
 
 
 def setting_of(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:
-    """What holds of a setting in a call of `generate`."""
-    if kwargs.get(name) is not None:
+    """What holds of a setting in a call of `generate`: what a `generation_config` leaves as it is
+    by default is as the model has it."""
+    from transformers import GenerationConfig  # pyright: ignore[reportMissingImports]
+
+    if name in kwargs:
         return kwargs[name]
-    config = kwargs.get("generation_config") or model.generation_config
-    return getattr(config, name, None)
+    given = kwargs.get("generation_config")
+    value = getattr(given, name, None)
+    if given is None or value == getattr(GenerationConfig(), name, None):
+        return getattr(model.generation_config, name, None)
+    return value
+
+
+def _padding(model: Any, kwargs: Mapping[str, Any]) -> int | None:
+    """The token that `generate` takes for padding where there is no mask, if it takes one."""
+    pad, ends = (setting_of(model, kwargs, name) for name in ("pad_token_id", "eos_token_id"))
+    pad, ends = (each.tolist() if hasattr(each, "tolist") else each for each in (pad, ends))
+    return None if pad in (ends if isinstance(ends, list | tuple) else [ends]) else pad
 
 
 def _refused(name: str) -> InvalidInputError:

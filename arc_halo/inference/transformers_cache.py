@@ -104,7 +104,7 @@ class TransformersCache:
         import torch  # pyright: ignore[reportMissingImports]
 
         prompt = tokens_of(input_ids)
-        mask = check_arguments(self._model, kwargs, len(prompt))
+        mask = check_arguments(self._model, kwargs, prompt)
         opened = self._current()
         try:
             cache, length = self._prefix(opened, prompt)

@@ -315,6 +315,62 @@ def test_arguments_that_change_the_prompt_are_refused_by_name(halo: Halo) -> Non
                 cache.generate(odd)
 
 
+def test_padding_without_a_mask_is_refused(halo: Halo) -> None:
+    import torch
+
+    model = models.tiny("llama")
+    ids = [7, 7, *(token for token in models.tokens(PROMPT) if token != 7)]
+    ones = torch.ones(1, len(ids), dtype=torch.long)
+    with opened(halo, model) as cache:
+        with pytest.raises(InvalidInputError, match="padding token 7"):
+            cache.generate(ids, pad_token_id=7)
+        model.generation_config.pad_token_id = 7
+        with pytest.raises(InvalidInputError, match="padding token 7"):
+            cache.generate(ids)
+        assert written(cache, ids, attention_mask=ones) == greedy(model, ids)
+        assert written(cache, ids[2:]) == greedy(model, ids[2:])
+        # One that ends texts as well is no padding.
+        for ends in (7, [3, 7]):
+            options = {"eos_token_id": ends, "max_new_tokens": 4, "do_sample": False}
+            expected = model.generate(input_ids=torch.tensor([ids]), **options)
+            assert cache.generate(ids, **options).equal(expected)
+
+
+def test_what_a_generation_config_leaves_open_is_as_the_model_has_it(halo: Halo) -> None:
+    import torch
+    from transformers import GenerationConfig
+
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    model.generation_config.num_beams = 3
+    given = torch.tensor([ids])
+
+    def expected(**options: Any) -> list[int]:
+        output = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, **options
+        )
+        found: list[int] = output[0].tolist()
+        return found
+
+    with opened(halo, model) as cache:
+        written(cache, ids, num_beams=1)
+        for options in (
+            {"generation_config": GenerationConfig(max_new_tokens=12)},
+            {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=12)},
+        ):
+            output = cache.generate(ids, do_sample=False, **options)
+            assert (output[0].tolist(), cache.cached_tokens) == (expected(**options), 96)
+        for name, value in {
+            "use_cache": False, "cache_implementation": "static", "token_healing": True
+        }.items():  # fmt: skip
+            before = getattr(model.generation_config, name)
+            setattr(model.generation_config, name, value)
+            with pytest.raises(InvalidInputError, match=name):
+                cache.generate(ids, generation_config=GenerationConfig(max_new_tokens=4))
+            setattr(model.generation_config, name, before)
+        with pytest.raises(InvalidInputError, match="use_cache"):
+            cache.generate(ids, use_cache=None)
+
+
 def test_a_model_in_training_is_refused_whenever_it_is(halo: Halo) -> None:
     model = models.tiny("llama")
     with opened(halo, model) as cache:
