@@ -7,6 +7,7 @@ from the first one on; what they are called is decided by `keys`, how they are s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
@@ -31,10 +32,17 @@ from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Counts
 from arc_halo.store.rows import Connection, Pool
+from arc_halo.store.silence import hung_up_after
 from arc_halo.types import TensorCodec
 
 BLOCK_TOKENS = 64
 STORAGE = "planes"
+
+CONNECTION_SECONDS = 2.0
+SILENCE_SECONDS = 5.0
+"""How long a lookup waits for a connection, and for a server that says nothing: who asks is about
+to compute the prompt instead."""
+
 QUEUE_BYTES = 512 * 1024**2
 """Keys and values that may wait to be written; what comes beside them is not kept."""
 
@@ -97,19 +105,20 @@ class KVCache:
         """How many of the first tokens seem to be there. One query; nothing is verified, and it
         may be gone by the time it is loaded: only `load` says what there is."""
         cuts = self._cuts(tokens)
-        with self._pool.connection() as conn:
+        with self._asking(Counts()) as conn:
             present = self._present(conn, cuts)
         return usable_length(self._groups, present, self.block_tokens, len(tokens))
 
     def load(self, tokens: Tokens, *, limit: int | None = None) -> Prefix:
         """The keys and values of the longest prefix that is there, of `limit` tokens at most.
 
-        Bytes that are not what was stored are as good as not there. Raises `DatabaseError`.
+        Bytes that are not what was stored are as good as not there. Raises `DatabaseError`, after
+        seconds where the database is away or hangs.
         """
         limit = len(tokens) if limit is None else min(limit, len(tokens))
         cuts = [cut[: -(-limit // self.block_tokens)] for cut in self._cuts(tokens)]
         counts = Counts(lookups=1, asked_tokens=limit)
-        with self._pool.connection() as conn:
+        with self._asking(counts) as conn:
             damaged: set[bytes] = set()
             found, used = self._loaded(conn, cuts, limit, counts, damaged)
         counts.hits, counts.hit_tokens = int(found.length > 0), found.length
@@ -203,6 +212,14 @@ class KVCache:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _asking(self, counts: Counts) -> Iterator[Connection]:
+        with (
+            self._pool.connection(CONNECTION_SECONDS) as conn,
+            hung_up_after(conn, SILENCE_SECONDS, lambda: counts.loaded_bytes),
+        ):
+            yield conn
 
     def _cuts(self, tokens: Tokens) -> list[list[Cut]]:
         """The full blocks of a prompt, by group."""
