@@ -144,13 +144,18 @@ class Inference:
         `planes` and 64. Without `record_windows` sliding layers take little more memory than they
         would, and only prompts that go on where one ended find it.
 
-        Raises `InvalidInputError` for a model in training and for one whose cache is not of full
-        and sliding layers, and `ArcHaloError` where transformers is not installed.
+        Raises `InvalidInputError` for a model in training, for one whose cache is not of full and
+        sliding layers, and for a tenant of more than 255 bytes, and `ArcHaloError` where
+        transformers is not installed.
         """
+        from arc_halo.inference.arguments import check_tenant
         from arc_halo.inference.kv_cache import BLOCK_TOKENS, STORAGE, KVCache
         from arc_halo.inference.transformers_cache import TransformersCache
+        from arc_halo.plain import check_texts
         from arc_halo.store import cache_policies
 
+        check_texts(tenant=tenant, adapter=adapter)
+        check_tenant(tenant)
         with self._project.connection() as conn:
             declared = cache_policies.find(conn, "kv_cache")
         if declared is not None:

@@ -29,6 +29,19 @@ REFUSED_SETTINGS = (
 )
 
 
+MAX_TENANT_BYTES = 255
+
+
+def check_tenant(tenant: str) -> None:
+    """Raise `InvalidInputError` for one that is too long to be written."""
+    if len(tenant.encode()) > MAX_TENANT_BYTES:
+        raise InvalidInputError(
+            f"a tenant of {len(tenant.encode())} bytes",
+            hint=f"name it with {MAX_TENANT_BYTES} at most",
+            code="AH006",
+        )
+
+
 def tokens_of(input_ids: Any) -> list[int]:
     """The tokens of one prompt, from a list or a tensor, `[tokens]` or `[1, tokens]`."""
     values = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)

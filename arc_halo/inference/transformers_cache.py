@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from arc_halo.inference import causal_models, dynamic_cache
 from arc_halo.inference.arguments import check_arguments, rows_of, tokens_of
 from arc_halo.inference.blocks import LayerKV
 from arc_halo.inference.fingerprints import Fingerprint, adapter_state
-from arc_halo.inference.keys import Scope
-from arc_halo.inference.kv_cache import KVCache
+from arc_halo.inference.keys import Scope, namespace
+from arc_halo.inference.kv_cache import KVCache, Prefix
 from arc_halo.inference.layouts import KVLayout
 from arc_halo.inference.recomputing import Recomputation, recompute, tolerance_of
 
@@ -32,6 +34,10 @@ Key: TypeAlias = tuple[bytes, bytes, str]
 MAX_OPEN = 4
 """Weights, adapters and settings of a model that are kept open at a time, each with a thread."""
 
+CLOSE_SECONDS = 30.0
+PAUSE_SECONDS = 10.0
+"""How long nothing is looked up after the database did not answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
@@ -40,13 +46,15 @@ class Opened:
     key: Key
     engine: dynamic_cache.Engine
     kv: KVCache
+    space: bytes
+    """All that its blocks are called by beside tokens: tenant, storage and size too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What computed a cache's first tokens, and how many of them came from the database."""
+    """What a cache's first tokens are of, and how many of them came from the database."""
 
-    key: Key
+    space: bytes
     length: int
 
 
@@ -75,6 +83,11 @@ class TransformersCache:
         self._record_windows = record_windows
         self._fingerprint = Fingerprint(model)
         self._opened: OrderedDict[Key, Opened] = OrderedDict()
+        self._closing: list[threading.Thread] = []
+        self._outage = ""
+        self._ask_again = 0.0
+        self._has_told_of_outage = False
+        self._has_told_of_queue = False
         self._is_closed = False
         self._current()
 
@@ -82,7 +95,7 @@ class TransformersCache:
         """A cache with what is stored of a prompt, to go on with, and how many tokens that is.
 
         The last token is always left to be computed: its logits are what is wanted. Raises
-        `DatabaseError`.
+        `DatabaseError`, and for some seconds after that again without asking.
         """
         return self._prefix(self._current(), tokens_of(input_ids))
 
@@ -90,8 +103,9 @@ class TransformersCache:
         """Have the full blocks of a cache written that are not there yet, by another thread.
 
         `input_ids` are all tokens that it has, or more. False where too much waits already, and
-        where the cache began as a prefix that the model had computed in another state. That of any
-        other cache is not known: it has to be of the model as it is.
+        where the cache began as a prefix of another state of the model, or of a cache with another
+        tenant, adapter, storage or size of blocks. Where any other cache is from is not known: it
+        has to be of the model as it is.
         """
         return self._store(self._current(), tokens_of(input_ids), cache)
 
@@ -109,7 +123,9 @@ class TransformersCache:
         try:
             cache, length = self._prefix(opened, prompt)
         except DatabaseError as exc:
-            logger.warning("the prompt is computed as a whole: %s", exc)
+            if not self._has_told_of_outage:
+                self._has_told_of_outage = True
+                logger.warning("prompts are computed as a whole: %s", exc)
             cache, length = self._new_cache(opened), 0
         rows = rows_of(self._model, kwargs)
         if rows > 1 and length:
@@ -121,11 +137,10 @@ class TransformersCache:
             **{causal_models.cache_argument(self._model): cache},
             **{name: value for name, value in kwargs.items() if name != mask},
         )
-        written = output if isinstance(output, torch.Tensor) else output.sequences
-        tokens = prompt if rows > 1 else written[0].tolist()
-        # What another thread did to the weights meanwhile must not be stored as theirs.
-        if self._current().key == opened.key:
-            self._store(opened, tokens, cache, is_expanded=rows > 1)
+        try:
+            self._keep(opened, prompt, output, cache, is_expanded=rows > 1)
+        except Exception as exc:  # noqa: BLE001 - an answer is not lost for what comes after it
+            logger.warning("the prompt was not kept: %s: %s", type(exc).__name__, exc)
         return output
 
     def pin(self, input_ids: Any, label: str = "") -> int:
@@ -164,14 +179,21 @@ class TransformersCache:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was stored is written; False where it is not, or waits still."""
-        found = [each.kv.flush(timeout) for each in self._opened.values()]
-        return all(found)
+        left = _countdown(timeout)
+        found = [each.kv.flush(left()) for each in self._opened.values()]
+        return self._have_closed(left) and all(found)
 
     def close(self) -> None:
-        """Write what waits, and end the threads that do."""
+        """Write what waits, and end the threads that do: some seconds, and no more."""
         self._is_closed = True
-        while self._opened:
-            self._opened.popitem()[1].kv.close()
+        left = _countdown(CLOSE_SECONDS)
+        found = [each.kv for each in self._opened.values()]
+        self._opened.clear()
+        for kv in found:
+            kv.close(timeout=0)
+        for kv in found:
+            kv.close(left())
+        self._have_closed(left)
 
     def __enter__(self) -> TransformersCache:
         return self
@@ -200,11 +222,26 @@ class TransformersCache:
                 model=causal_models.name_of(self._model),
             )
             kv = self._open_cache(engine.layout, scope)
-            self._opened[key] = Opened(key=key, engine=engine, kv=kv)
+            space = namespace(scope, engine.layout.digest(), 0, kv.block_tokens, kv.storage)
+            self._opened[key] = Opened(key=key, engine=engine, kv=kv, space=space)
             while len(self._opened) > MAX_OPEN:
-                self._opened.popitem(last=False)[1].kv.close()
+                self._close_beside(self._opened.popitem(last=False)[1].kv)
         self._opened.move_to_end(key)
         return self._opened[key]
+
+    def _close_beside(self, kv: KVCache) -> None:
+        """Let a cache write what waits, without waiting for it."""
+        self._closing = [each for each in self._closing if each.is_alive()]
+        thread = threading.Thread(
+            target=kv.close, args=(None,), name="arc-halo-kv-cache-close", daemon=True
+        )
+        thread.start()
+        self._closing.append(thread)
+
+    def _have_closed(self, left: Callable[[], float | None]) -> bool:
+        for thread in self._closing:
+            thread.join(left())
+        return not any(each.is_alive() for each in self._closing)
 
     def _kept_tokens(self, opened: Opened) -> int | None:
         """What sliding layers keep beside their window: all, or enough that blocks which end in
@@ -219,7 +256,7 @@ class TransformersCache:
         return hashlib.sha256(b"arc-halo/adapter/1\0" + state.ljust(32, b"\0") + name).digest()
 
     def _prefix(self, opened: Opened, tokens: list[int]) -> tuple[DynamicCache, int]:
-        found = opened.kv.load(tokens, limit=max(0, len(tokens) - 1))
+        found = self._looked_up(opened, tokens)
         self.cached_tokens = found.length
         if not found.length:
             return self._new_cache(opened), 0
@@ -230,22 +267,53 @@ class TransformersCache:
             found.length,
             kept_tokens=self._kept_tokens(opened),
         )
-        cache.arc_halo_origin = Origin(key=opened.key, length=found.length)
+        cache.arc_halo_origin = Origin(space=opened.space, length=found.length)
         return cache, found.length
+
+    def _looked_up(self, opened: Opened, tokens: list[int]) -> Prefix:
+        """What is stored. A database that did not answer is not asked again for a while, so that
+        it costs one prompt's time, and not every one's."""
+        if self._outage and time.monotonic() < self._ask_again:
+            raise DatabaseError(self._outage)
+        try:
+            found = opened.kv.load(tokens, limit=max(0, len(tokens) - 1))
+        except DatabaseError as exc:
+            self._outage, self._ask_again = exc.message, time.monotonic() + PAUSE_SECONDS
+            raise
+        self._outage, self._has_told_of_outage = "", False
+        return found
 
     def _new_cache(self, opened: Opened) -> DynamicCache:
         self.cached_tokens = 0
         cache = dynamic_cache.new_cache(self._model, kept_tokens=self._kept_tokens(opened))
-        cache.arc_halo_origin = Origin(key=opened.key, length=0)
+        cache.arc_halo_origin = Origin(space=opened.space, length=0)
         return cache
+
+    def _keep(
+        self, opened: Opened, prompt: list[int], output: Any, cache: Any, *, is_expanded: bool
+    ) -> None:
+        """Store what `generate` computed: of several rows the prompt alone."""
+        import torch  # pyright: ignore[reportMissingImports]
+
+        written = output if isinstance(output, torch.Tensor) else output.sequences
+        tokens = prompt if is_expanded else written[0].tolist()
+        # What another thread did to the weights meanwhile must not be stored as theirs.
+        if self._current().key != opened.key:
+            return
+        is_queued = self._store(opened, tokens, cache, is_expanded=is_expanded)
+        if not is_queued and not self._has_told_of_queue:
+            self._has_told_of_queue = True
+            logger.warning("a prompt was not kept: too much waits to be written already")
 
     def _store(
         self, opened: Opened, tokens: list[int], cache: Any, *, is_expanded: bool = False
     ) -> bool:
-        origin = getattr(cache, "arc_halo_origin", Origin(key=opened.key, length=0))
-        if origin.key != opened.key:
+        origin = getattr(cache, "arc_halo_origin", Origin(space=opened.space, length=0))
+        if origin.space != opened.space:
             return False
         length = cache.get_seq_length()
+        if not length:
+            return True
         if length > len(tokens) and not is_expanded:
             raise InvalidInputError(
                 f"a cache of {length} tokens came with {len(tokens)} tokens", code="AH006"
@@ -256,3 +324,9 @@ class TransformersCache:
             cache, opened.engine.layout, start=start, stop=len(tokens), rows_are_alike=is_expanded
         )
         return opened.kv.store(tokens, layers)
+
+
+def _countdown(seconds: float | None) -> Callable[[], float | None]:
+    """What is left of so many seconds, whenever it is asked."""
+    end = None if seconds is None else time.monotonic() + seconds
+    return lambda: None if end is None else max(0.0, end - time.monotonic())

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import arc_halo
 from arc_halo.api import Halo
-from arc_halo.errors import InvalidInputError
+from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import housekeeping
 from arc_halo.store import cache_policies
 from tests.inference import torch_models as models
@@ -412,7 +417,176 @@ def test_without_the_database_it_generates_and_warns(
         sql("ALTER TABLE kv_cache RENAME TO gone")
         output = cache.generate(ids, max_new_tokens=12, do_sample=False)
         assert (output[0].tolist(), cache.cached_tokens) == (greedy(model, ids), 0)
-        assert "the prompt is computed as a whole" in caplog.text
+        assert "prompts are computed as a whole" in caplog.text
+
+
+def the_warnings(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    return sum(text in record.getMessage() for record in caplog.records)
+
+
+def test_a_frozen_server_is_a_miss_and_is_not_asked_again_for_a_while(
+    halo: Halo,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from arc_halo.inference import kv_cache, transformers_cache
+
+    monkeypatch.setattr(kv_cache, "SILENCE_SECONDS", 0.3)
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    expected = greedy(model, ids)
+    asked = []
+    load = kv_cache.KVCache.load
+
+    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(1)
+        return load(self, *args, **kwargs)
+
+    with opened(halo, model) as cache:
+        written(cache, ids)
+        monkeypatch.setattr(kv_cache.KVCache, "load", seen)
+        with frozen(database):
+            for _ in range(2):
+                output = cache.generate(ids, max_new_tokens=12, do_sample=False)
+                assert (output[0].tolist(), cache.cached_tokens) == (expected, 0)
+            with pytest.raises(DatabaseError, match="did not answer"):
+                cache.prefix(ids)
+        assert len(asked) == 1
+        assert the_warnings(caplog, "computed as a whole") == 1
+        monkeypatch.setattr(transformers_cache.time, "monotonic", later())
+        assert cache.flush(30)
+        assert (written(cache, ids), cache.cached_tokens) == (expected, 96)
+
+
+def later() -> Callable[[], float]:
+    """A clock on which a minute has passed."""
+    clock = time.monotonic
+    return lambda: clock() + 60
+
+
+@contextmanager
+def frozen(database: str) -> Iterator[None]:
+    """A database of which no server process does anything."""
+    with psycopg.connect(database, autocommit=True) as conn:
+        rows = conn.execute(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        ).fetchall()
+        for (pid,) in rows:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for (pid,) in rows:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_an_answer_outlives_what_fails_after_it(
+    halo: Halo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from arc_halo.inference import kv_cache
+
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+
+    def fails(*_: Any) -> bool:
+        raise MemoryError("no room")
+
+    class Training:
+        """A streamer after which the model is in training."""
+
+        def put(self, value: Any) -> None:
+            pass
+
+        def end(self) -> None:
+            model.train()
+
+    options = {"max_new_tokens": 12, "do_sample": False}
+    expected = greedy(model, ids)
+    with opened(halo, model) as cache:
+        assert cache.generate(ids, streamer=Training(), **options)[0].tolist() == expected
+        assert "was not kept: InvalidInputError" in caplog.text
+        model.eval()
+        monkeypatch.setattr(kv_cache.KVCache, "store", fails)
+        assert cache.generate(ids, **options)[0].tolist() == expected
+        assert "was not kept: MemoryError: no room" in caplog.text
+
+
+def test_it_warns_once_where_too_much_waits(
+    halo: Halo, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from arc_halo.inference import kv_cache
+
+    made = kv_cache.KVCache.__init__
+    monkeypatch.setattr(
+        kv_cache.KVCache,
+        "__init__",
+        lambda self, *args, **kwargs: made(self, *args, **kwargs, queue_bytes=1),
+    )
+    with opened(halo, models.tiny("llama")) as cache, psycopg.connect(database) as conn:
+        conn.execute("LOCK kv_cache IN EXCLUSIVE MODE")
+        for _ in range(3):
+            cache.generate(models.tokens(PROMPT), max_new_tokens=2)
+    assert the_warnings(caplog, "too much waits") == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"storage": "planes"}, {"adapter": "b"}, {"tenant": "b"}, {"block_tokens": 8}]
+)
+def test_a_prefix_of_one_cache_is_not_stored_by_another(
+    halo: Halo, sql: Sql, other: dict[str, Any]
+) -> None:
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with (
+        opened(halo, model, storage="int8", adapter="a") as first,
+        opened(halo, model, **{"storage": "int8", "adapter": "a", **other}) as second,
+    ):
+        written(first, ids)
+        count = sql("SELECT count(*) FROM kv_cache")
+        prefix, length = first.prefix(ids)
+        models.logits(model, ids[length:], prefix)
+        assert not second.store(ids, prefix)
+        assert second.flush(30)
+        assert sql("SELECT count(*) FROM kv_cache") == count
+        assert first.store(ids, prefix)
+
+
+def test_of_an_empty_cache_there_is_nothing_to_store(halo: Halo, sql: Sql) -> None:
+    from transformers import DynamicCache
+
+    model = models.tiny("llama")
+    with opened(halo, model) as cache:
+        assert cache.store(models.tokens(PROMPT), DynamicCache(config=model.config))
+        assert cache.flush(30)
+    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
+
+
+def test_a_tenant_that_cannot_be_written_is_refused(halo: Halo) -> None:
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    for tenant in ("a\0b", "a\ud800", "ä" * 128):
+        with pytest.raises(InvalidInputError):
+            opened(halo, model, tenant=tenant)
+    with opened(halo, model, tenant="x" * 255) as cache:
+        written(cache, ids)
+        assert cache.prefix(ids)[1] == 96
+
+
+def test_a_state_that_has_to_go_is_not_waited_for(halo: Halo, database: str) -> None:
+    """Others hold the table; what it has to write is written once they let go."""
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with opened(halo, model) as cache, psycopg.connect(database) as conn:
+        cache.prefix(ids)
+        conn.execute("LOCK kv_cache IN EXCLUSIVE MODE")
+        cache.store(ids, models.prefilled(model, ids))
+        for _ in range(4):
+            one_weight(model)
+            cache.prefix(ids)
+        assert not cache.flush(0.2)
+        conn.rollback()
+        assert cache.flush(30)
+        model.load_state_dict(before)
+        assert cache.prefix(ids)[1] == 96
 
 
 def test_a_model_of_the_demo_remembers_its_prompt(halo: Halo) -> None:
