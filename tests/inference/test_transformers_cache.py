@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -430,7 +430,7 @@ def test_a_frozen_server_is_a_miss_and_is_not_asked_again_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from arc_halo.inference import kv_cache, transformers_cache
+    from arc_halo.inference import kv_cache
 
     monkeypatch.setattr(kv_cache, "SILENCE_SECONDS", 0.3)
     model, ids = models.tiny("llama"), models.tokens(PROMPT)
@@ -453,9 +453,26 @@ def test_a_frozen_server_is_a_miss_and_is_not_asked_again_for_a_while(
                 cache.prefix(ids)
         assert len(asked) == 1
         assert the_warnings(caplog, "computed as a whole") == 1
-        monkeypatch.setattr(transformers_cache.time, "monotonic", later())
+        monkeypatch.setattr(time, "monotonic", later())
         assert cache.flush(30)
         assert (written(cache, ids), cache.cached_tokens) == (expected, 96)
+
+
+def test_where_no_connection_is_to_be_had_it_computes(
+    halo: Halo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from arc_halo.inference import kv_cache
+
+    monkeypatch.setattr(kv_cache, "CONNECTION_SECONDS", 0.1)
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    pool = halo.inference._project.pool  # pyright: ignore[reportPrivateUsage]
+    with opened(halo, model) as cache:
+        with ExitStack() as stack:
+            for _ in range(pool.max_size):
+                stack.enter_context(pool.connection())
+            output = cache.generate(ids, max_new_tokens=12, do_sample=False)
+        assert (output[0].tolist(), cache.cached_tokens) == (greedy(model, ids), 0)
+    assert "0.10 sec" in caplog.text
 
 
 def later() -> Callable[[], float]:
