@@ -109,10 +109,6 @@ FROM sample LEFT JOIN kv_cache_bodies AS part
 ORDER BY sample.block_key, part.part
 """
 
-BLOCK_COUNT = """
-SELECT count(*) FROM kv_cache
-"""
-
 WRITTEN = """
 SELECT coalesce(sum(written_bytes), 0)::bigint,
        coalesce(sum(written_bytes) FILTER (WHERE generation = -1), 0)::bigint
@@ -208,12 +204,6 @@ def roots_of_model(conn: Connection, model: str) -> list[bytes]:
 def roots_that_begin(conn: Connection, digits: str) -> list[bytes]:
     """Roots of weights that the cache knows, by their first hex digits."""
     return [bytes(row[0]) for row in conn.execute(ROOTS_THAT_BEGIN, {"digits": digits}).fetchall()]
-
-
-def block_count(conn: Connection) -> int:
-    row = conn.execute(BLOCK_COUNT).fetchone()
-    assert row is not None
-    return int(str(row[0]))
 
 
 def written_bytes(conn: Connection) -> tuple[int, int]:
