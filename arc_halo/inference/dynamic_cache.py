@@ -162,11 +162,14 @@ def export(
     start: int = 0,
     stop: int | None = None,
     rows_are_alike: bool = False,
+    copy: bool = True,
 ) -> list[LayerKV]:
-    """Copies of what a cache has of the tokens from `start` to `stop`.
+    """What a cache has of the tokens from `start` to `stop`.
 
-    Sliding layers have what they recorded, or their window. Raises `InvalidInputError` for a batch
-    of more than one, unless `rows_are_alike` up to `stop`, and for layers that are refused.
+    Without `copy` it may be the memory of tensors that are in the cache now; caches put others in
+    their place and write to none. Sliding layers have what they recorded, or their window. Raises
+    `InvalidInputError` for a batch of more than one, unless `rows_are_alike` up to `stop`, and for
+    layers that are refused.
     """
     _check_cache(cache)
     if len(cache.layers) != len(layout.layers):
@@ -179,7 +182,7 @@ def export(
             raise refusal(f"a batch of {layer.keys.shape[0]} sequences, not of one")
         if layer.get_seq_length() != length:
             raise refusal(f"layer {index} has {layer.get_seq_length()} tokens, not {length}")
-        found.append(_exported(layer, start, end))
+        found.append(_exported(layer, start, end, copy=copy))
     return found
 
 
@@ -249,7 +252,7 @@ def _both(layer: Any) -> tuple[Any, Any]:
     return layer.keys, layer.values
 
 
-def _exported(layer: Any, start: int, stop: int) -> LayerKV:
+def _exported(layer: Any, start: int, stop: int, *, copy: bool) -> LayerKV:
     """Of the first row, as much as there is of these tokens."""
     if isinstance(layer, RecordingLayer) and layer.recorded:
         first, chunks = layer.recorded_from, layer.recorded
@@ -259,22 +262,32 @@ def _exported(layer: Any, start: int, stop: int) -> LayerKV:
         first, chunks = 0, [_both(layer)]
     begin = min(max(start, first), stop)
     keys, values = (
-        _joined([chunk[which] for chunk in chunks], begin - first, stop - first) for which in (0, 1)
+        _joined([chunk[which] for chunk in chunks], begin - first, stop - first, copy=copy)
+        for which in (0, 1)
     )
     return LayerKV(keys=keys, values=values, start=begin)
 
 
-def _joined(chunks: Sequence[Any], begin: int, end: int) -> Any:
-    """The tokens from `begin` to `end` of tensors one after another, as an array of its own."""
+def _joined(chunks: Sequence[Any], begin: int, end: int, *, copy: bool) -> Any:
+    """The tokens from `begin` to `end` of tensors one after another."""
     parts, at = [], 0
     for chunk in chunks:
         count = chunk.shape[-2]
         if at < end and begin < at + count:
-            parts.append(chunk[0, :, max(begin - at, 0) : end - at])
+            parts.append((chunk, max(begin - at, 0), min(end - at, count)))
         at += count
     if not parts:
-        return as_array(chunks[0][0, :, :0], copy=True)
-    return as_array(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2), copy=True)
+        return _tokens(chunks[0], 0, 0, copy=True)
+    if len(parts) == 1:
+        return _tokens(*parts[0], copy=copy)
+    return np.concatenate([_tokens(*part, copy=False) for part in parts], axis=1)
+
+
+def _tokens(tensor: Any, begin: int, end: int, *, copy: bool) -> Any:
+    """Some tokens of the first row; a few of many are a copy, which keeps no others in memory."""
+    if copy or tensor.device.type != "cpu" or 2 * (end - begin) < tensor.shape[-2]:
+        return as_array(tensor[0, :, begin:end], copy=True)
+    return as_array(tensor[0])[:, begin:end]
 
 
 def _kept(new: Any, whole: Any) -> Any:

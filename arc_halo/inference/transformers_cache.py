@@ -10,14 +10,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import causal_models, dynamic_cache
-from arc_halo.inference.arguments import check_arguments, rows_of, tokens_of
+from arc_halo.inference.arguments import check_arguments, rows_of, setting_of, tokens_of
 from arc_halo.inference.blocks import LayerKV
 from arc_halo.inference.fingerprints import Fingerprint, adapter_state
+from arc_halo.inference.first_token import FirstToken
 from arc_halo.inference.keys import Scope, namespace
 from arc_halo.inference.kv_cache import KVCache, Prefix
 from arc_halo.inference.layouts import KVLayout
@@ -52,7 +54,8 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What a cache's first tokens are of, and how many of them came from the database."""
+    """What a cache's first tokens are of, and how many of them came from the database, or are on
+    their way there."""
 
     space: bytes
     length: int
@@ -110,7 +113,8 @@ class TransformersCache:
         return self._store(self._current(), tokens_of(input_ids), cache)
 
     def generate(self, input_ids: Any, **kwargs: Any) -> Any:
-        """`model.generate` for one prompt: the stored prefix is loaded, and what is new stored.
+        """`model.generate` for one prompt: the stored prefix is loaded, and what is new stored: the
+        prompt once its first token is there, and what follows at the end.
 
         Returns what `model.generate` does. Without the database it computes everything, and warns.
         Raises `InvalidInputError` for arguments that change more than what is chosen.
@@ -130,17 +134,24 @@ class TransformersCache:
         rows = rows_of(self._model, kwargs)
         if rows > 1 and length:
             cache.batch_repeat_interleave(rows)
+        # Who gets the cache itself may write to it.
+        copy = bool(setting_of(self._model, kwargs, "return_dict_in_generate"))
+        keep = partial(self._keep, opened, cache, is_expanded=rows > 1, copy=copy)
+        criteria = [
+            FirstToken(partial(keep, prompt)),
+            *(kwargs.pop("stopping_criteria", None) or ()),
+        ]
         ids = torch.tensor([prompt], device=self._model.device)
         output = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
+            stopping_criteria=criteria,
             **{causal_models.cache_argument(self._model): cache},
             **{name: value for name, value in kwargs.items() if name != mask},
         )
-        try:
-            self._keep(opened, prompt, output, cache, is_expanded=rows > 1)
-        except Exception as exc:  # noqa: BLE001 - an answer is not lost for what comes after it
-            logger.warning("the prompt was not kept: %s: %s", type(exc).__name__, exc)
+        if rows == 1:
+            written = output if isinstance(output, torch.Tensor) else output.sequences
+            keep(written[0].tolist())
         return output
 
     def pin(self, input_ids: Any, label: str = "") -> int:
@@ -290,40 +301,55 @@ class TransformersCache:
         return cache
 
     def _keep(
-        self, opened: Opened, prompt: list[int], output: Any, cache: Any, *, is_expanded: bool
+        self, opened: Opened, cache: Any, tokens: list[int], *, is_expanded: bool, copy: bool
     ) -> None:
-        """Store what `generate` computed: of several rows the prompt alone."""
-        import torch  # pyright: ignore[reportMissingImports]
-
-        written = output if isinstance(output, torch.Tensor) else output.sequences
-        tokens = prompt if is_expanded else written[0].tolist()
-        # What another thread did to the weights meanwhile must not be stored as theirs.
-        if self._current().key != opened.key:
+        """Store what was computed so far; an answer is not lost for what fails here."""
+        try:
+            # What another thread did to the weights meanwhile must not be stored as theirs.
+            if self._current().key != opened.key:
+                return
+            is_queued = self._store(opened, tokens, cache, is_expanded=is_expanded, copy=copy)
+        except Exception as exc:  # noqa: BLE001 - whatever it is
+            logger.warning("the prompt was not kept: %s: %s", type(exc).__name__, exc)
             return
-        is_queued = self._store(opened, tokens, cache, is_expanded=is_expanded)
         if not is_queued and not self._has_told_of_queue:
             self._has_told_of_queue = True
             logger.warning("a prompt was not kept: too much waits to be written already")
 
     def _store(
-        self, opened: Opened, tokens: list[int], cache: Any, *, is_expanded: bool = False
+        self,
+        opened: Opened,
+        tokens: list[int],
+        cache: Any,
+        *,
+        is_expanded: bool = False,
+        copy: bool = True,
     ) -> bool:
         origin = getattr(cache, "arc_halo_origin", Origin(space=opened.space, length=0))
         if origin.space != opened.space:
             return False
         length = cache.get_seq_length()
-        if not length:
-            return True
         if length > len(tokens) and not is_expanded:
             raise InvalidInputError(
                 f"a cache of {length} tokens came with {len(tokens)} tokens", code="AH006"
             )
         # What was loaded is there, but the block that it ends in may have been cut.
-        start = origin.length - origin.length % opened.kv.block_tokens
+        size = opened.kv.block_tokens
+        stop = min(length, len(tokens))
+        if stop // size == origin.length // size:
+            return True
         layers = dynamic_cache.export(
-            cache, opened.engine.layout, start=start, stop=len(tokens), rows_are_alike=is_expanded
+            cache,
+            opened.engine.layout,
+            start=origin.length - origin.length % size,
+            stop=stop,
+            rows_are_alike=is_expanded,
+            copy=copy,
         )
-        return opened.kv.store(tokens, layers)
+        if not opened.kv.store(tokens, layers):
+            return False
+        cache.arc_halo_origin = Origin(space=opened.space, length=stop)
+        return True
 
 
 def _countdown(seconds: float | None) -> Callable[[], float | None]:

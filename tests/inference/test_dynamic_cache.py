@@ -158,6 +158,34 @@ def test_what_was_exported_is_not_the_memory_of_the_cache() -> None:
         assert [layer.keys.tobytes() for layer in layers] == before
 
 
+@pytest.mark.parametrize("name", models.NAMES)
+def test_without_a_copy_it_stays_what_it_was_while_the_cache_goes_on(name: str) -> None:
+    from arc_halo.inference import dynamic_cache
+
+    model, ids = models.tiny(name), models.tokens(LENGTH)
+    cache = models.prefilled(model, ids)
+    layout = dynamic_cache.layout_of(model)
+    copied, shared = (dynamic_cache.export(cache, layout, copy=copy) for copy in (True, False))
+    models.logits(model, ids, cache)
+    for one, other in zip(copied, shared, strict=True):
+        assert one.start == other.start
+        assert one.keys.tobytes() == other.keys.tobytes()
+        assert one.values.tobytes() == other.values.tobytes()
+
+
+def test_without_a_copy_no_memory_is_taken_for_most_of_a_cache_and_some_for_little() -> None:
+    from arc_halo.inference import dynamic_cache
+
+    model = models.tiny("llama")
+    cache = models.prefilled(model, models.tokens(LENGTH))
+    layout = dynamic_cache.layout_of(model)
+    for start, is_shared in ((0, True), (LENGTH - 2, False)):
+        for given, layer in zip(
+            dynamic_cache.export(cache, layout, start=start, copy=False), cache.layers, strict=True
+        ):
+            assert np.shares_memory(given.keys, layer.keys.numpy()) == is_shared
+
+
 def test_a_copy_of_a_cache_records_for_itself() -> None:
     from arc_halo.inference import dynamic_cache
 

@@ -108,6 +108,7 @@ def test_what_is_there_is_not_copied_out_again(halo: Halo, monkeypatch: pytest.M
     with opened(halo, models.tiny("gemma3_text")) as cache:
         for _ in range(2):
             written(cache, models.tokens(PROMPT))
+        written(cache, models.tokens(PROMPT), count=24)
     assert starts == [[0, 0], [96, 96]]
 
 
@@ -116,7 +117,7 @@ def test_without_records_a_conversation_goes_on_where_it_ended(halo: Halo, name:
     model, ids = models.tiny(name, sliding_window=40), models.tokens(PROMPT)
     with opened(halo, model, record_windows=False) as cache:
         answered = written(cache, ids)
-        assert (written(cache, ids[:50]), cache.cached_tokens) == (greedy(model, ids[:50]), 0)
+        assert written(cache, ids[:50]) == greedy(model, ids[:50])
         longer = answered + models.tokens(30, seed=2)
         assert (written(cache, longer), cache.cached_tokens) == (greedy(model, longer), 96)
         longest = written(cache, longer) + models.tokens(5, seed=3)
@@ -218,25 +219,69 @@ def test_keys_of_weights_that_went_are_not_stored(halo: Halo, sql: Sql) -> None:
     assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
 
 
-def test_weights_that_change_while_it_generates_store_nothing(halo: Halo, sql: Sql) -> None:
+@pytest.mark.parametrize(("token", "blocks"), [(1, 0), (2, PROMPT // BLOCK)])
+def test_what_was_computed_with_weights_that_changed_is_not_stored(
+    halo: Halo, sql: Sql, token: int, blocks: int
+) -> None:
+    """Before the first token is there nothing is stored; after it the prompt, and no more."""
     model = models.tiny("llama")
 
-    class Changing:
-        """A streamer that changes a weight at the third token."""
-
-        count = 0
-
-        def put(self, value: Any) -> None:
-            self.count += 1
-            if self.count == 3:
-                one_weight(model)
-
-        def end(self) -> None:
-            pass
+    def change(input_ids: Any, scores: Any) -> Any:
+        if input_ids.shape[1] == PROMPT + token - 1:
+            one_weight(model)
+        return scores
 
     with opened(halo, model) as cache:
-        cache.generate(models.tokens(PROMPT), max_new_tokens=8, streamer=Changing())
-    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
+        cache.generate(models.tokens(PROMPT), max_new_tokens=40, logits_processor=[change])
+    assert sql("SELECT count(*) FROM kv_cache") == [(blocks,)]
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_prompt_is_kept_once_its_first_token_is_there(halo: Halo, name: str) -> None:
+    """Whatever becomes of the answer; and tokens that end in other blocks are kept after it."""
+    model, ids = models.tiny(name), models.tokens(PROMPT)
+
+    def interrupt(input_ids: Any, scores: Any) -> Any:
+        if input_ids.shape[1] == PROMPT + 3:
+            raise KeyboardInterrupt
+        return scores
+
+    with opened(halo, model) as cache:
+        with pytest.raises(KeyboardInterrupt):
+            cache.generate(ids, max_new_tokens=40, logits_processor=[interrupt])
+        assert cache.flush(30)
+        assert cache.prefix(ids)[1] == 96
+        answered = written(cache, ids, count=40)
+        assert answered == greedy(model, ids, count=40)
+        assert cache.prefix(answered)[1] == 128
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_what_is_stored_is_what_was_computed_whoever_has_the_cache(
+    halo: Halo, database: str, count: int
+) -> None:
+    """Nobody can write yet, and the cache that is returned is written over meanwhile."""
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        with psycopg.connect(database) as conn:
+            conn.execute("LOCK kv_cache IN EXCLUSIVE MODE")
+            output = cache.generate(ids, max_new_tokens=count, return_dict_in_generate=True)
+            for layer in output.past_key_values.layers:
+                layer.keys.zero_()
+        assert cache.flush(30)
+        assert written(cache, ids) == greedy(model, ids)
+        assert cache.cached_tokens == 96
+
+
+def test_criteria_of_ones_own_stop_it(halo: Halo) -> None:
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+
+    def at_five(input_ids: Any, scores: Any, **_: Any) -> Any:
+        return input_ids.new_full((1,), input_ids.shape[1] >= PROMPT + 5, dtype=bool)
+
+    with opened(halo, model) as cache:
+        found = written(cache, ids, stopping_criteria=[at_five])
+    assert found == greedy(model, ids, count=5)
 
 
 @pytest.mark.parametrize("name", models.NAMES)
@@ -269,8 +314,7 @@ def test_beams_share_the_prompt(halo: Halo, name: str) -> None:
         assert cache.generate(given, **options).tolist() == expected
         assert cache.flush(30)
         cache.prefix(ids)
-        assert cache.cached_tokens == (96 if name == "llama" else 0)
-        written(cache, ids)
+        assert cache.cached_tokens == 96
         assert cache.generate(given, **options).tolist() == expected
         assert cache.cached_tokens == 96
 
@@ -525,7 +569,8 @@ def test_an_answer_outlives_what_fails_after_it(
         assert "was not kept: InvalidInputError" in caplog.text
         model.eval()
         monkeypatch.setattr(kv_cache.KVCache, "store", fails)
-        assert cache.generate(ids, **options)[0].tolist() == expected
+        ids = models.tokens(PROMPT, seed=2)
+        assert cache.generate(ids, **options)[0].tolist() == greedy(model, ids)
         assert "was not kept: MemoryError: no room" in caplog.text
 
 
