@@ -11,6 +11,8 @@ DROP TABLE kv_cache_generations;
 DROP TABLE kv_cache_bodies;
 DROP TABLE kv_cache;
 DROP TABLE cache_policies;
+DROP VIEW v_models_by_weights;
+DROP TABLE loaded_weights;
 DROP VIEW v_inference_trends;
 DROP VIEW v_inference_latency;
 DROP VIEW v_inference_sessions;

@@ -178,6 +178,32 @@ COMMENT ON VIEW v_inference_trends IS
     'What the requests to each model took, hour by hour: percentiles and means are of those that '
     'succeeded.';
 
+CREATE TABLE loaded_weights (
+    weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
+    weight_set_id bigint NOT NULL REFERENCES weight_sets ON DELETE CASCADE,
+    PRIMARY KEY (weights_root, weight_set_id)
+);
+COMMENT ON TABLE loaded_weights IS
+    'Weight sets as engines load them: with buffers and tied tensors beside what is stored, and so '
+    'with another root.';
+COMMENT ON COLUMN loaded_weights.weights_root IS
+    'Root of all tensors of the module: what the caches are keyed by.';
+COMMENT ON COLUMN loaded_weights.weight_set_id IS
+    'The set that has all of its parameters, and no tensor that it has not.';
+
+CREATE INDEX loaded_weights_weight_set_id_idx ON loaded_weights (weight_set_id);
+
+CREATE VIEW v_models_by_weights AS
+SELECT known.weights_root, model.id AS model_id, model.model_name, model.version
+FROM (
+    SELECT root AS weights_root, id AS weight_set_id FROM weight_sets WHERE root IS NOT NULL
+    UNION
+    SELECT weights_root, weight_set_id FROM loaded_weights
+) AS known
+JOIN models AS model ON model.weight_set_id = known.weight_set_id;
+COMMENT ON VIEW v_models_by_weights IS
+    'Registered models by the root of their weights, as stored and as engines load them.';
+
 -- All of it is UNLOGGED: a cache may be lost, and after a crash it is empty, as a whole. The
 -- partitions are generations: what is oldest is truncated, which leaves nothing to vacuum.
 CREATE TABLE kv_cache (

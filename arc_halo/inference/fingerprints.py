@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from arc_halo.tensors import digests, dtypes
@@ -26,13 +27,28 @@ THREADS = 8
 Stamps: TypeAlias = dict[str, tuple[Any, ...]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleWeights:
+    """The root of all tensors of a module, and what the registry may know it by: the digests of
+    its tensors, and which of them are parameters."""
+
+    root: bytes
+    tensors: Mapping[str, bytes]
+    parameters: frozenset[str]
+
+
 def weights_root(module: torch.nn.Module) -> bytes:
     """The root over all parameters and buffers, persistent or not, by name.
 
-    Tied tensors are hashed once and named as often as they are there. For a module whose tensors
-    are those of a file, and no more, it is the root of the model that was imported from it. Raises
-    `InvalidInputError` for tensors whose values are not plainly there.
+    For a module whose tensors are those of a file, and no more, it is the root of the model that
+    was imported from it. Raises `InvalidInputError` for tensors whose values are not plainly there.
     """
+    return module_weights(module).root
+
+
+def module_weights(module: torch.nn.Module) -> ModuleWeights:
+    """The same, with what it is the root of. Tied tensors are hashed once, and named as often as
+    they are there."""
     tensors = dict(_tensors(module))
     shared = {_place(tensor): tensor for tensor in tensors.values()}
     # The largest first, so that none of the threads is left with one at the end.
@@ -40,7 +56,12 @@ def weights_root(module: torch.nn.Module) -> bytes:
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         found = pool.map(_digest, (tensor for _, tensor in order))
         by_place = {place: digest for (place, _), digest in zip(order, found, strict=True)}
-    return digests.weights_root((name, by_place[_place(t)]) for name, t in tensors.items())
+    named = {name: by_place[_place(tensor)] for name, tensor in tensors.items()}
+    return ModuleWeights(
+        root=digests.weights_root(named.items()),
+        tensors=named,
+        parameters=frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)),
+    )
 
 
 def adapter_state(module: torch.nn.Module) -> bytes:
@@ -72,15 +93,20 @@ class Fingerprint:
         self._module = module
         self._stamps: Stamps | None = None
         self._adapters = b""
-        self._root = b""
+        self._weights: ModuleWeights | None = None
+
+    def weights(self) -> ModuleWeights:
+        """As of now."""
+        stamps, adapters = _stamps(self._module), adapter_state(self._module)
+        is_known = stamps is not None and stamps == self._stamps and adapters == self._adapters
+        if self._weights is None or not is_known:
+            self._weights = module_weights(self._module)
+            self._stamps, self._adapters = stamps, adapters
+        return self._weights
 
     def digest(self) -> bytes:
         """The root as of now."""
-        stamps, adapters = _stamps(self._module), adapter_state(self._module)
-        if stamps is None or stamps != self._stamps or adapters != self._adapters:
-            self._root = weights_root(self._module)
-            self._stamps, self._adapters = stamps, adapters
-        return self._root
+        return self.weights().root
 
     def refresh(self) -> bytes:
         """The root, computed again whatever is known of changes."""

@@ -12,8 +12,8 @@ with H the SHA-256 of the fields, each after its length as 8 bytes, little-endia
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,12 +28,15 @@ Tokens = Sequence[int]
 class Scope:
     """For whom and of what a cache is: `weights` is the root of the model's tensors, `adapter`
     names what changes them in flight (empty for none), `tenant` is as the server knows it. What
-    the `model` is called decides nothing: it is there to be shown."""
+    the `model` is called decides nothing: it is there to be shown, where the registry does not
+    know it by the digests of its `tensors`, of which some are `parameters`."""
 
     weights: bytes
     adapter: bytes = b""
     tenant: str = ""
     model: str = ""
+    tensors: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
+    parameters: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def namespace(

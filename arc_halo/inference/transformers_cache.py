@@ -223,14 +223,17 @@ class TransformersCache:
             raise InvalidInputError("the cache is closed", code="AH006")
         causal_models.check_model(self._model)
         settings = json.dumps(causal_models.engine_of(self._model), sort_keys=True)
-        key = (self._fingerprint.digest(), adapter_state(self._model), settings)
+        weights = self._fingerprint.weights()
+        key = (weights.root, adapter_state(self._model), settings)
         if key not in self._opened:
             engine = dynamic_cache.describe(self._model)
             scope = Scope(
-                weights=key[0],
+                weights=weights.root,
                 adapter=self._adapter(key[1]),
                 tenant=self._tenant,
                 model=causal_models.name_of(self._model),
+                tensors=weights.tensors,
+                parameters=weights.parameters,
             )
             kv = self._open_cache(engine.layout, scope)
             space = namespace(scope, engine.layout.digest(), 0, kv.block_tokens, kv.storage)

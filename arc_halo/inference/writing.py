@@ -24,6 +24,7 @@ from arc_halo.inference.pinning import release
 from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.store import kv_cache as store
 from arc_halo.store.kv_cache import PINNED, Counts, Generation, NewBlock, Place
+from arc_halo.store.loaded_weights import recognise
 from arc_halo.store.rows import Connection, Pool
 
 logger = logging.getLogger("arc_halo.inference")
@@ -80,6 +81,7 @@ class KVWriter:
         self._is_closing = False
         self._pid = os.getpid()
         self._swept_at = -float("inf")
+        self._is_recognised = not scope.tensors
         self._told: set[str] = set()
         self._thread: threading.Thread | None = None
 
@@ -201,9 +203,7 @@ class KVWriter:
             is_kept = write is None or self._store(write, counts)
             self._sweep()
             if counts != Counts():
-                with self._pool.connection() as conn:
-                    scope = self._scope
-                    store.count(conn, scope.tenant, scope.weights, scope.model, counts)
+                self._count(counts)
         except ArcHaloError as exc:  # a cache: what could not be kept is computed again
             if write is not None:
                 counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
@@ -355,6 +355,15 @@ class KVWriter:
                 with conn.transaction():
                     store.lock(conn)
                     store.delete(conn, store.expired(conn, ttl))
+
+    def _count(self, counts: Counts) -> None:
+        """Write down what happened, and the first time whose weights they are."""
+        scope = self._scope
+        with self._pool.connection() as conn, conn.transaction():
+            if not self._is_recognised:
+                recognise(conn, scope.weights, scope.tensors, scope.parameters)
+            store.count(conn, scope.tenant, scope.weights, scope.model, counts)
+        self._is_recognised = True
 
     def _tell(self, message: str) -> None:
         if message not in self._told:

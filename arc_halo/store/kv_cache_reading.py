@@ -17,9 +17,8 @@ SELECT coalesce(usage.tenant, counter.tenant) AS tenant,
        coalesce(usage.weights_root, counter.weights_root) AS weights_root,
        coalesce((SELECT string_agg(model.model_name || '@' || model.version, ', '
                                    ORDER BY model.model_name, model.version)
-                 FROM models AS model JOIN weight_sets AS weights
-                   ON weights.id = model.weight_set_id
-                 WHERE weights.root = coalesce(usage.weights_root, counter.weights_root)),
+                 FROM v_models_by_weights AS model
+                 WHERE model.weights_root = coalesce(usage.weights_root, counter.weights_root)),
                 counter.model, '') AS model,
        coalesce(usage.blocks, 0)::bigint AS blocks,
        coalesce(usage.stored_bytes, 0)::bigint AS held_bytes,
@@ -62,9 +61,8 @@ PREFIXES = """
 SELECT block.block_key, block.tenant, block.weights_root,
        coalesce((SELECT string_agg(model.model_name || '@' || model.version, ', '
                                    ORDER BY model.model_name, model.version)
-                 FROM models AS model JOIN weight_sets AS weights
-                   ON weights.id = model.weight_set_id
-                 WHERE weights.root = block.weights_root),
+                 FROM v_models_by_weights AS model
+                 WHERE model.weights_root = block.weights_root),
                 (SELECT counter.model FROM kv_cache_counters AS counter
                  WHERE (counter.tenant, counter.weights_root)
                      = (block.tenant, block.weights_root)), '') AS model,
@@ -85,9 +83,7 @@ ROOTS_OF_MODEL = """
 SELECT DISTINCT known.weights_root
 FROM (SELECT weights_root, model FROM kv_cache_counters
       UNION ALL
-      SELECT weights.root, model.model_name || '@' || model.version
-      FROM models AS model JOIN weight_sets AS weights ON weights.id = model.weight_set_id
-      WHERE weights.root IS NOT NULL) AS known
+      SELECT weights_root, model_name || '@' || version FROM v_models_by_weights) AS known
 WHERE known.model = %(model)s OR split_part(known.model, '@', 1) = %(model)s
 """
 

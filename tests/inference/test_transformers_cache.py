@@ -19,6 +19,7 @@ from arc_halo.api import Halo
 from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import housekeeping
 from arc_halo.store import cache_policies
+from arc_halo.store import kv_cache_reading as reading
 from tests.inference import torch_models as models
 
 pytestmark = pytest.mark.torch
@@ -724,3 +725,25 @@ def test_blocks_are_as_a_manifest_declares_them(halo: Halo, sql: Sql) -> None:
     with halo.inference.transformers_cache(model) as cache:
         written(cache, ids)
     assert sql("SELECT DISTINCT token_count, codec FROM kv_cache") == [(32, "raw")]
+
+
+def test_a_model_of_the_registry_is_known_by_its_tensors(halo: Halo, tmp_path: Path) -> None:
+    """Loaded it has tied weights and buffers beside those of the file, or another dtype."""
+    from transformers import AutoModelForCausalLM
+
+    ids = models.tokens(PROMPT)
+    models.tiny("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "tiny")
+    for name in ("story@1.0.0", "tale@2.0.0"):
+        halo.models.import_weights(name, tmp_path / "tiny", model_type="transformer")
+    for dtype in ("float32", "bfloat16"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=dtype).eval()
+        with opened(halo, model) as cache:
+            written(cache, ids)
+        one_weight(model)
+        with opened(halo, model) as cache:
+            written(cache, ids)
+    with halo.project.connection() as conn:
+        names = sorted(each.model for each in reading.usage(conn))
+        assert names == [*3 * [str(tmp_path / "tiny")], "story@1.0.0, tale@2.0.0"]
+        for name in ("story", "story@1.0.0", "tale"):
+            assert len(reading.roots_of_model(conn, name)) == 2  # as stored, and as loaded

@@ -1,0 +1,45 @@
+"""SQL that knows registered models by the tensors of a module that has their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from arc_halo.store.rows import Connection
+
+# Engines add buffers, and names for tensors that are tied: so the root is another one.
+RECOGNISE = """
+INSERT INTO loaded_weights (weights_root, weight_set_id)
+SELECT %(weights_root)s::bytea, held.weight_set_id
+FROM unnest(%(names)s::text[], %(digests)s::bytea[], %(are_parameters)s::boolean[])
+     AS given (name, digest, is_parameter)
+JOIN tensor_metadata AS tensor ON tensor.digest = given.digest
+JOIN weight_set_tensors AS held ON held.tensor_id = tensor.id AND held.tensor_name = given.name
+JOIN weight_sets AS stored ON stored.id = held.weight_set_id AND stored.root IS NOT NULL
+GROUP BY held.weight_set_id, stored.tensor_count
+HAVING count(*) = stored.tensor_count
+   AND count(DISTINCT given.digest) FILTER (WHERE given.is_parameter) = (
+       SELECT count(DISTINCT digest)
+       FROM unnest(%(digests)s::bytea[], %(are_parameters)s::boolean[])
+            AS each (digest, is_parameter)
+       WHERE is_parameter)
+ON CONFLICT DO NOTHING
+"""
+
+
+def recognise(
+    conn: Connection,
+    weights_root: bytes,
+    tensors: Mapping[str, bytes],
+    parameters: Collection[str],
+) -> None:
+    """Note whose weights a module has, by the digests of its tensors, some of which are
+    parameters."""
+    conn.execute(
+        RECOGNISE,
+        {
+            "weights_root": weights_root,
+            "names": list(tensors),
+            "digests": list(tensors.values()),
+            "are_parameters": [name in parameters for name in tensors],
+        },
+    )
