@@ -148,19 +148,17 @@ class Inference:
         sliding layers, and for a tenant of more than 255 bytes, and `ArcHaloError` where
         transformers is not installed.
         """
-        from arc_halo.inference.arguments import check_tenant
+        from arc_halo.inference.arguments import check_names
         from arc_halo.inference.kv_cache import BLOCK_TOKENS, STORAGE, KVCache
         from arc_halo.inference.transformers_cache import TransformersCache
-        from arc_halo.plain import check_texts
         from arc_halo.store import cache_policies
 
-        check_texts(tenant=tenant, adapter=adapter)
-        check_tenant(tenant)
+        check_names(tenant=tenant, adapter=adapter)
         with self._project.connection() as conn:
             declared = cache_policies.find(conn, "kv_cache")
         if declared is not None:
-            storage = storage or declared.codec
-            block_tokens = block_tokens or declared.block_tokens
+            storage = declared.codec if storage is None else storage
+            block_tokens = declared.block_tokens if block_tokens is None else block_tokens
         codecs = {name: each.item for name, each in self._project.plugins.codecs.items()}
 
         def open_cache(layout: KVLayout, scope: Scope) -> KVCache:
@@ -169,8 +167,8 @@ class Inference:
                 codecs,
                 layout,
                 scope,
-                block_tokens=block_tokens or BLOCK_TOKENS,
-                storage=storage or STORAGE,
+                block_tokens=BLOCK_TOKENS if block_tokens is None else block_tokens,
+                storage=STORAGE if storage is None else storage,
             )
 
         cache = TransformersCache(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.names import did_you_mean
+from arc_halo.plain import check_texts
 
 BESIDE_SETTINGS = frozenset(
     {
@@ -32,8 +34,15 @@ REFUSED_SETTINGS = (
 MAX_TENANT_BYTES = 255
 
 
-def check_tenant(tenant: str) -> None:
-    """Raise `InvalidInputError` for one that is too long to be written."""
+def check_names(*, tenant: str, adapter: str) -> None:
+    """Raise `InvalidInputError` for what is no text, and for a tenant that is too long to be
+    written."""
+    for name, text in (("tenant", tenant), ("adapter", adapter)):
+        if text is None:
+            raise InvalidInputError(
+                f"{name} is None", hint="where there is none, it is the empty text", code="AH006"
+            )
+    check_texts(tenant=tenant, adapter=adapter)
     if len(tenant.encode()) > MAX_TENANT_BYTES:
         raise InvalidInputError(
             f"a tenant of {len(tenant.encode())} bytes",
@@ -44,14 +53,23 @@ def check_tenant(tenant: str) -> None:
 
 def tokens_of(input_ids: Any) -> list[int]:
     """The tokens of one prompt, from a list or a tensor, `[tokens]` or `[1, tokens]`."""
-    values = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
+    if isinstance(input_ids, str | bytes):
+        raise _no_prompt(
+            "text is no prompt yet",
+            'give its tokens: tokenizer(text, return_tensors="pt").input_ids',
+        )
+    if isinstance(input_ids, Mapping):
+        raise _no_prompt("input_ids are the tokens of one prompt", "of an encoding, write **inputs")
+    try:
+        values = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
+    except TypeError:
+        values = []
     if values and isinstance(values[0], list) and len(values) == 1:
         values = values[0]
     if not values or not all(type(value) is int for value in values):
-        raise InvalidInputError(
+        raise _no_prompt(
             "input_ids are the tokens of one prompt",
-            hint="of a batch, call it for one sequence at a time",
-            code="AH006",
+            "of a batch, call it for one sequence at a time",
         )
     return values
 
@@ -72,7 +90,7 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]
                 "of ones",
                 code="AH006",
             )
-    elif tuple(given.shape) != (1, len(prompt)) or not bool((given == 1).all()):
+    elif _values(given) not in ([1] * len(prompt), [[1] * len(prompt)]):
         raise InvalidInputError(
             "attention_mask leaves tokens of the prompt out",
             hint="give the prompt without padding",
@@ -81,7 +99,8 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]
     known = GenerationConfig()
     for name in kwargs:
         if name not in BESIDE_SETTINGS and name != mask and not hasattr(known, name):
-            raise _refused(name)
+            meant = did_you_mean(name, [*BESIDE_SETTINGS, *vars(known)])
+            raise _refused(name, hint=meant or _INPUTS.get(name))
     for name in REFUSED_SETTINGS:
         if setting_of(model, kwargs, name):
             raise _refused(name)
@@ -120,9 +139,24 @@ def _padding(model: Any, kwargs: Mapping[str, Any]) -> int | None:
     return None if pad in (ends if isinstance(ends, list | tuple) else [ends]) else pad
 
 
-def _refused(name: str) -> InvalidInputError:
+def _values(given: Any) -> Any:
+    return given.tolist() if hasattr(given, "tolist") else given
+
+
+def _no_prompt(message: str, hint: str) -> InvalidInputError:
+    return InvalidInputError(message, hint=hint, code="AH006")
+
+
+def _refused(name: str, hint: str | None = None) -> InvalidInputError:
     return InvalidInputError(
         f"generate with {name} is not what a stored prompt was computed with",
-        hint="call model.generate, without the cache",
+        hint=hint or "call model.generate, without the cache",
         code="AH006",
     )
+
+
+_INPUTS = {
+    "inputs": "give the tokens as input_ids",
+    "past_key_values": "leave it out: the cache is loaded here",
+    "cache": "leave it out: the cache is loaded here",
+}

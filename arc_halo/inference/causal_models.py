@@ -47,7 +47,11 @@ def check_model(model: Any) -> None:
 
     inner = plain(model)
     if not isinstance(inner, PreTrainedModel):
-        raise refusal(f"a {type(model).__name__} is no model of transformers")
+        raise InvalidInputError(
+            f"a {type(model).__name__} is no model of transformers",
+            hint="give the model itself, as AutoModelForCausalLM loads it",
+            code="AH006",
+        )
     if any(part.training for part in model.modules()):
         raise InvalidInputError(
             "the model is in training: what it computes is not what it will compute again",
@@ -76,6 +80,17 @@ def check_model(model: Any) -> None:
             raise refusal(f"the adapter {name} puts tokens of its own before the prompt")
         if getattr(adapter, "alora_invocation_tokens", None):
             raise refusal(f"where the adapter {name} begins depends on the whole prompt")
+
+
+def check_generates(model: Any) -> None:
+    """Raise `InvalidInputError` for a model without a head, which makes no tokens."""
+    inner = plain(model)
+    if not inner.can_generate():
+        raise InvalidInputError(
+            f"{type(inner).__name__} makes no tokens",
+            hint="load it with AutoModelForCausalLM",
+            code="AH006",
+        )
 
 
 def unsteady_rope(config: Any) -> str | None:

@@ -125,7 +125,7 @@ def describe(model: Any) -> Engine:
     except (AttributeError, NotImplementedError, TypeError, ValueError) as exc:
         # Some models ask for a cache of a class of their own.
         raise refusal(f"{type(plain(model)).__name__} takes no DynamicCache: {exc}") from exc
-    _check_cache(cache)
+    check_cache(cache)
     shapes = [_shape(index, layer) for index, layer in enumerate(cache.layers)]
     kinds = {dtypes.name_of(as_array(each).dtype) for x in cache.layers for each in _both(x)}
     if len(kinds) != 1:
@@ -139,13 +139,24 @@ def new_cache(model: Any, *, kept_tokens: int | None = None) -> DynamicCache:
     without a number, none with 0."""
     cache = DynamicCache(config=plain(model).config)
     if cache.layers:
-        _check_cache(cache)
+        check_cache(cache)
     if kept_tokens != 0:
         cache.layers = [
             RecordingLayer(layer.sliding_window, kept_tokens) if _is_sliding(layer) else layer
             for layer in cache.layers
         ]
     return cache
+
+
+def check_cache(cache: Any) -> None:
+    """Raise `InvalidInputError` unless it is a `DynamicCache` of full and sliding layers."""
+    if type(cache) is not DynamicCache:
+        raise refusal(f"a {type(cache).__name__} is no DynamicCache")
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is not DynamicLayer and not _is_sliding(layer):
+            raise refusal(f"layer {index} of the cache is a {type(layer).__name__}")
+        if _is_sliding(layer) and layer.sliding_window < 2:
+            raise refusal(f"layer {index} of the cache has a window of {layer.sliding_window}")
 
 
 def prefilled(model: Any, tokens: Sequence[int]) -> DynamicCache:
@@ -171,7 +182,7 @@ def export(
     `InvalidInputError` for a batch of more than one, unless `rows_are_alike` up to `stop`, and for
     layers that are refused.
     """
-    _check_cache(cache)
+    check_cache(cache)
     if len(cache.layers) != len(layout.layers):
         raise refusal(f"a cache of {len(cache.layers)} layers, not {len(layout.layers)}")
     length = int(cache.get_seq_length())
@@ -218,16 +229,6 @@ def _forward(model: Any, tokens: Sequence[int], cache: DynamicCache) -> None:
     ids = torch.tensor([tokens], dtype=torch.long, device=model.device)
     with torch.no_grad():
         model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
-
-
-def _check_cache(cache: Any) -> None:
-    if type(cache) is not DynamicCache:
-        raise refusal(f"a {type(cache).__name__} is no DynamicCache")
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is not DynamicLayer and not _is_sliding(layer):
-            raise refusal(f"layer {index} of the cache is a {type(layer).__name__}")
-        if _is_sliding(layer) and layer.sliding_window < 2:
-            raise refusal(f"layer {index} of the cache has a window of {layer.sliding_window}")
 
 
 def _is_sliding(layer: Any) -> bool:

@@ -94,9 +94,9 @@ class KVLayout:
 
 def check_layout(layout: KVLayout, block_tokens: int) -> None:
     """Raise `InvalidInputError` for a layout whose blocks could not be stored."""
-    if not 1 <= block_tokens <= MAX_BLOCK_TOKENS:
+    if type(block_tokens) is not int or not 1 <= block_tokens <= MAX_BLOCK_TOKENS:
         raise InvalidInputError(
-            f"block_tokens={block_tokens}: write 1 to {MAX_BLOCK_TOKENS}", code="AH006"
+            f"block_tokens={block_tokens!r}: write 1 to {MAX_BLOCK_TOKENS}", code="AH006"
         )
     if not layout.layers:
         raise InvalidInputError("a layout without layers has no keys and values", code="AH006")

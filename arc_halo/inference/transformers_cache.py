@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from arc_halo.inference.keys import Scope, namespace
 from arc_halo.inference.kv_cache import KVCache, Prefix
 from arc_halo.inference.layouts import KVLayout
 from arc_halo.inference.recomputing import Recomputation, recompute, tolerance_of
+from arc_halo.plain import check_texts
 
 if TYPE_CHECKING:
     from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
@@ -94,6 +96,13 @@ class TransformersCache:
         self._is_closed = False
         self._current()
 
+    def match(self, input_ids: Any) -> int:
+        """How many tokens of a prompt seem to be stored, by one query that loads nothing.
+
+        A hint: what is there is known once it is loaded. Raises `DatabaseError`.
+        """
+        return self._current().kv.match(tokens_of(input_ids))
+
     def prefix(self, input_ids: Any) -> tuple[DynamicCache, int]:
         """A cache with what is stored of a prompt, to go on with, and how many tokens that is.
 
@@ -110,6 +119,7 @@ class TransformersCache:
         tenant, adapter, storage or size of blocks. Where any other cache is from is not known: it
         has to be of the model as it is.
         """
+        dynamic_cache.check_cache(cache)
         return self._store(self._current(), tokens_of(input_ids), cache)
 
     def generate(self, input_ids: Any, **kwargs: Any) -> Any:
@@ -122,6 +132,7 @@ class TransformersCache:
         import torch  # pyright: ignore[reportMissingImports]
 
         prompt = tokens_of(input_ids)
+        causal_models.check_generates(self._model)
         mask = check_arguments(self._model, kwargs, prompt)
         opened = self._current()
         try:
@@ -160,7 +171,8 @@ class TransformersCache:
         Call `flush` before, for a prompt that was just computed. Raises `RefusedError` where what
         is pinned would have half of the budget.
         """
-        return self._current().kv.pin(tokens_of(input_ids), label)
+        check_texts(label=label)
+        return self._current().kv.pin(tokens_of(input_ids), label or "")
 
     def unpin(self, input_ids: Any) -> bool:
         """Let the longest prefix of a prompt that is pinned go like others; False where none is."""
@@ -173,10 +185,14 @@ class TransformersCache:
         cache. Of models whose layers all slide only first blocks are looked at: no other says what
         came before it.
         """
+        if type(sample) is not int or sample < 1:
+            raise InvalidInputError(f"sample={sample!r}: write 1 or more", code="AH006")
         opened = self._current()
         layout = opened.engine.layout
         if tolerance is None:
             tolerance = tolerance_of(layout.dtype, opened.kv.storage)
+        if not 0 <= tolerance < math.inf:
+            raise InvalidInputError(f"tolerance={tolerance!r}: write 0 or more", code="AH006")
 
         def compute(tokens: list[int]) -> list[LayerKV]:
             cache = dynamic_cache.prefilled(self._model, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ import pytest
 
 import arc_halo
 from arc_halo.api import Halo
-from arc_halo.errors import DatabaseError, InvalidInputError
+from arc_halo.errors import ArcHaloError, DatabaseError, InvalidInputError
 from arc_halo.inference import housekeeping
 from arc_halo.store import cache_policies
 from arc_halo.store import kv_cache_reading as reading
@@ -360,9 +361,76 @@ def test_arguments_that_change_the_prompt_are_refused_by_name(halo: Halo) -> Non
             cache.generate(ids, use_cache=False)
         with pytest.raises(InvalidInputError, match="leaves tokens"):
             cache.generate(ids, attention_mask=torch.tensor([[0] + [1] * 9]))
-        for odd in ([], [[1], [2]], torch.zeros(2, 3, dtype=torch.long), [0.5], "text"):
+        for odd in ([], [[1], [2]], torch.zeros(2, 3, dtype=torch.long), [0.5]):
             with pytest.raises(InvalidInputError, match="tokens of one prompt"):
                 cache.generate(odd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "hint"),
+    [
+        ({"max_new_token": 3}, "max_new_token", "did you mean 'max_new_tokens'?"),
+        ({"inputs": [1]}, "inputs", "give the tokens as input_ids"),
+        ({"past_key_values": None}, "past_key_values", "leave it out"),
+        ({"input_ids": None}, "the tokens of one prompt", "one sequence at a time"),
+        ({"input_ids": "Once"}, "text is no prompt yet", "tokenizer(text"),
+        ({"input_ids": {"input_ids": [1]}}, "the tokens of one prompt", "write **inputs"),
+        ({"input_ids": [[1], [2]]}, "the tokens of one prompt", "one sequence at a time"),
+        ({"attention_mask": [[1, 0]]}, "attention_mask leaves", "without padding"),
+    ],
+)
+def test_a_mistaken_call_says_what_was_meant(
+    halo: Halo, arguments: dict[str, Any], said: str, hint: str
+) -> None:
+    with opened(halo, models.tiny("llama")) as cache:
+        with pytest.raises(InvalidInputError, match=said) as caught:
+            cache.generate(**{"input_ids": [1, 2], **arguments})
+        assert hint in str(caught.value.hint)
+        cache.generate([1, 2], attention_mask=[[1, 1]], max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tenant": None},
+        {"tenant": 5},
+        {"adapter": None},
+        {"block_tokens": 0},
+        {"block_tokens": "x"},
+        {"block_tokens": 7.5},
+    ],
+)
+def test_mistaken_options_are_refused(halo: Halo, options: dict[str, Any]) -> None:
+    with pytest.raises(ArcHaloError, match=str(next(iter(options)))[:5]):
+        opened(halo, models.tiny("llama"), **options)
+
+
+def test_other_calls_by_mistake_are_refused_too(halo: Halo) -> None:
+    model, ids = models.tiny("llama"), models.tokens(PROMPT)
+    with opened(halo, model) as cache:
+        for given in (None, model, ((1, 2),)):
+            with pytest.raises(InvalidInputError, match="is no DynamicCache"):
+                cache.store(ids, given)
+        for options in ({"sample": 0}, {"sample": "x"}, {"tolerance": -1}, {"tolerance": math.nan}):
+            with pytest.raises(InvalidInputError, match=next(iter(options))):
+                cache.verify(**options)
+        for label in (5, "a\0"):
+            with pytest.raises(InvalidInputError, match="label"):
+                cache.pin(ids, label)
+    with opened(halo, model.model) as cache, pytest.raises(InvalidInputError, match="no tokens"):
+        cache.generate(ids)
+    with pytest.raises(InvalidInputError, match="a str is no model"):
+        opened(halo, "story@1.0.0")
+
+
+def test_a_match_tells_what_seems_to_be_there_and_loads_nothing(halo: Halo, sql: Sql) -> None:
+    ids = models.tokens(PROMPT)
+    with opened(halo, models.tiny("llama")) as cache:
+        assert cache.match(ids) == 0
+        written(cache, ids)
+        sql("DELETE FROM kv_cache_bodies")
+        assert cache.match(ids) == 96
+        assert cache.prefix(ids)[1] == 0
 
 
 def test_padding_without_a_mask_is_refused(halo: Halo) -> None:
