@@ -74,10 +74,10 @@ def tokens_of(input_ids: Any) -> list[int]:
     return values
 
 
-def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]) -> str:
-    """Raise `InvalidInputError` unless they leave the keys and values of a prompt what they are.
+def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]) -> dict[str, Any]:
+    """The arguments without the mask, which says nothing more once it is checked.
 
-    Returns the name of the argument that says nothing more once it is checked.
+    Raises `InvalidInputError` unless they leave the keys and values of a prompt what they are.
     """
     from transformers import GenerationConfig  # pyright: ignore[reportMissingImports]
 
@@ -109,7 +109,7 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]
         raise _refused("cache_implementation")
     if setting_of(model, kwargs, "use_cache") is False or not kwargs.get("use_cache", True):
         raise _refused("use_cache=False")
-    return mask
+    return {name: value for name, value in kwargs.items() if name != mask}
 
 
 def rows_of(model: Any, kwargs: Mapping[str, Any]) -> int:

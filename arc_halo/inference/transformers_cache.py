@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import causal_models, dynamic_cache
 from arc_halo.inference.arguments import check_arguments, rows_of, setting_of, tokens_of
 from arc_halo.inference.blocks import LayerKV
-from arc_halo.inference.fingerprints import Fingerprint, adapter_state
 from arc_halo.inference.first_token import FirstToken
-from arc_halo.inference.keys import Scope, namespace
-from arc_halo.inference.kv_cache import KVCache, Prefix
-from arc_halo.inference.layouts import KVLayout
+from arc_halo.inference.kv_cache import Prefix
+from arc_halo.inference.model_states import ModelStates, OpenCache, Opened
 from arc_halo.inference.recomputing import Recomputation, recompute, tolerance_of
 from arc_halo.plain import check_texts
 
 if TYPE_CHECKING:
     from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
 
+    from arc_halo.inference.sessions import InferenceSession
+
 logger = logging.getLogger("arc_halo.inference")
 
-OpenCache = Callable[[KVLayout, Scope], KVCache]
-Key: TypeAlias = tuple[bytes, bytes, str]
-
-MAX_OPEN = 4
-"""Weights, adapters and settings of a model that are kept open at a time, each with a thread."""
-
-CLOSE_SECONDS = 30.0
 PAUSE_SECONDS = 10.0
 """How long nothing is looked up after the database did not answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """The cache of one state of a model."""
-
-    key: Key
-    engine: dynamic_cache.Engine
-    kv: KVCache
-    space: bytes
-    """All that its blocks are called by beside tokens: tenant, storage and size too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,26 +60,20 @@ class TransformersCache:
         self.cached_tokens = 0
         """Tokens of the prompt that the latest `prefix` or `generate` did not have to compute."""
         self._model = model
-        self._open_cache = open_cache
-        self._tenant = tenant
-        self._adapter_name = adapter_name
+        self._states = ModelStates(model, open_cache, tenant=tenant, adapter_name=adapter_name)
         self._record_windows = record_windows
-        self._fingerprint = Fingerprint(model)
-        self._opened: OrderedDict[Key, Opened] = OrderedDict()
-        self._closing: list[threading.Thread] = []
         self._outage = ""
         self._ask_again = 0.0
         self._has_told_of_outage = False
         self._has_told_of_queue = False
-        self._is_closed = False
-        self._current()
+        self._states.current()
 
     def match(self, input_ids: Any) -> int:
         """How many tokens of a prompt seem to be stored, by one query that loads nothing.
 
         A hint: what is there is known once it is loaded. Raises `DatabaseError`.
         """
-        return self._current().kv.match(tokens_of(input_ids))
+        return self._states.current().kv.match(tokens_of(input_ids))
 
     def prefix(self, input_ids: Any) -> tuple[DynamicCache, int]:
         """A cache with what is stored of a prompt, to go on with, and how many tokens that is.
@@ -109,7 +81,7 @@ class TransformersCache:
         The last token is always left to be computed: its logits are what is wanted. Raises
         `DatabaseError`, and for some seconds after that again without asking.
         """
-        return self._prefix(self._current(), tokens_of(input_ids))
+        return self._prefix(self._states.current(), tokens_of(input_ids))
 
     def store(self, input_ids: Any, cache: DynamicCache) -> bool:
         """Have the full blocks of a cache written that are not there yet, by another thread.
@@ -120,49 +92,30 @@ class TransformersCache:
         has to be of the model as it is.
         """
         dynamic_cache.check_cache(cache)
-        return self._store(self._current(), tokens_of(input_ids), cache)
+        return self._store(self._states.current(), tokens_of(input_ids), cache)
 
-    def generate(self, input_ids: Any, **kwargs: Any) -> Any:
+    def generate(
+        self, input_ids: Any, *, session: InferenceSession | None = None, **kwargs: Any
+    ) -> Any:
         """`model.generate` for one prompt: the stored prefix is loaded, and what is new stored: the
         prompt once its first token is there, and what follows at the end.
 
         Returns what `model.generate` does. Without the database it computes everything, and warns.
-        Raises `InvalidInputError` for arguments that change more than what is chosen.
+        A `session` records what it took. Raises `InvalidInputError` for arguments that change more
+        than what is chosen.
         """
-        import torch  # pyright: ignore[reportMissingImports]
-
         prompt = tokens_of(input_ids)
         causal_models.check_generates(self._model)
-        mask = check_arguments(self._model, kwargs, prompt)
-        opened = self._current()
-        try:
-            cache, length = self._prefix(opened, prompt)
-        except DatabaseError as exc:
-            if not self._has_told_of_outage:
-                self._has_told_of_outage = True
-                logger.warning("prompts are computed as a whole: %s", exc)
-            cache, length = self._new_cache(opened), 0
-        rows = rows_of(self._model, kwargs)
-        if rows > 1 and length:
-            cache.batch_repeat_interleave(rows)
-        # Who gets the cache itself may write to it.
-        copy = bool(setting_of(self._model, kwargs, "return_dict_in_generate"))
-        keep = partial(self._keep, opened, cache, is_expanded=rows > 1, copy=copy)
-        criteria = [
-            FirstToken(partial(keep, prompt)),
-            *(kwargs.pop("stopping_criteria", None) or ()),
-        ]
-        ids = torch.tensor([prompt], device=self._model.device)
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            stopping_criteria=criteria,
-            **{causal_models.cache_argument(self._model): cache},
-            **{name: value for name, value in kwargs.items() if name != mask},
-        )
-        if rows == 1:
-            written = output if isinstance(output, torch.Tensor) else output.sequences
-            keep(written[0].tolist())
+        settings = check_arguments(self._model, kwargs, prompt)
+        opened = self._states.current()
+        if session is None:
+            return self._generated(opened, prompt, settings)
+        with session.request(prompt_tokens=len(prompt)) as request:
+            output = self._generated(opened, prompt, settings, request.first_token)
+            request.done(
+                cached_tokens=self.cached_tokens,
+                generated_tokens=_sequences(output)[:, len(prompt) :].numel(),
+            )
         return output
 
     def pin(self, input_ids: Any, label: str = "") -> int:
@@ -172,11 +125,11 @@ class TransformersCache:
         is pinned would have half of the budget.
         """
         check_texts(label=label)
-        return self._current().kv.pin(tokens_of(input_ids), label or "")
+        return self._states.current().kv.pin(tokens_of(input_ids), label or "")
 
     def unpin(self, input_ids: Any) -> bool:
         """Let the longest prefix of a prompt that is pinned go like others; False where none is."""
-        return self._current().kv.unpin(tokens_of(input_ids))
+        return self._states.current().kv.unpin(tokens_of(input_ids))
 
     def verify(self, sample: int = 8, *, tolerance: float | None = None) -> Recomputation:
         """Compute so many stored prompts again, and compare.
@@ -187,7 +140,7 @@ class TransformersCache:
         """
         if type(sample) is not int or sample < 1:
             raise InvalidInputError(f"sample={sample!r}: write 1 or more", code="AH006")
-        opened = self._current()
+        opened = self._states.current()
         layout = opened.engine.layout
         if tolerance is None:
             tolerance = tolerance_of(layout.dtype, opened.kv.storage)
@@ -202,25 +155,15 @@ class TransformersCache:
 
     def refresh(self) -> None:
         """Read the weights again: after writes that torch keeps no count of, see `Fingerprint`."""
-        self._fingerprint.refresh()
+        self._states.refresh()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until what was stored is written; False where it is not, or waits still."""
-        left = _countdown(timeout)
-        found = [each.kv.flush(left()) for each in self._opened.values()]
-        return self._have_closed(left) and all(found)
+        return self._states.flush(timeout)
 
     def close(self) -> None:
         """Write what waits, and end the threads that do: some seconds, and no more."""
-        self._is_closed = True
-        left = _countdown(CLOSE_SECONDS)
-        found = [each.kv for each in self._opened.values()]
-        self._opened.clear()
-        for kv in found:
-            kv.close(timeout=0)
-        for kv in found:
-            kv.close(left())
-        self._have_closed(left)
+        self._states.close()
 
     def __enter__(self) -> TransformersCache:
         return self
@@ -233,57 +176,50 @@ class TransformersCache:
     ) -> None:
         self.close()
 
-    def _current(self) -> Opened:
-        """The cache of the model as it is."""
-        if self._is_closed:
-            raise InvalidInputError("the cache is closed", code="AH006")
-        causal_models.check_model(self._model)
-        settings = json.dumps(causal_models.engine_of(self._model), sort_keys=True)
-        weights = self._fingerprint.weights()
-        key = (weights.root, adapter_state(self._model), settings)
-        if key not in self._opened:
-            engine = dynamic_cache.describe(self._model)
-            scope = Scope(
-                weights=weights.root,
-                adapter=self._adapter(key[1]),
-                tenant=self._tenant,
-                model=causal_models.name_of(self._model),
-                tensors=weights.tensors,
-                parameters=weights.parameters,
-            )
-            kv = self._open_cache(engine.layout, scope)
-            space = namespace(scope, engine.layout.digest(), 0, kv.block_tokens, kv.storage)
-            self._opened[key] = Opened(key=key, engine=engine, kv=kv, space=space)
-            while len(self._opened) > MAX_OPEN:
-                self._close_beside(self._opened.popitem(last=False)[1].kv)
-        self._opened.move_to_end(key)
-        return self._opened[key]
-
-    def _close_beside(self, kv: KVCache) -> None:
-        """Let a cache write what waits, without waiting for it."""
-        self._closing = [each for each in self._closing if each.is_alive()]
-        thread = threading.Thread(
-            target=kv.close, args=(None,), name="arc-halo-kv-cache-close", daemon=True
-        )
-        thread.start()
-        self._closing.append(thread)
-
-    def _have_closed(self, left: Callable[[], float | None]) -> bool:
-        for thread in self._closing:
-            thread.join(left())
-        return not any(each.is_alive() for each in self._closing)
-
     def _kept_tokens(self, opened: Opened) -> int | None:
         """What sliding layers keep beside their window: all, or enough that blocks which end in
         the last one are whole."""
         return None if self._record_windows else 2 * opened.kv.block_tokens
 
-    def _adapter(self, state: bytes) -> bytes:
-        """What peft's layers say, and what the caller does; empty where there is nothing."""
-        name = self._adapter_name.encode()
-        if not state and not name:
-            return b""
-        return hashlib.sha256(b"arc-halo/adapter/1\0" + state.ljust(32, b"\0") + name).digest()
+    def _generated(
+        self,
+        opened: Opened,
+        prompt: list[int],
+        settings: dict[str, Any],
+        first_token: Callable[[], None] | None = None,
+    ) -> Any:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        cache = self._prefix_or_new(opened, prompt)
+        rows = rows_of(self._model, settings)
+        if rows > 1 and cache.get_seq_length():
+            cache.batch_repeat_interleave(rows)
+        # Who gets the cache itself may write to it.
+        copy = bool(setting_of(self._model, settings, "return_dict_in_generate"))
+        keep = partial(self._keep, opened, cache, is_expanded=rows > 1, copy=copy)
+        begun = FirstToken(first_token, partial(keep, prompt))
+        ids = torch.tensor([prompt], device=self._model.device)
+        given = {
+            **settings,
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "stopping_criteria": [begun, *(settings.get("stopping_criteria") or ())],
+            causal_models.cache_argument(self._model): cache,
+        }
+        output = self._model.generate(**given)
+        if rows == 1:
+            keep(_sequences(output)[0].tolist())
+        return output
+
+    def _prefix_or_new(self, opened: Opened, prompt: list[int]) -> DynamicCache:
+        """What is stored of a prompt; nothing where the database does not say, with a warning."""
+        try:
+            return self._prefix(opened, prompt)[0]
+        except DatabaseError as exc:
+            if not self._has_told_of_outage:
+                self._has_told_of_outage = True
+                logger.warning("prompts are computed as a whole: %s", exc)
+            return self._new_cache(opened)
 
     def _prefix(self, opened: Opened, tokens: list[int]) -> tuple[DynamicCache, int]:
         found = self._looked_up(opened, tokens)
@@ -325,7 +261,7 @@ class TransformersCache:
         """Store what was computed so far; an answer is not lost for what fails here."""
         try:
             # What another thread did to the weights meanwhile must not be stored as theirs.
-            if self._current().key != opened.key:
+            if self._states.current().key != opened.key:
                 return
             is_queued = self._store(opened, tokens, cache, is_expanded=is_expanded, copy=copy)
         except Exception as exc:  # noqa: BLE001 - whatever it is
@@ -371,7 +307,6 @@ class TransformersCache:
         return True
 
 
-def _countdown(seconds: float | None) -> Callable[[], float | None]:
-    """What is left of so many seconds, whenever it is asked."""
-    end = None if seconds is None else time.monotonic() + seconds
-    return lambda: None if end is None else max(0.0, end - time.monotonic())
+def _sequences(output: Any) -> Any:
+    """The tokens of what `generate` returned, `[rows, tokens]`."""
+    return getattr(output, "sequences", output)

@@ -433,6 +433,33 @@ def test_a_match_tells_what_seems_to_be_there_and_loads_nothing(halo: Halo, sql:
         assert cache.prefix(ids)[1] == 0
 
 
+def test_a_session_records_what_each_prompt_took(halo: Halo, sql: Sql) -> None:
+    ids = models.tokens(PROMPT)
+
+    def interrupt(input_ids: Any, scores: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with (
+        halo.inference.session("tiny@1") as session,
+        opened(halo, models.tiny("llama")) as cache,
+    ):
+        written(cache, ids, session=session)
+        written(cache, ids, session=session, num_return_sequences=2, num_beams=2)
+        with pytest.raises(InvalidInputError):
+            cache.generate(ids, session=session, max_new_token=3)
+        with pytest.raises(KeyboardInterrupt):
+            cache.generate(ids, session=session, logits_processor=[interrupt], max_new_tokens=2)
+    found = sql(
+        "SELECT prompt_tokens, cached_tokens, generated_tokens, succeeded, "
+        "first_token_ms < latency_ms FROM inference_metrics ORDER BY id"
+    )
+    assert found == [
+        (PROMPT, 0, 12, True, True),
+        (PROMPT, 96, 24, True, True),
+        (PROMPT, None, None, False, None),
+    ]
+
+
 def test_padding_without_a_mask_is_refused(halo: Halo) -> None:
     import torch
 
