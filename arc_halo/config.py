@@ -105,13 +105,13 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Seconds in `90s`, `15m`, `12h` or `7d`. Raises `InvalidInputError`."""
+    """Seconds in `90s`, `15m`, `12h`, `7d` or `1w`. Raises `InvalidInputError`."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise InvalidInputError(
             f"{text!r} is not a duration",
             code="AH006",
-            hint="write a number and a unit, such as 7d (s, m, h, d)",
+            hint="write a number and a unit, such as 7d (s, m, h, d, w)",
         )
     return int(match["number"]) * _SECONDS[match["unit"]]
 
@@ -139,8 +139,8 @@ SECRET_FORMS = (
 """What is a secret by its form, wherever it stands; `before` is what tells it."""
 _URL = re.compile(r"postgres(?:ql)?://", re.IGNORECASE)
 _CONNINFO = re.compile(r"\s*[a-z_]+\s*=", re.IGNORECASE)
-_DURATION = re.compile(r"(?P<number>[0-9]{1,6}) *(?P<unit>[smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(?P<number>[0-9]{1,6}) *(?P<unit>[smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,15})?)\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 _UNITS: Mapping[str, int] = {
     "": 1, "b": 1,

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+_SIZES: Mapping[str, int] = {
+    "TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10,
+    "TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3, "B": 1,
+}  # fmt: skip
+_SECONDS: Mapping[str, int] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
 
 def format_size(size_bytes: float) -> str:
     """`6.1 MB`: decimal units, two or three significant digits."""
@@ -30,3 +38,17 @@ def format_seconds(seconds: float) -> str:
     if seconds < 7200:
         return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"
+
+
+def manifest_size(size_bytes: int) -> str:
+    """`100MiB`, as short as it can be written in a manifest without rounding."""
+    return min(_exact(size_bytes, _SIZES), key=len)
+
+
+def manifest_duration(seconds: int) -> str:
+    """`7d`, as short as it can be written in a manifest without rounding."""
+    return min(_exact(seconds, _SECONDS), key=len)
+
+
+def _exact(value: int, units: Mapping[str, int]) -> list[str]:
+    return [f"{value // size}{unit}" for unit, size in units.items() if value % size == 0]

@@ -125,7 +125,7 @@ def _print_facts(invocation: Invocation, facts: JsonObject) -> None:
     for name, value in facts.items():
         if name not in ("address", "tensors", "document"):
             console.print(f"  {name:<14} {_text(value)}")
-    for name, value in facts.get("document", {}).items():
+    for name, value in _document(facts).items():
         console.print(f"  {name:<14} {_text(value)}")
     tensors = facts.get("tensors")
     if tensors:
@@ -139,13 +139,23 @@ def _print_facts(invocation: Invocation, facts: JsonObject) -> None:
 
 
 def _markdown(facts: JsonObject) -> str:
-    shown = {**facts, **facts.get("document", {})}
+    shown = {**facts, **_document(facts)}
     rows = [
         (name, f"`{_text(value)}`")
         for name, value in shown.items()
         if name not in ("address", "tensors", "document")
     ]
     return f"### {facts['address']}\n\n" + markdown_table(("field", "value"), rows)
+
+
+def _document(facts: JsonObject) -> JsonObject:
+    """Its fields as people write them."""
+    from arc_halo.manifest.caches import as_written
+
+    document: JsonObject = facts.get("document", {})
+    if not facts["address"].startswith("inference/"):
+        return document
+    return {name: as_written(name, value) for name, value in document.items()}
 
 
 def _text(value: object) -> str:

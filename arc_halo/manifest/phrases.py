@@ -222,7 +222,7 @@ def _type_hint(types: set[str], value: object, raw: str, pattern: str) -> str | 
         return _hint_for_text(types, value, raw)
     if "string" in types and isinstance(value, int | float) and raw and re.search(pattern, raw):
         return f'put quotes around it: "{raw}"'
-    if "integer" in types and isinstance(value, float) and value.is_integer():
+    if "integer" in types and isinstance(value, float) and abs(value) < 2**53 and value % 1 == 0:
         return f"write {value:.0f}"
     return None
 

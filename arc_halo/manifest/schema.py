@@ -13,6 +13,7 @@ from arc_halo.config import parse_size
 from arc_halo.errors import InvalidInputError, Problem
 from arc_halo.manifest.accept import PARAMS, Accepts, acceptor
 from arc_halo.manifest.load import Source, problem
+from arc_halo.sizes import manifest_size
 from arc_halo.types import JsonObject
 
 INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors", "training", "inference")
@@ -182,16 +183,11 @@ def _size_problem(
         size = parse_size(str(value))
     except InvalidInputError:
         return  # the schema's pattern says so
+    if isinstance(value, int) and value < 1:
+        return  # so does its minimum
     if not low <= size <= high:
-        side = f"less than {_binary(low)}" if size < low else f"more than {_binary(high)}"
+        lowest, highest = manifest_size(low), manifest_size(high)
+        side = f"less than {lowest}" if size < low else f"more than {highest}"
         message = f"{'.'.join(pointer)}: {value} is {side}"
-        hint = f"write a size from {_binary(low)} to {_binary(high)}"
+        hint = f"write a size from {lowest} to {highest}"
         yield problem(source, pointer, "AH007", message, hint=hint)
-
-
-def _binary(size: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or size % 1024:
-            return f"{size}{unit}"
-        size //= 1024
-    return f"{size}TiB"

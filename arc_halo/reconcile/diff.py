@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arc_halo.manifest.documents import KINDS, MODEL
+from arc_halo.manifest.documents import INFERENCE, KINDS, MODEL
 from arc_halo.reconcile.changes import (
     Change,
     Conflict,
@@ -114,10 +114,14 @@ def _conflict(key: Key, found: LiveResource | None, project: str) -> Conflict | 
         return None
     if found.owner is None:
         message = f"{key} exists, and no project manages it"
-        hint = "choose another name, or delete the row that was made outside of a manifest"
+        hint = "delete the row that was made outside of a manifest"
     else:
         message = f"{key} belongs to the project {found.owner!r}"
-        hint = "choose another name, or declare it in one project only"
+        hint = "declare it in one project only"
+    is_cache = key.kind == INFERENCE
+    hint = (
+        f"{hint}: a database has one {key.name}" if is_cache else f"choose another name, or {hint}"
+    )
     return Conflict(key=key, code="AH053", message=message, hint=hint)
 
 

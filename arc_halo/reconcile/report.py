@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from arc_halo.manifest.caches import as_written
+from arc_halo.manifest.documents import INFERENCE
 from arc_halo.reconcile.applying import Report
 from arc_halo.reconcile.changes import (
     Action,
@@ -195,7 +197,7 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
             if cost := _cost_text(change):
                 yield Line(f"    {cost}", "dim")
             for field in change.fields:
-                yield Line(f"    {_field_text(field)}", "dim")
+                yield Line(f"    {_field_text(change, field)}", "dim")
         if len(shown) < len(listed):
             more = format_count(len(listed) - len(shown), f"more {kind}")
             yield Line(f"+ … and {more}", "create")
@@ -284,11 +286,14 @@ def _root(change: Change) -> str | None:
     return weights["root"] if weights else None
 
 
-def _field_text(field: FieldChange) -> str:
-    after = _value(field.after)
-    if field.path == "weights.root" and field.after is None:
-        after = "known after build"
-    return f"{field.path}: {_value(field.before)} -> {after}"
+def _field_text(change: Change, field: FieldChange) -> str:
+    before, after = field.before, field.after
+    if change.key.kind == INFERENCE:
+        before, after = as_written(field.path, before), as_written(field.path, after)
+    is_to_come = field.path == "weights.root" and after is None
+    return (
+        f"{field.path}: {_value(before)} -> {'known after build' if is_to_come else _value(after)}"
+    )
 
 
 def _value(value: Any) -> str:
@@ -345,7 +350,7 @@ def _told(change: Change) -> str:
 
 
 def _field_names(change: Change) -> str:
-    texts = (_field_text(field).replace("|", "\\|") for field in change.fields)
+    texts = (_field_text(change, field).replace("|", "\\|") for field in change.fields)
     return "<br>".join(f"`{text}`" for text in texts)
 
 

@@ -324,7 +324,7 @@ def test_a_message_is_as_the_design_has_it():
             "0d",
             "AH006",
             "inference.kv_cache.ttl: '0d' is not a duration",
-            "write a whole number from 1 and a unit, such as 12h or 7d (s, m, h, d)",
+            "write a whole number from 1 and a unit, such as 12h or 7d (s, m, h, d, w)",
         ),
         (
             "inference: {kv_cache: {quotas: {acme: 2000TiB}}}",

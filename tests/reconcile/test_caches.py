@@ -10,6 +10,7 @@ import pytest
 from arc_halo.errors import RefusedError
 from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.reconcile.changes import Plan
+from arc_halo.reconcile.report import plan_markdown
 from arc_halo.reconcile.showing import describe
 from arc_halo.store import cache_policies
 from arc_halo.store.connection import connect
@@ -78,6 +79,17 @@ def test_fields_are_changed_in_place_and_told_one_by_one(workshop, manifest):
     assert not workshop.plan().has_changes
 
 
+def test_a_plan_says_sizes_and_times_as_they_are_written(workshop, manifest):
+    workshop.apply(manifest)
+    manifest["inference"]["kv_cache"] |= {"budget": "100GiB", "quotas": {}}
+    manifest["inference"]["activation_cache"]["ttl"] = "1w"
+    workshop.write(manifest)
+    told = plan_markdown(workshop.plan())
+    assert '`budget: "10GiB" -> "100GiB"`' in told
+    assert '`quotas.acme: "2GiB" -> null`' in told
+    assert '`ttl: "30d" -> "7d"`' in told
+
+
 def test_a_cache_that_left_the_manifest_is_deleted_only_with_prune(workshop, manifest):
     workshop.apply(manifest)
     del manifest["inference"]["kv_cache"]
@@ -112,7 +124,8 @@ def test_a_cache_belongs_to_one_project(workshop, open_workshop, manifest):
     other = open_workshop("other")
     other.write({"project": "other", "inference": {"kv_cache": {}}})
     (conflict,) = other.plan().conflicts
-    assert "inference/kv_cache" in conflict.message
+    assert conflict.message == "inference/kv_cache belongs to the project 'work'"
+    assert conflict.hint == "declare it in one project only: a database has one kv_cache"
 
 
 def test_a_cache_that_is_let_go_is_nobodys(workshop, manifest):
