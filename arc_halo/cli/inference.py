@@ -9,6 +9,7 @@ import click
 
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.limiting import limit_option, tell_of_more
 from arc_halo.cli.telling import facts, moment, number, short
 
 if TYPE_CHECKING:
@@ -37,14 +38,7 @@ def inference() -> None:
 @click.option("--model", metavar="MODEL", help="Only of this model: its name, or name@version.")
 @click.option("--tenant", metavar="TENANT", help="Only on behalf of this one.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only those that are so.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=50,
-    show_default=True,
-    help="At most so many, the newest.",
-)
+@limit_option("the newest")
 @click.pass_obj
 def ls(
     invocation: Invocation, model: str | None, tenant: str | None, status: str | None, limit: int
@@ -78,8 +72,7 @@ def ls(
         json=lambda: as_json({"sessions": [facts(each) for each in sessions]}),
         markdown=lambda: markdown_table(SESSIONS, rows),
     )
-    if len(found) > limit:
-        invocation.console.note(f"these are the newest {limit}: `--limit` lists more")
+    tell_of_more(invocation, found, limit)
 
 
 @inference.command("show")

@@ -205,8 +205,6 @@ class KVWriter:
             if counts != Counts():
                 self._count(counts)
         except ArcHaloError as exc:  # a cache: what could not be kept is computed again
-            if write is not None:
-                counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
             with self._state:
                 _add(self._counts, counts)
             self._tell(exc.message)

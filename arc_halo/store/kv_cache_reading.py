@@ -56,8 +56,15 @@ SELECT last_key, string_agg(tokens, ''::bytea ORDER BY block_index) AS tokens
 FROM step GROUP BY last_key
 """
 
-# A prefix is named by its last block: one that no other follows.
+# A prefix is named by its last block: one that no other follows. What is older than the policy
+# allows is not there, whether it is gone by now or not.
 PREFIXES = """
+WITH there AS NOT MATERIALIZED (
+    SELECT * FROM kv_cache
+    WHERE generation = -1 OR last_used_at > coalesce(
+        (SELECT now() - policy.ttl FROM cache_policies AS policy WHERE policy.name = 'kv_cache'),
+        '-infinity')
+)
 SELECT block.block_key, block.tenant, block.weights_root,
        coalesce((SELECT string_agg(model.model_name || '@' || model.version, ', '
                                    ORDER BY model.model_name, model.version)
@@ -71,8 +78,8 @@ SELECT block.block_key, block.tenant, block.weights_root,
        block.generation = -1 AS is_pinned,
        (SELECT min(pin.label) FROM kv_cache_pins AS pin
         WHERE pin.block_key = block.block_key) AS label
-FROM kv_cache AS block
-WHERE NOT EXISTS (SELECT FROM kv_cache AS next WHERE next.parent_key = block.block_key)
+FROM there AS block
+WHERE NOT EXISTS (SELECT FROM there AS next WHERE next.parent_key = block.block_key)
   AND (%(tenant)s::text IS NULL OR block.tenant = %(tenant)s)
   AND (%(roots)s::bytea[] IS NULL OR block.weights_root = ANY(%(roots)s))
 ORDER BY block.last_used_at DESC, block.block_key

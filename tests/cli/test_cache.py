@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from arc_halo.cli.main import run
 from arc_halo.inference.keys import Scope
 from arc_halo.inference.kv_cache import KVCache
+from arc_halo.store import cache_policies
 from arc_halo.store.connection import connect, pool
 from tests.inference.conftest import CODECS, FULL, computed, tokens_of
 
 STORY, OTHER = bytes([1]) * 32, bytes([2]) * 32
+
+MORE_BLOCKS = """
+INSERT INTO kv_cache (block_key, generation, block_index, token_count, weights_root, tenant,
+                      tokens, digest, codec, codec_version, part_count, raw_bytes, stored_bytes)
+SELECT sha256(block_key || number::text::bytea), generation, block_index, token_count,
+       weights_root, tenant, tokens, digest, codec, codec_version, part_count, raw_bytes,
+       stored_bytes
+FROM kv_cache, generate_series(1, 2) AS number
+"""
 
 
 @pytest.fixture
@@ -37,6 +48,15 @@ def filled(database, tmp_path, monkeypatch):
     return database
 
 
+def policy(database, *, budget, ttl, quotas):
+    with connect(database) as conn:
+        cache_policies.upsert(
+            conn,
+            [{"name": "kv_cache", "budget": budget, "ttl": ttl, "block_tokens": 16, "codec": "raw",
+              "quotas": quotas, "tags": {}}],
+        )  # fmt: skip
+
+
 def output(capsys, *words, code=0):
     assert run(["cache", *words]) == code
     return capsys.readouterr().out
@@ -47,13 +67,80 @@ def test_stats_tell_what_is_held_and_what_it_was_good_for(filled, capsys):
     story = next(each for each in found["models"] if each["model"] == "story@1.0.0")
     assert (story["blocks"], story["lookups"], story["hits"]) == (4, 1, 1)
     assert (story["asked_tokens"], story["hit_tokens"]) == (64, 32)
-    held = sum(each["held_bytes"] for each in found["models"])
+    held, pinned = (
+        sum(each[name] for each in found["models"]) for name in ("held_bytes", "pinned_bytes")
+    )
+    (kept,) = (each for each in found["caches"] if each["cache"] == "kv_cache")
     # What was pinned moved, and counts where it was until that generation is emptied.
-    assert found["written_bytes"] == held + found["pinned_bytes"]
+    assert kept["taken_bytes"] == held + pinned
+    assert (kept["holds"], kept["found"], kept["budget_bytes"]) == (8, 2, 4 * 2**30)
     text = output(capsys, "stats")
     assert "other@2.0.0" in text
     assert "50.0 %" in text
-    assert "8 blocks of" in text
+    assert "8 blocks" in text
+    assert "0 tensors" in text
+
+
+def test_rows_of_models_that_are_called_alike_are_told_apart(filled, capsys):
+    with connect(filled) as conn:
+        conn.execute("UPDATE kv_cache_counters SET model = 'llama'")
+    text = output(capsys, "stats")
+    assert [STORY.hex()[:12] in line for line in text.splitlines() if "llama" in line] == [
+        True,
+        False,
+    ]
+    assert OTHER.hex()[:12] in output(capsys, "ls", "--tenant", "acme")
+
+
+def test_what_is_declared_is_told_with_the_part_of_it_that_is_used(filled, capsys):
+    policy(filled, budget=2**20, ttl=7 * 86400, quotas={"acme": 2**13})
+    text = output(capsys, "stats")
+    (kept,) = (line for line in text.splitlines() if line.startswith("kv_cache"))
+    (acme,) = (line for line in text.splitlines() if " acme " in line)
+    assert re.search(r" 1MiB +[0-9.]+ % +7d$", kept)
+    assert re.search(r" [0-9.]+ % of 8KiB ", acme)
+    found = json.loads(output(capsys, "stats", "--output", "json"))
+    assert found["caches"][0]["ttl_seconds"] == 7 * 86400
+    assert {each["tenant"]: each["quota_bytes"] for each in found["models"]} == {
+        "": None,
+        "acme": 2**13,
+    }
+
+
+def test_rows_of_zeros_are_listed_when_all_are_asked_for(filled, capsys):
+    with connect(filled) as conn:
+        conn.execute(
+            "INSERT INTO kv_cache_counters (tenant, weights_root, stored_blocks)"
+            " VALUES ('gone', %s, 5)",
+            [STORY],
+        )
+    assert run(["cache", "stats"]) == 0
+    told = capsys.readouterr()
+    assert "gone" not in told.out
+    assert "1 row of zeros" in told.err
+    assert "gone" in output(capsys, "stats", "--all")
+
+
+def test_what_is_past_its_time_is_not_listed_unless_it_is_pinned(filled, capsys):
+    policy(filled, budget=2**30, ttl=3600, quotas={})
+    with connect(filled) as conn:
+        conn.execute(
+            "UPDATE kv_cache SET last_used_at = last_used_at - interval '2 hours'"
+            " WHERE block_index = 3 OR tenant = 'acme'"
+        )
+    found = json.loads(output(capsys, "ls", "--output", "json"))["prefixes"]
+    assert [(each["tenant"], each["tokens"]) for each in found] == [("", 48), ("acme", 16)]
+
+
+def test_of_many_damaged_blocks_the_first_are_listed_and_the_rest_counted(filled, capsys):
+    with connect(filled) as conn:
+        conn.execute("UPDATE kv_cache_bodies SET body = set_byte(body, 9, get_byte(body, 9) # 128)")
+        conn.execute(MORE_BLOCKS)
+    text = output(capsys, "verify", code=1)
+    assert "… and 14 more; `--output json` lists all" in text
+    assert len(text.splitlines()) == 1 + 10 + 4
+    found = json.loads(output(capsys, "verify", "--output", "json", code=1))
+    assert len(found["damaged"]) == 24
 
 
 def test_prompts_are_listed_by_model_and_tenant(filled, capsys):

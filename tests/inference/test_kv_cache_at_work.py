@@ -499,6 +499,8 @@ def test_what_could_not_be_written_is_told_by_the_next_flush(
     assert "were not kept" in caplog.text
     assert not cache.flush(30)
     assert cache.flush(30)
+    # Nobody refused them.
+    assert sql("SELECT sum(refused_blocks) FROM kv_cache_counters") in ([(0,)], [(None,)])
     cache.store(tokens, valued(FULL, tokens))
     assert cache.flush(30)
     assert cache.match(tokens) == BLOCK

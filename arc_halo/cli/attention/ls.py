@@ -5,18 +5,12 @@ from __future__ import annotations
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.limiting import limit_option, tell_of_more
 
 
 @click.command("ls")
 @click.option("--label", metavar="LABEL", help="Only those that are called so.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=50,
-    show_default=True,
-    help="At most so many, the newest.",
-)
+@limit_option("the newest")
 @click.pass_obj
 def ls(invocation: Invocation, label: str | None, limit: int) -> None:
     """List captures of attention, the newest first.
@@ -58,5 +52,4 @@ def ls(invocation: Invocation, label: str | None, limit: int) -> None:
         json=lambda: as_json({"captures": [telling.facts(each) for each in found[:limit]]}),
         markdown=lambda: markdown_table(header, rows),
     )
-    if len(found) > limit:
-        invocation.console.note(f"these are the newest {limit}: `--limit` lists more")
+    tell_of_more(invocation, found, limit)

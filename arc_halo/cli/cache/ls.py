@@ -8,28 +8,25 @@ import click
 
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.limiting import limit_option, tell_of_more
 from arc_halo.cli.telling import facts, moment, number
 
 if TYPE_CHECKING:
     from arc_halo.store.kv_cache_reading import PrefixRow
 
-HEADER = ("block", "model", "tenant", "tokens", "codec", "error", "uses", "used", "pinned")
+HEADER = (
+    "block", "model", "weights", "tenant", "tokens", "codec", "error", "uses", "used", "pinned",
+)  # fmt: skip
 
 
 @click.command("ls")
 @click.option("--model", metavar="MODEL", help="Only of this model.")
 @click.option("--tenant", metavar="TENANT", help="Only of this tenant.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=50,
-    show_default=True,
-    help="At most so many, those used last.",
-)
+@limit_option("those used last")
 @click.pass_obj
 def ls(invocation: Invocation, model: str | None, tenant: str | None, limit: int) -> None:
-    """List the prompts whose keys and values are kept, those that were used last first.
+    """List the prompts whose keys and values are kept, those that were used last first. What is
+    past its time to live is no longer found, and not listed, unless it is pinned.
 
     Each is named by its last block, and has as many tokens as stand before that block's end.
     `error` is that of `int8`, the others are lossless.
@@ -60,16 +57,16 @@ def ls(invocation: Invocation, model: str | None, tenant: str | None, limit: int
         json=lambda: as_json({"prefixes": [facts(each) for each in prefixes]}),
         markdown=lambda: markdown_table(HEADER, rows),
     )
-    if len(found) > limit:
-        invocation.console.note(f"these {limit} were used last: `--limit` lists more")
+    tell_of_more(invocation, found, limit)
 
 
 def _row(each: PrefixRow) -> tuple[str, ...]:
     label = printable(each.label, one_line=True) if each.label else "yes"
     return (
         each.block_key.hex()[:12],
-        printable(each.model, one_line=True) or each.weights_root.hex()[:12],
-        printable(each.tenant, one_line=True),
+        printable(each.model, one_line=True) or "-",
+        each.weights_root.hex()[:12],
+        printable(each.tenant, one_line=True) or "-",
         f"{each.tokens:,}",
         each.codec,
         number(each.error) if each.error is not None else "",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from arc_halo.inference.housekeeping import Verification
 
 HEADER = ("block", "tenant", "place", "problem")
-SHOWN = 50
+SHOWN = 10
+"""Damaged blocks that are listed for people."""
 
 
 @click.command("verify")
@@ -59,6 +60,8 @@ def verify(invocation: Invocation, sample: int | None, drop: bool) -> None:
     ]
     summary = _summary(done, None if dropped is None else dropped.blocks)
     shown = rows[:SHOWN]
+    if len(rows) > SHOWN:
+        summary = f"… and {len(rows) - SHOWN:,} more; `--output json` lists all.\n\n{summary}"
     render(
         invocation,
         text=lambda: invocation.console.print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.limiting import limit_option, tell_of_more
 from arc_halo.cli.telling import facts, moment, number, short
 
 STATUSES = ("running", "paused", "completed", "failed", "crashed")
@@ -18,14 +19,7 @@ STATUSES = ("running", "paused", "completed", "failed", "crashed")
 @click.option(
     "--name", "pattern", metavar="GLOB", help="Only those named so: * and ? stand for any."
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=50,
-    show_default=True,
-    help="At most so many, the newest.",
-)
+@limit_option("the newest")
 @click.pass_obj
 def ls(
     invocation: Invocation,
@@ -87,5 +81,4 @@ def ls(
         json=lambda: as_json({"sessions": [facts(each) for each in sessions]}),
         markdown=lambda: markdown_table(header, rows),
     )
-    if len(found) > limit:
-        invocation.console.note(f"these are the newest {limit}: `--limit` lists more")
+    tell_of_more(invocation, found, limit)
