@@ -32,7 +32,7 @@ from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Counts
 from arc_halo.store.rows import Connection, Pool
-from arc_halo.store.silence import hung_up_after
+from arc_halo.store.silence import hung_up_after, patient
 from arc_halo.types import TensorCodec
 
 BLOCK_TOKENS = 64
@@ -130,8 +130,8 @@ class KVCache:
         """Prompts at random that end with a block, and what is stored of each, without use of it
         being made. Where all layers slide these are first blocks: no other says what came before
         it. Of the blocks that are drawn some may be of other caches with the same weights."""
-        with self._pool.connection() as conn:
-            scope = self.scope
+        scope = self.scope
+        with patient(self._pool) as conn:
             found = reading.prompts(
                 conn, tenant=scope.tenant, weights_root=scope.weights, limit=count
             )
@@ -140,8 +140,9 @@ class KVCache:
             cuts = self._cuts(tokens)
             # Other layouts, adapters and storages have the same weights, and other keys.
             if cuts[0] and cuts[0][-1].key == key:
-                with self._pool.connection() as conn:
-                    prefix, _ = self._loaded(conn, cuts, len(tokens), Counts(), set())
+                counts = Counts()
+                with self._asking(counts) as conn:
+                    prefix, _ = self._loaded(conn, cuts, len(tokens), counts, set())
                 yield tokens, prefix
 
     def store(self, tokens: Tokens, layers: Sequence[LayerKV]) -> bool:
@@ -170,7 +171,7 @@ class KVCache:
         tokens that is. Raises `RefusedError` where the pinned ones would have half of the budget.
         """
         cuts = self._cuts(tokens)
-        with self._pool.connection() as conn, conn.transaction():
+        with patient(self._pool) as conn, conn.transaction():
             store.lock(conn)
             there = store.places(conn, [cut.key for group in cuts for cut in group])
             present = [[cut.key in there for cut in group] for group in cuts]
@@ -190,7 +191,7 @@ class KVCache:
         """Let the blocks of the longest prefix that is pinned go like others, unless another pin
         needs them; False where no prefix is pinned."""
         keys = [cut.key for cut in self._cuts(tokens)[0]]
-        with self._pool.connection() as conn, conn.transaction():
+        with patient(self._pool) as conn, conn.transaction():
             store.lock(conn)
             return unpin(conn, keys)
 

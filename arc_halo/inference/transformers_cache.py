@@ -65,7 +65,6 @@ class TransformersCache:
         self._outage = ""
         self._ask_again = 0.0
         self._has_told_of_outage = False
-        self._has_told_of_queue = False
         self._states.current()
 
     def match(self, input_ids: Any) -> int:
@@ -263,13 +262,9 @@ class TransformersCache:
             # What another thread did to the weights meanwhile must not be stored as theirs.
             if self._states.current().key != opened.key:
                 return
-            is_queued = self._store(opened, tokens, cache, is_expanded=is_expanded, copy=copy)
+            self._store(opened, tokens, cache, is_expanded=is_expanded, copy=copy)
         except Exception as exc:  # noqa: BLE001 - whatever it is
             logger.warning("the prompt was not kept: %s: %s", type(exc).__name__, exc)
-            return
-        if not is_queued and not self._has_told_of_queue:
-            self._has_told_of_queue = True
-            logger.warning("a prompt was not kept: too much waits to be written already")
 
     def _store(
         self,

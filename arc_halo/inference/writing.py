@@ -26,6 +26,7 @@ from arc_halo.store import kv_cache as store
 from arc_halo.store.kv_cache import PINNED, Counts, Generation, NewBlock, Place
 from arc_halo.store.loaded_weights import recognise
 from arc_halo.store.rows import Connection, Pool
+from arc_halo.store.silence import patient
 
 logger = logging.getLogger("arc_halo.inference")
 
@@ -37,6 +38,12 @@ IDLE_SECONDS = 1.0
 
 SWEEP_SECONDS = 60.0
 """How often what nobody used for long is looked for, while something is written at all."""
+
+FULL = "too much waits to be written already"
+CLOSED = "the cache is closed"
+FORKED = "this process was forked from the one that opened the cache: open one in each worker"
+ONCE = frozenset({FULL, CLOSED, FORKED})
+"""What is told once, however often something is written between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,7 @@ class KVWriter:
             waiting = self._waiting_bytes
             has_place = not waiting or waiting + write.size_bytes <= self._queue_bytes
             if self._is_closing or not has_place:
+                self._tell(CLOSED if self._is_closing else FULL)
                 self._counts.refused_blocks += sum(len(chain.cuts) for chain in write.chains)
                 return False
             self._writes.append(write)
@@ -154,9 +162,7 @@ class KVWriter:
         """Whether this is a copy in another process, with neither thread nor connections."""
         if os.getpid() == self._pid:
             return False
-        if "fork" not in self._told:
-            self._told.add("fork")
-            logger.warning("a forked process keeps no keys and values: open a cache in each worker")
+        self._tell(FORKED)
         return True
 
     def _wait(self) -> None:
@@ -212,12 +218,12 @@ class KVWriter:
         except Exception as exc:  # the thread lives as long as the engine
             logger.exception("keys and values were not kept: %s", type(exc).__name__)
             return False
-        self._told.clear()
+        self._told &= ONCE
         return is_kept
 
     def _delete(self, damaged: set[bytes]) -> None:
         """Let go what is no good, so that it is written anew, and what is of no use without it."""
-        with self._pool.connection() as conn, conn.transaction():
+        with patient(self._pool) as conn, conn.transaction():
             store.lock(conn)
             store.delete(conn, store.following(conn, damaged))
             release(conn)
@@ -226,7 +232,7 @@ class KVWriter:
         """The blocks that are not there, some transactions of them, the first blocks first. False
         where some had no place."""
         keys = [cut.key for chain in write.chains for cut in chain.cuts]
-        with self._pool.connection() as conn:
+        with patient(self._pool) as conn:
             known = set(store.places(conn, keys))
         before = dict.fromkeys((key for chain in write.chains for key in chain.before), 0)
         for blocks, passed in _portions(write, known):
@@ -241,7 +247,7 @@ class KVWriter:
     ) -> bool:
         """Use blocks, each so many times, and store new ones that follow them. False where some
         of these had no place."""
-        with self._pool.connection() as conn, conn.transaction():
+        with patient(self._pool) as conn, conn.transaction():
             store.lock(conn)
             policy = kv_policy(conn)
             there = store.places(conn, [*used, *(block.key for block in blocks)])
@@ -347,7 +353,7 @@ class KVWriter:
         if time.monotonic() - self._swept_at < SWEEP_SECONDS:
             return
         self._swept_at = time.monotonic()
-        with self._pool.connection() as conn:
+        with patient(self._pool) as conn:
             ttl = kv_policy(conn).ttl
             if ttl is not None:
                 with conn.transaction():
@@ -357,7 +363,7 @@ class KVWriter:
     def _count(self, counts: Counts) -> None:
         """Write down what happened, and the first time whose weights they are."""
         scope = self._scope
-        with self._pool.connection() as conn, conn.transaction():
+        with patient(self._pool) as conn, conn.transaction():
             if not self._is_recognised:
                 recognise(conn, scope.weights, scope.tensors, scope.parameters)
             store.count(conn, scope.tenant, scope.weights, scope.model, counts)

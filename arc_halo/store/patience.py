@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from arc_halo.store.connection import translate
 from arc_halo.store.rows import Connection
+from arc_halo.store.silence import hang_up
 
 PATIENCE_SECONDS = 30.0
 
@@ -65,5 +64,4 @@ class PatientConnection:
                 # A lock that is waited for is waited for no longer.
                 with suppress(Exception):
                     self._connection.cancel_safe(timeout=2)
-                with socket.socket(fileno=os.dup(self._connection.fileno())) as line:
-                    line.shutdown(socket.SHUT_RDWR)
+                hang_up(self._connection)

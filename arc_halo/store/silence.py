@@ -11,7 +11,21 @@ from contextlib import contextmanager, suppress
 import psycopg
 
 from arc_halo.errors import ConnectionFailedError
-from arc_halo.store.rows import Connection
+from arc_halo.store.rows import Connection, Pool
+
+TRANSACTION_SECONDS = 120.0
+"""What a transaction may take where nobody tells how far it is: it may wait for its lock, and write
+much."""
+
+
+@contextmanager
+def patient(pool: Pool) -> Iterator[Connection]:
+    """A connection of a pool, for a transaction that is long, and waits for no server that hangs.
+
+    Raises `ConnectionFailedError`.
+    """
+    with pool.connection() as conn, hung_up_after(conn, TRANSACTION_SECONDS):
+        yield conn
 
 
 @contextmanager
@@ -36,9 +50,10 @@ def hung_up_after(
         with lock:  # a connection that went back is another's
             if not is_done.is_set():
                 told.append(f"the database did not answer for {seconds:g} s")
-                _hang_up(conn)
+                hang_up(conn)
 
-    threading.Thread(target=watch, name="arc-halo-silence", daemon=True).start()
+    with suppress(RuntimeError):  # some Pythons start no thread while they end
+        threading.Thread(target=watch, name="arc-halo-silence", daemon=True).start()
     try:
         yield
     except psycopg.Error as exc:
@@ -52,7 +67,7 @@ def hung_up_after(
             conn.close()
 
 
-def _hang_up(conn: Connection) -> None:
+def hang_up(conn: Connection) -> None:
     """End both directions of the line: whoever waits for it is told at once, in any thread."""
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(conn.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)

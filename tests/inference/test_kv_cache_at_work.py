@@ -530,14 +530,18 @@ def test_a_role_that_may_not_truncate_deletes(
         sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def test_a_forked_process_keeps_nothing_and_waits_for_nothing(make_cache: MakeCache) -> None:
+def test_a_forked_process_keeps_nothing_waits_for_nothing_and_says_why(
+    make_cache: MakeCache, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = make_cache(FULL, block_tokens=BLOCK)
     tokens = list(range(BLOCK))
     cache.store(tokens, valued(FULL, tokens))
     assert cache.flush(30)
     if (child := os.fork()) == 0:
         said = cache.store(tokens, valued(FULL, tokens)), cache.flush()
-        os._exit(0 if said == (False, False) else 1)
+        told = [each.getMessage() for each in caplog.records]
+        is_told = len(told) == 1 and "this process was forked" in told[0]
+        os._exit(0 if said == (False, False) and is_told else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
