@@ -11,6 +11,7 @@ from arc_halo.errors import InvalidInputError
 from arc_halo.names import is_storable
 
 MAX_ERROR = 2000
+MAX_COUNT = 2**31 - 1
 
 
 def check_plain(**given: Any) -> None:
@@ -26,6 +27,17 @@ def check_texts(**given: Any) -> None:
     for name, text in given.items():
         if text is not None and not (isinstance(text, str) and is_storable(text)):
             raise _not_plain(name, text, "write a text, without NUL and halves of characters")
+
+
+def check_counts(**given: Any) -> None:
+    """Raise `InvalidInputError` for what is no whole number from 1."""
+    for name, count in given.items():
+        if type(count) is not int or not 1 <= count <= MAX_COUNT:
+            raise InvalidInputError(
+                f"{name} cannot be {count!r:.80}",
+                hint=f"write a whole number from 1 to {MAX_COUNT}",
+                code="AH007",
+            )
 
 
 def covered(value: Any) -> Any:

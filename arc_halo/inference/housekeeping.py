@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
 
+from arc_halo.errors import InvalidInputError
 from arc_halo.inference.blocks import digest_of
 from arc_halo.inference.pinning import release
+from arc_halo.plain import check_counts, check_texts
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Place
 from arc_halo.store.rows import Connection
 
 Advance = Callable[[int], None]
+
+ROOT_BYTES = 32
+MAX_IDLE = timedelta(days=1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,12 @@ def evict(
     dry_run: bool = False,
 ) -> Eviction:
     """Let blocks go: of a tenant, of models by the roots of their weights, what nobody used for
-    so long; all that meet every condition. Pinned ones stay unless they are asked for."""
+    so long; all that meet every condition. Pinned ones stay unless they are asked for.
+
+    Raises `InvalidInputError` for what is no condition.
+    """
+    _check_conditions(tenant, roots, idle)
+    _check_truths(pinned=pinned, dry_run=dry_run)
     with conn.transaction():
         store.lock(conn)
         found: list[Place] = []
@@ -70,6 +80,7 @@ def evict(
 
 def clear(conn: Connection, *, dry_run: bool = False) -> Eviction:
     """Empty the cache, pinned prefixes and all. It takes no longer for more."""
+    _check_truths(dry_run=dry_run)
     with conn.transaction():
         store.lock(conn)
         held = reading.usage(conn)
@@ -86,8 +97,11 @@ def verify(
 ) -> Verification:
     """Compute the digests of blocks anew: of so many at random, or of all.
 
-    What is written meanwhile is not looked at. `advance` is told of the bytes that were.
+    What is written meanwhile is not looked at. `advance` is told of the bytes that were. Raises
+    `InvalidInputError` for a `sample` that is no whole number from 1.
     """
+    if sample is not None:
+        check_counts(sample=sample)
     blocks = size_bytes = 0
     damaged: list[DamagedBlock] = []
     for key, parts in groupby(reading.sample(conn, sample), key=lambda part: part.block_key):
@@ -119,3 +133,25 @@ def drop_damaged(conn: Connection, damaged: Sequence[DamagedBlock]) -> Eviction:
         store.delete(conn, gone)
         release(conn)
     return Eviction(blocks=len(gone), size_bytes=sum(place.stored_bytes for place in gone))
+
+
+def _check_truths(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise _refused(name, value, "write True or False")
+
+
+def _check_conditions(tenant: object, roots: object, idle: object) -> None:
+    check_texts(tenant=tenant)
+    is_list = isinstance(roots, Sequence) and all(
+        isinstance(each, bytes) and len(each) == ROOT_BYTES for each in roots
+    )
+    if roots is not None and not is_list:
+        hint = f"write a list of roots of weights, of {ROOT_BYTES} bytes each"
+        raise _refused("roots", roots, hint)
+    if idle is not None and not (isinstance(idle, timedelta) and timedelta(0) <= idle <= MAX_IDLE):
+        raise _refused("idle", idle, f"write a timedelta, of {MAX_IDLE.days} days at most")
+
+
+def _refused(name: str, value: object, hint: str) -> InvalidInputError:
+    return InvalidInputError(f"{name} cannot be {value!r:.80}", hint=hint, code="AH006")

@@ -57,7 +57,10 @@ def namespace(
 
 def token_blocks(tokens: Tokens, block_tokens: int) -> list[bytes]:
     """The tokens of each full block; `InvalidInputError` for what is no token."""
-    array = np.asarray(tokens)
+    try:
+        array = np.asarray(tokens)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidInputError(
             "tokens are one list of whole numbers",

@@ -28,6 +28,7 @@ from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_block
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
 from arc_halo.inference.writing import Chain, KVWriter, Write
+from arc_halo.plain import check_counts, check_texts
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Counts
@@ -130,6 +131,7 @@ class KVCache:
         """Prompts at random that end with a block, and what is stored of each, without use of it
         being made. Where all layers slide these are first blocks: no other says what came before
         it. Of the blocks that are drawn some may be of other caches with the same weights."""
+        check_counts(count=count)
         scope = self.scope
         with patient(self._pool) as conn:
             found = reading.prompts(
@@ -170,6 +172,7 @@ class KVCache:
         """Keep the blocks of the longest prefix that is there, whatever else has to go; how many
         tokens that is. Raises `RefusedError` where the pinned ones would have half of the budget.
         """
+        check_texts(label=label)
         cuts = self._cuts(tokens)
         with patient(self._pool) as conn, conn.transaction():
             store.lock(conn)
@@ -184,7 +187,7 @@ class KVCache:
             ends = [cut.key for cut in wanted if cut.key not in followed]
             last = cuts[0][(length - 1) // self.block_tokens].key
             blocks = [there[cut.key] for cut in wanted]
-            pin(conn, last, blocks, ends, label)
+            pin(conn, last, blocks, ends, label or "")
         return length
 
     def unpin(self, tokens: Tokens) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from arc_halo.errors import RefusedError
 from arc_halo.inference.evicting import make_room, oldest
 from arc_halo.inference.policies import kv_policy
-from arc_halo.sizes import format_size
+from arc_halo.sizes import format_size, manifest_size
 from arc_halo.store import kv_cache as store
 from arc_halo.store.kv_cache import PINNED, Place
 from arc_halo.store.rows import Connection
@@ -33,7 +33,7 @@ def pin(
     if size > policy.budget_bytes // 2:
         raise RefusedError(
             f"{format_size(size)} would be pinned, more than half of the KV cache's budget of "
-            f"{format_size(policy.budget_bytes)}",
+            f"{manifest_size(policy.budget_bytes)}",
             hint="unpin others, or raise `inference.kv_cache.budget`",
         )
     store.open_generation(conn, PINNED, 0)
