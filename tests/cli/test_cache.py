@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -165,11 +166,18 @@ def test_a_model_that_nobody_knows_is_told(filled, capsys, model):
     assert "neither the KV cache nor the registry knows" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--model", "--tenant"])
+@pytest.mark.parametrize("command", ["ls", "evict"])
+def test_what_is_no_text_is_refused(filled, capsys, command, option):
+    assert run(["cache", command, option, os.fsdecode(b"a\xff")]) == 4
+    assert "cannot be kept there" in capsys.readouterr().err
+
+
 def test_a_model_is_evicted_and_what_is_pinned_stays(filled, capsys):
     assert output(capsys, "evict", "--tenant", "acme", "--dry-run").startswith("3 blocks of")
     assert "would go" in output(capsys, "evict", "--model", "story", "--dry-run")
     assert output(capsys, "evict", "--model", "story").startswith("4 blocks of")
-    assert output(capsys, "evict", "--idle", "1h").startswith("0 blocks of")
+    assert output(capsys, "evict", "--idle", "1w").startswith("0 blocks of")
     assert output(capsys, "evict", "--tenant", "acme").startswith("3 blocks of")
     found = json.loads(output(capsys, "ls", "--output", "json"))["prefixes"]
     assert [(each["tokens"], each["label"]) for each in found] == [(16, "system")]

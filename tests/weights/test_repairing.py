@@ -261,17 +261,18 @@ def test_collection_tells_the_same_before_and_after(
 
 
 def test_periods_of_grace() -> None:
-    assert [str(parse_grace(text)) for text in ("0", "90m", "24h", "7d", "30s", "0h")] == [
+    assert [str(parse_grace(text)) for text in ("0", "90m", "24h", "7d", "1w", "30s", "0h")] == [
         "0:00:00",
         "1:30:00",
         "1 day, 0:00:00",
+        "7 days, 0:00:00",
         "7 days, 0:00:00",
         "0:00:30",
         "0:00:00",
     ]
 
 
-@pytest.mark.parametrize("text", ["", "h", "1", "-1h", "1.5h", "999999999d", "1w"])
+@pytest.mark.parametrize("text", ["", "h", "1", "-1h", "1.5h", "999999999w", "1y"])
 def test_a_period_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_grace(text)

@@ -38,9 +38,11 @@ def ls(invocation: Invocation, model: str | None, tenant: str | None, limit: int
       arc-halo cache ls --limit 500 --output json
     """
     from arc_halo.cli.cache.selecting import roots_of
+    from arc_halo.plain import check_texts
     from arc_halo.reconcile.report import as_json
     from arc_halo.store import kv_cache_reading as reading
 
+    check_texts(tenant=tenant)
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:

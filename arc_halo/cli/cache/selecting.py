@@ -16,10 +16,12 @@ DIGITS = re.compile("[0-9a-f]{6,64}")
 def roots_of(conn: Connection, model: str | None) -> list[bytes] | None:
     """Roots of the weights of a model, by its name, or the one that begins so; None where none is
     asked for. Raises `NotFoundError`, and `InvalidInputError` where several begin so."""
+    from arc_halo.plain import check_texts
     from arc_halo.store import kv_cache_reading as reading
 
     if model is None:
         return None
+    check_texts(model=model)
     if found := reading.roots_of_model(conn, model) if model else []:
         return found
     digits = model.removeprefix("sha256:")

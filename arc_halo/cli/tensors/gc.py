@@ -15,7 +15,7 @@ from arc_halo.errors import UsageError
 if TYPE_CHECKING:
     from arc_halo.weights.collecting import Collected
 
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MAX_DAYS = 36_500
 
 
@@ -87,14 +87,14 @@ def gc(invocation: Invocation, grace: str, dry_run: bool, batch: int) -> None:
 
 
 def parse_grace(text: str) -> timedelta:
-    """`90m`, `24h`, `7d`, `30s` or `0`. Raises `UsageError` for anything else."""
-    match = re.fullmatch(r"(\d{1,9})([smhd])|0", text.strip())
+    """`90m`, `24h`, `7d`, `1w`, `30s` or `0`. Raises `UsageError` for anything else."""
+    match = re.fullmatch(r"(\d{1,9})([smhdw])|0", text.strip())
     if match is not None and match[1] is None:
         return timedelta(0)
     if match is not None:
-        grace = timedelta(**{UNITS[match[2]]: int(match[1])})
-        if grace <= timedelta(days=MAX_DAYS):
-            return grace
+        unit = timedelta(**{UNITS[match[2]]: 1})
+        if int(match[1]) <= timedelta(days=MAX_DAYS) / unit:
+            return int(match[1]) * unit
     raise UsageError(
         f"{text!r} is no period of time", hint="write 30s, 90m, 24h, 7d, or 0 for none"
     )
