@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arc_halo.errors import InvalidInputError
 from arc_halo.inference.blocks import INT8, Array, LayerKV
 from arc_halo.inference.kv_cache import Prefix
 
@@ -42,7 +43,16 @@ class Recomputation:
 def recompute(
     stored: Iterable[tuple[list[int], Prefix]], compute: Compute, tolerance: float
 ) -> Recomputation:
-    """Compare what is stored of prompts with what is computed of as many of their tokens."""
+    """Compare what is stored of prompts with what is computed of as many of their tokens.
+
+    Raises `InvalidInputError` for a tolerance that is no number from 0.
+    """
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise InvalidInputError(
+            f"tolerance cannot be {tolerance!r:.80}",
+            hint="write a number from 0, such as 0.001",
+            code="AH007",
+        )
     prompts = count = 0
     worst = 0.0
     wrong: list[WrongPrompt] = []

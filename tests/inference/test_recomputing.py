@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from arc_halo.errors import InvalidInputError
 from arc_halo.inference.blocks import LayerKV
 from arc_halo.inference.kv_cache import Prefix
 from arc_halo.inference.layouts import KVLayout
@@ -35,6 +37,12 @@ def test_samples_are_prompts_with_what_is_stored_of_them(
         cache.sample(100), lambda tokens: computed(layout, tokens, cut=False), tolerance=0
     )
     assert (result.prompts, result.tokens, result.error, result.wrong) == (6, 208, 0, ())
+
+
+@pytest.mark.parametrize("tolerance", [None, "0.1", -1, math.nan])
+def test_what_is_no_tolerance_is_refused(tolerance: Any) -> None:
+    with pytest.raises(InvalidInputError, match="tolerance cannot be"):
+        recompute([], lambda known: computed(FULL, known), tolerance)
 
 
 def test_one_wrong_layer_is_named() -> None:
