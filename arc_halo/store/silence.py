@@ -13,9 +13,9 @@ import psycopg
 from arc_halo.errors import ConnectionFailedError
 from arc_halo.store.rows import Connection, Pool
 
-TRANSACTION_SECONDS = 120.0
-"""What a transaction may take where nobody tells how far it is: it may wait for its lock, and write
-much."""
+TRANSACTION_SECONDS = 300.0
+"""What a transaction may take where nobody tells how far it is: it may wait for its lock, and then
+write or delete gigabytes."""
 
 
 @contextmanager
