@@ -41,16 +41,16 @@ PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Between tries to have the cache alone for a moment."""
 
 # One descent of an index for each key and generation, however the tables are filled. What is older
-# than the policy allows is not there, whether it is gone by now or not.
+# than the policy allows is not there, whether it is gone by now or not, unless it is pinned.
 MATCH = """
 SELECT wanted.ordinality::int4 - 1
 FROM unnest(%(keys)s::bytea[]) WITH ORDINALITY AS wanted (key, ordinality)
 CROSS JOIN LATERAL (
     SELECT FROM kv_cache AS block
     WHERE block.block_key = wanted.key
-      AND block.last_used_at > coalesce(
+      AND (block.generation = -1 OR block.last_used_at > coalesce(
           (SELECT now() - policy.ttl FROM cache_policies AS policy WHERE policy.name = 'kv_cache'),
-          '-infinity')
+          '-infinity'))
     LIMIT 1
 ) AS found
 """
@@ -64,9 +64,9 @@ CROSS JOIN LATERAL (
            block.tokens
     FROM kv_cache AS block
     WHERE block.block_key = wanted.key
-      AND block.last_used_at > coalesce(
+      AND (block.generation = -1 OR block.last_used_at > coalesce(
           (SELECT now() - policy.ttl FROM cache_policies AS policy WHERE policy.name = 'kv_cache'),
-          '-infinity')
+          '-infinity'))
     LIMIT 1
 ) AS found
 CROSS JOIN LATERAL (

@@ -378,6 +378,20 @@ def test_what_nobody_uses_for_long_is_a_miss_and_goes(
     assert sql("SELECT count(*) FROM kv_cache") == [(1,)]
 
 
+def test_what_is_pinned_is_found_however_long_nobody_used_it(
+    make_cache: MakeCache, policy: list[KVPolicy], sql: Callable[..., Any]
+) -> None:
+    policy.append(KVPolicy(ttl=timedelta(hours=1)))
+    cache = make_cache(FULL, block_tokens=BLOCK)
+    tokens = list(range(4 * BLOCK))
+    cache.store(tokens, valued(FULL, tokens))
+    assert cache.flush(30)
+    assert cache.pin(tokens[: 2 * BLOCK]) == 2 * BLOCK
+    sql("UPDATE kv_cache SET last_used_at = last_used_at - interval '2 hours'")
+    assert cache.match(tokens) == 2 * BLOCK
+    assert same(cache.load(tokens).layers, valued(FULL, tokens[: 2 * BLOCK]))
+
+
 def test_damage_is_told_by_verify_and_written_anew_after_it_was_met(
     make_cache: MakeCache, open_pool: Pool, sql: Callable[..., Any]
 ) -> None:
