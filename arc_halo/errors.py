@@ -89,7 +89,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH073": "a reactor cannot answer",
         "AH074": "answers that make no sense, or that cannot be fused",
         "AH075": "a member of a reactor does not answer",
-        "AH076": "a training session cannot be written or taken up",
+        "AH076": "a session cannot be written, taken up or deleted",
         "AH077": "a checkpoint cannot be saved or restored",
         "AH080": "the command line makes no sense",
         "AH090": "a setting has a value that makes no sense",

@@ -4,6 +4,7 @@ captured of them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from arc_halo.types import JsonObject
 if TYPE_CHECKING:
     from arc_halo.inference.activations import Capture
     from arc_halo.inference.attention import Attention, AttentionCapture
+    from arc_halo.inference.deleting import Deletion
     from arc_halo.inference.keeping import Keeping
     from arc_halo.inference.keys import Scope
     from arc_halo.inference.kv_cache import KVCache
@@ -124,6 +126,36 @@ class Inference:
 
         with self._project.connection() as conn:
             return reading.latency(conn, reading.session(conn, session).id)
+
+    def delete(self, *sessions: str | UUID) -> Deletion:
+        """Delete sessions, named as for `get`, with what their requests took and the attention that
+        was captured in them; all or none, and tell what went.
+
+        Raises `NotFoundError`, and `RefusedError` where a program is at work on one.
+        """
+        from arc_halo.inference import deleting, reading
+
+        with self._project.connection() as conn:
+            ids = list(dict.fromkeys(reading.session(conn, each).id for each in sessions))
+            return deleting.delete(conn, ids)
+
+    def prune(
+        self,
+        older_than: timedelta,
+        *,
+        model: str | None = None,
+        tenant: str | None = None,
+        dry_run: bool = False,
+    ) -> Deletion:
+        """Delete sessions that have been over for so long, and tell what went.
+
+        Those that a program is at work on stay, with their counts: of them goes what requests took
+        that are as old. Raises `InvalidInputError` for what is no age.
+        """
+        from arc_halo.inference import deleting
+
+        with self._project.connection() as conn:
+            return deleting.prune(conn, older_than, model=model, tenant=tenant, dry_run=dry_run)
 
     def transformers_cache(
         self,

@@ -32,15 +32,16 @@ def sessions(
             hint=f"write {', '.join(STATUSES)}",
             code="AH006",
         )
-    name, at, version = (model or "").partition("@")
+    name, version = model_filter(model)
     return inference_sessions.sessions(
-        conn,
-        model=name or None,
-        version=version if at else None,
-        tenant=tenant,
-        status=status,
-        limit=limit,
+        conn, model=name, version=version, tenant=tenant, status=status, limit=limit
     )
+
+
+def model_filter(model: str | None) -> tuple[str | None, str | None]:
+    """The name, and the version, that a model is asked for by."""
+    name, at, version = (model or "").partition("@")
+    return name or None, version if at else None
 
 
 def session(conn: Connection, named: str | UUID) -> SessionRow:
@@ -57,7 +58,7 @@ def session(conn: Connection, named: str | UUID) -> SessionRow:
             hint="give more of the id",
             code="AH006",
         )
-    found = inference_sessions.sessions(conn, id=ids[0]) if ids else []
+    found = inference_sessions.sessions(conn, ids=ids) if ids else []
     if not found:
         raise NotFoundError(
             f"there is no inference session {str(named)!r}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from uuid import UUID
@@ -53,7 +54,7 @@ SELECT session_id AS id, model_name, model_version, root, tenant, status, config
        failed_count, lost_count, prompt_tokens, cached_tokens, generated_tokens, elapsed_seconds,
        host, pid, error, started_at, heartbeat_at, finished_at
 FROM v_inference_sessions
-WHERE (%(id)s::uuid IS NULL OR session_id = %(id)s)
+WHERE (%(ids)s::uuid[] IS NULL OR session_id = ANY (%(ids)s::uuid[]))
   AND (%(model)s::text IS NULL OR model_name = %(model)s)
   AND (%(version)s::text IS NULL OR model_version = %(version)s)
   AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
@@ -169,7 +170,7 @@ def end(conn: Connection, id: UUID, status: str, error: str | None) -> None:
 def sessions(
     conn: Connection,
     *,
-    id: UUID | None = None,
+    ids: Sequence[UUID] | None = None,
     model: str | None = None,
     version: str | None = None,
     tenant: str | None = None,
@@ -178,7 +179,7 @@ def sessions(
 ) -> list[SessionRow]:
     """Sessions, the newest first."""
     asked = {
-        "id": id,
+        "ids": None if ids is None else list(ids),
         "model": model,
         "version": version,
         "tenant": tenant,

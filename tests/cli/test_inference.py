@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
 import arc_halo
 from arc_halo.cli.main import arc_halo as program
-from arc_halo.errors import NotFoundError
+from arc_halo.errors import NotFoundError, RefusedError
 
 
 @pytest.fixture
@@ -73,3 +74,47 @@ def test_a_session_is_shown_with_its_percentiles(database: str, session: str) ->
 def test_an_unknown_session_is_an_error(database: str, session: str) -> None:
     result = run(database, "inference", "show", "abc", code=1)
     assert isinstance(result.exception, NotFoundError)
+
+
+def test_a_session_is_deleted_after_a_look(database: str, session: str) -> None:
+    would = run(database, "inference", "rm", session[:8], "--dry-run").stdout
+    assert would.splitlines()[-1] == "1 session with 4 requests would go."
+    refused = run(database, "inference", "rm", session, code=1).exception
+    assert isinstance(refused, RefusedError)
+    assert refused.hint is not None
+    assert "--yes" in refused.hint
+    assert len(facts(database, "inference", "ls")["sessions"]) == 2
+    done = facts(database, "inference", "rm", session, session[:8], "--yes")
+    assert ([each["id"] for each in done["sessions"]], done["is_done"]) == ([session], True)
+    assert len(facts(database, "inference", "ls")["sessions"]) == 1
+
+
+def test_old_sessions_are_pruned(database: str, session: str) -> None:
+    assert run(database, "inference", "prune", "--older-than", "1d").stdout == "Nothing to prune.\n"
+    refused = run(database, "inference", "prune", "--older-than", "0", code=1).exception
+    assert isinstance(refused, RefusedError)
+    would = run(database, "inference", "prune", "--older-than", "0", "--dry-run").stdout
+    assert "2 sessions with 4 requests would go." in would
+    gone = run(
+        database, "inference", "prune", "--older-than", "0", "--tenant", "beta", "--yes",
+        "--output", "markdown",
+    ).stdout  # fmt: skip
+    assert "| poet@1.0.0 | beta | failed | 0 |" in gone
+    assert "1 session with 0 requests went." in gone
+    found = facts(database, "inference", "prune", "--older-than", "0", "--yes")
+    assert (found["requests"], found["trimmed"], found["is_done"]) == (4, 0, True)
+    assert facts(database, "inference", "ls") == {"sessions": []}
+
+
+def test_a_long_list_of_what_goes_is_cut(database: str, tmp_path: Path) -> None:
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            "INSERT INTO inference_sessions (model_name, model_version, status, finished_at)"
+            " SELECT 'm', '1', 'completed', now() FROM generate_series(1, 60)"
+        )
+    text = run(database, "inference", "prune", "--older-than", "0", "--dry-run").stdout
+    assert "… and 10 more" in text
+    assert (
+        len(facts(database, "inference", "prune", "--older-than", "0", "--dry-run")["sessions"])
+        == 60
+    )

@@ -1,4 +1,4 @@
-"""`arc-halo inference`: models at work, and what their requests took."""
+"""`arc-halo inference show`: one session, with percentiles of what its requests took."""
 
 from __future__ import annotations
 
@@ -9,73 +9,16 @@ import click
 
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
-from arc_halo.cli.limiting import limit_option, tell_of_more
-from arc_halo.cli.telling import facts, moment, number, short
+from arc_halo.cli.telling import facts, moment, number
 
 if TYPE_CHECKING:
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
 
-STATUSES = ("active", "completed", "failed", "crashed")
-SESSIONS = ("id", "model", "tenant", "status", "requests", "failed", "generated", "began", "took")
 PERCENTILES = ("of requests", "p50", "p95", "p99")
 
 
-@click.group("inference")
-def inference() -> None:
-    """Look at inference sessions: models at work, and what their requests took.
-
-    SESSION is a session's id, or the beginning of it, 6 digits or more.
-
-    \b
-    Examples:
-      arc-halo inference ls
-      arc-halo inference show 0f6e2a
-    """
-
-
-@inference.command("ls")
-@click.option("--model", metavar="MODEL", help="Only of this model: its name, or name@version.")
-@click.option("--tenant", metavar="TENANT", help="Only on behalf of this one.")
-@click.option("--status", type=click.Choice(STATUSES), help="Only those that are so.")
-@limit_option("the newest")
-@click.pass_obj
-def ls(
-    invocation: Invocation, model: str | None, tenant: str | None, status: str | None, limit: int
-) -> None:
-    """List inference sessions, the newest first.
-
-    An active session that gave no sign of life for a minute is shown as crashed.
-
-    \b
-    Examples:
-      arc-halo inference ls
-      arc-halo inference ls --model story --status active
-      arc-halo inference ls --tenant acme --output json
-    """
-    from arc_halo.inference import reading
-    from arc_halo.reconcile.report import as_json
-
-    with invocation.open(needs_database=True) as project:
-        project.check_schema()
-        with project.connection() as conn:
-            found = reading.sessions(
-                conn, model=model, tenant=tenant, status=status, limit=limit + 1
-            )
-    sessions = found[:limit]
-    rows = [_row(each) for each in sessions]
-    render(
-        invocation,
-        text=lambda: invocation.console.print(
-            table(SESSIONS, rows) if rows else "No inference session is recorded that fits."
-        ),
-        json=lambda: as_json({"sessions": [facts(each) for each in sessions]}),
-        markdown=lambda: markdown_table(SESSIONS, rows),
-    )
-    tell_of_more(invocation, found, limit)
-
-
-@inference.command("show")
+@click.command("show")
 @click.argument("session")
 @click.pass_obj
 def show(invocation: Invocation, session: str) -> None:
@@ -124,22 +67,6 @@ def show(invocation: Invocation, session: str) -> None:
         markdown=lambda: (
             markdown_table(("field", "value"), fields) + "\n\n" + markdown_table(PERCENTILES, rows)
         ),
-    )
-
-
-def _row(session: SessionRow) -> tuple[str, ...]:
-    from arc_halo.sizes import format_seconds
-
-    return (
-        short(session.id),
-        session.model,
-        session.tenant or "-",
-        session.status,
-        str(session.request_count),
-        str(session.failed_count),
-        str(session.generated_tokens),
-        moment(session.started_at),
-        format_seconds(session.elapsed_seconds),
     )
 
 
