@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any
 
-from arc_halo.errors import ArcHaloError, TrainingError
+from arc_halo.errors import TrainingError
 from arc_halo.names import is_storable
+from arc_halo.store.rounds import Rounds
 from arc_halo.training.delivering import Delivery, LeaseLostError
 from arc_halo.training.points import SYSTEM, Batch, Logged
 from arc_halo.training.spool import Spool
@@ -26,7 +24,6 @@ MAX_NAME_BYTES = 1200
 """Of a metric's name, or a scope's: both together fit into an index."""
 
 MAX_EPOCH = 1e9
-MAX_PAUSE_SECONDS = 30.0
 BATCH_POINTS = 100_000
 """Points written in one transaction at most."""
 
@@ -45,7 +42,7 @@ class LogSettings:
     system_seconds: float | None = None
 
 
-class PointLog:
+class PointLog(Rounds):
     """A queue of points and the thread that empties it. `put` neither blocks nor raises.
 
     While the database is away, points go to the spool; they are written, in their order, when it
@@ -53,34 +50,22 @@ class PointLog:
     """
 
     def __init__(self, delivery: Delivery, spool: Spool, settings: LogSettings) -> None:
+        super().__init__(
+            "arc-halo-points", settings.flush_seconds, "points wait on the local disk", logger
+        )
         self.dropped = 0
-        self.is_lost = False
-        """Whether another program has the session now, or nobody."""
         self._delivery = delivery
         self._spool = spool
         self._settings = settings
         self._queue: deque[Logged] = deque()
         self._known_names: set[str] = set()
-        self._told: set[str] = set()
         self._taking = threading.Lock()
         self._in_flight: list[Logged] = []
         """What the thread is writing, unless it is on the disk already."""
-        self._wake: SimpleQueue[None] = SimpleQueue()
-        """Whose `put` may be interrupted by a signal whose handler logs too; an Event's may not."""
-        self._idle = threading.Condition()
-        self._rounds_wanted = self._rounds_done = 0
-        self._is_closing = self._is_over = False
-        self._failures, self._retry_at, self._beat_at = 0, 0.0, time.monotonic()
+        self._beat_at = time.monotonic()
         self._step: int | None = None
         self._epoch: float | None = None
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._work, name="arc-halo-points", daemon=True)
         self._thread.start()
-
-    @property
-    def is_forked(self) -> bool:
-        """Whether this is a copy in a forked process, where the thread is not."""
-        return self._pid != os.getpid()
 
     def put(self, metrics: Mapping[str, Any], step: int, epoch: float | None, scope: str) -> None:
         """Queue the points of a step. What is no number is left out, with a warning the first
@@ -98,34 +83,9 @@ class PointLog:
                 self._wake.put(None)
             self._relieve()
 
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until what was put is written; False where it waits in the spool, or still waits.
-
-        What is in the spool is on disk, and is written when the database is back.
-        """
-        if self.is_forked:  # the thread is in the other process, and so may be who has the lock
-            return False
-        with self._idle:
-            self._rounds_wanted += 1
-            wanted = self._rounds_wanted
-            self._retry_at = 0.0
-            self._wake.put(None)
-            self._idle.wait_for(lambda: self._is_over or self._rounds_done >= wanted, timeout)
-            is_done = self._rounds_done >= wanted or (self._is_over and not self._queue)
-            return is_done and not self._failures and not self.is_lost
-
-    def tell(self, about: str, message: str) -> None:
-        """Warn of a thing once."""
-        if about not in self._told:
-            self._told.add(about)
-            logger.warning("%s", message)
-
     def close(self, timeout: float | None = None) -> bool:
         """Write what waits and end the thread; False where some is left in the spool."""
-        is_written = self.flush(timeout)
-        self._is_closing = True
-        self._wake.put(None)
-        self._thread.join(timeout)
+        is_written = self._end(timeout)
         if self.dropped:
             logger.warning("%d points were not recorded", self.dropped)
         self._spool.close()
@@ -177,28 +137,8 @@ class PointLog:
             finally:
                 self._taking.release()
 
-    def _work(self) -> None:
-        try:
-            while not (self._is_closing and not self._queue):
-                self._rest()
-                with self._idle:
-                    wanted = self._rounds_wanted
-                self._round()
-                with self._idle:
-                    self._rounds_done = wanted
-                    self._idle.notify_all()
-        finally:  # whoever waits for it waits no longer
-            with self._idle:
-                self._is_over = True
-                self._idle.notify_all()
-
-    def _rest(self) -> None:
-        """Wait for the next round, or until somebody asks for one."""
-        with suppress(Empty):
-            # Half of it, so that what was logged is written, too, when all of it has passed.
-            self._wake.get(timeout=self._settings.flush_seconds / 2)
-            while True:
-                self._wake.get_nowait()
+    def _has_more(self) -> bool:
+        return bool(self._queue)
 
     def _round(self) -> None:
         """Write all that waits, or keep it where it is safe until the next round."""
@@ -223,17 +163,13 @@ class PointLog:
             self._replay()
             if logged or time.monotonic() - self._beat_at >= self._settings.heartbeat_seconds:
                 self._deliver(Batch.of(logged))
-            self._failures = 0
+            self._succeeded()
         except LeaseLostError as exc:
             self.is_lost = True
             self.dropped += len(logged)
             self.tell("lease", exc.message)
         except Exception as exc:  # noqa: BLE001 - the thread lives as long as the training
-            self._failures += 1
-            pause = min(MAX_PAUSE_SECONDS, self._settings.flush_seconds * 2.0**self._failures)
-            self._retry_at = time.monotonic() + pause
-            said = exc.message if isinstance(exc, ArcHaloError) else type(exc).__name__
-            logger.warning("points wait on the local disk: %s", said)
+            self._failed(exc)
             with self._taking:
                 self._keep_in_flight()
 
