@@ -50,9 +50,14 @@ class Delivery:
         if not is_there:
             raise _gone(self._session_id)
 
-    def end(self, status: str, error: str | None) -> None:
+    def end(self, status: str, error: str | None, *, timeout: float) -> None:
+        self._line.patience_seconds = min(timeout, self._line.patience_seconds)
         with self._line.guarded() as conn:
             inference_sessions.end(conn, self._session_id, status, error)
+
+    def give_up(self) -> None:
+        """Write nothing more: whoever waits for the database gets an error."""
+        self._line.end()
 
     def close(self) -> None:
         self._line.close()

@@ -96,12 +96,16 @@ class RequestLog(Rounds):
         except Exception as exc:  # noqa: BLE001 - recording must not end a request
             self.tell("put", f"requests were not recorded: {type(exc).__name__}: {exc}")
 
-    def close(self, timeout: float | None = None) -> bool:
-        """Write what waits and end the thread; False where some is lost."""
-        is_written = self._end(timeout)
+    def close(self, timeout: float) -> bool:
+        """Write what waits, and end the thread; False where some is lost, as what is not written
+        by then."""
+        is_written = self.flush(timeout)
+        self._is_closing = True
+        if not is_written:
+            self.is_lost = True
+            self._delivery.give_up()
+        self._stop(timeout)
         self._give_up()
-        if self.dropped:
-            logger.warning("what %d requests took may not be recorded", self.dropped)
         return is_written
 
     def _queue_up(self, request: RequestMetrics) -> None:

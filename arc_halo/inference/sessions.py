@@ -16,6 +16,7 @@ from arc_halo.errors import ArcHaloError, InvalidInputError
 from arc_halo.inference.delivering import Delivery
 from arc_halo.inference.recording import RecordSettings, RequestLog
 from arc_halo.plain import cleaned, told
+from arc_halo.sizes import format_count
 from arc_halo.store import inference_sessions
 from arc_halo.store.connection import translate
 from arc_halo.store.inference_sessions import NewSession
@@ -25,6 +26,9 @@ from arc_halo.types import JsonObject
 logger = logging.getLogger("arc_halo.inference")
 
 ENDS = ("completed", "failed")
+
+END_SECONDS = 5.0
+"""How long the end of a session waits for a database that does not answer."""
 
 
 class InferenceSession:
@@ -100,8 +104,9 @@ class InferenceSession:
     def finish(self, status: str = "completed", error: str | None = None) -> None:
         """Write what waits, and end the session.
 
-        With the database away what waits is lost, and the session counts as crashed after a minute.
-        Raises `InvalidInputError` for a status that is no end.
+        A database that does not answer is waited for some 5 seconds: then what waits is lost, which
+        is told, and the session counts as crashed after a minute. Who has more time calls `flush`
+        before. Raises `InvalidInputError` for a status that is no end.
         """
         if status not in ENDS:
             raise InvalidInputError(
@@ -112,16 +117,18 @@ class InferenceSession:
         if self._is_over or self._log.is_forked:
             return
         self._is_over = True
+        is_ended, reason = False, ""
         try:
-            if self._log.close():
-                self._delivery.end(status, None if error is None else cleaned(error))
-            else:
-                logger.warning("the end of the inference session %s is not recorded", self.id)
+            if self._log.close(END_SECONDS):
+                told = None if error is None else cleaned(error)
+                self._delivery.end(status, told, timeout=END_SECONDS)
+                is_ended = True
         except ArcHaloError as exc:
-            logger.warning("the end of the inference session is not recorded: %s", exc.message)
+            reason = f": {exc.message}"
         finally:
             self._delivery.close()
             atexit.unregister(self.end_with_program)
+        self._tell_of_loss(is_ended, reason)
 
     def end_with_program(self) -> None:
         """End a session that its program does not: as failed where an exception ends that."""
@@ -137,6 +144,16 @@ class InferenceSession:
         traceback: TracebackType | None,
     ) -> None:
         self._end_by(value)
+
+    def _tell_of_loss(self, is_ended: bool, reason: str) -> None:
+        lost = f"what {format_count(self.dropped, 'request')} took" if self.dropped else ""
+        if not is_ended:
+            nor = f", nor {lost}" if lost else ""
+            logger.warning(
+                "the end of the inference session %s is not recorded%s%s", self.id, nor, reason
+            )
+        elif lost:
+            logger.warning("of the inference session %s it is lost %s", self.id, lost)
 
     def _end_by(self, error: BaseException | None) -> None:
         is_told_to = isinstance(error, KeyboardInterrupt) or (

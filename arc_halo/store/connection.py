@@ -36,8 +36,8 @@ from arc_halo.store.locks import try_xact_lock as try_xact_lock
 
 CONNECT_SECONDS = 30.0
 
-# What the pool has to warn of, our errors say. Who configures logging gets its warnings still.
-logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+# What psycopg has to warn of, our errors say. Who configures logging gets its warnings still.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 Connection = psycopg.Connection[TupleRow]
 Waiting = Callable[[str], None]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from arc_halo.errors import ConnectionFailedError
 from arc_halo.store.connection import translate
 from arc_halo.store.rows import Connection
 from arc_halo.store.silence import hang_up
@@ -26,6 +27,7 @@ class PatientConnection:
         self._connect = connect
         self._closing = threading.Lock()
         self._connection: Connection | None = None
+        self._is_over = False
 
     @property
     def is_open(self) -> bool:
@@ -37,11 +39,11 @@ class PatientConnection:
 
         Whether what was written then is committed is not known. Raises `DatabaseError`.
         """
-        watch = threading.Timer(self.patience_seconds, self._give_up)
+        watch = threading.Timer(self.patience_seconds, self._cut)
         watch.daemon = True
         try:
             with translate():
-                conn = self._connection = self._connection or self._connect()
+                conn = self._opened()
                 with suppress(RuntimeError):  # some Pythons start no thread while they end
                     watch.start()
                 yield conn
@@ -57,7 +59,22 @@ class PatientConnection:
                 self._connection.close()
             self._connection = None
 
-    def _give_up(self) -> None:
+    def end(self) -> None:
+        """Close it for good, whoever waits for the server: they get an error."""
+        self._is_over = True
+        self._cut()
+
+    def _opened(self) -> Connection:
+        if self._connection is None:
+            connection = self._connect()
+            with self._closing:
+                if self._is_over:
+                    connection.close()
+                    raise ConnectionFailedError("it took too long to connect to the database")
+                self._connection = connection
+        return self._connection
+
+    def _cut(self) -> None:
         """Cut the connection, so that who waits for the server gets an error."""
         with self._closing, suppress(Exception):
             if self._connection is not None:

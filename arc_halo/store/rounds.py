@@ -45,7 +45,8 @@ class Rounds(ABC):
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for a whole round; False where it failed, or is not over yet."""
-        if self.is_forked:  # the thread is in the other process, and so may be who has the lock
+        # The thread is in the other process, and so may be who has the lock.
+        if self.is_forked or self.is_lost:
             return False
         with self._idle:
             self._rounds_wanted += 1
@@ -70,13 +71,11 @@ class Rounds(ABC):
         """Whether another round has to come before the end."""
         return False
 
-    def _end(self, timeout: float | None) -> bool:
-        """Have a last round, and end the thread; False where that round failed."""
-        is_written = self.flush(timeout)
+    def _stop(self, timeout: float | None) -> None:
+        """End the thread when its round is over."""
         self._is_closing = True
         self._wake.put(None)
         self._thread.join(timeout)
-        return is_written
 
     def _failed(self, error: Exception) -> None:
         """Let the next try wait; of the first in a row that failed it is told."""

@@ -85,7 +85,8 @@ class PointLog(Rounds):
 
     def close(self, timeout: float | None = None) -> bool:
         """Write what waits and end the thread; False where some is left in the spool."""
-        is_written = self._end(timeout)
+        is_written = self.flush(timeout)
+        self._stop(timeout)
         if self.dropped:
             logger.warning("%d points were not recorded", self.dropped)
         self._spool.close()

@@ -20,6 +20,7 @@ import pytest
 
 import arc_halo
 from arc_halo.errors import InvalidInputError, NotFoundError
+from arc_halo.inference import sessions
 from arc_halo.inference.delivering import Delivery
 from arc_halo.inference.sessions import InferenceSession
 
@@ -248,10 +249,14 @@ def test_requests_wait_while_the_database_is_away(
         session.record(latency_ms=1)
         assert not session.flush()
         session.record(latency_ms=2)
+        assert not session.flush()
         back(ask)
         assert session.flush()
     assert ask("SELECT latency_ms FROM inference_metrics ORDER BY id") == [(1,), (2,)]
-    assert "wait in memory" in caplog.text
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "requests wait in memory",
+        "the database answers again",
+    ]
 
 
 def test_of_too_many_that_wait_the_oldest_are_lost_but_counted(halo: Halo, ask: Ask) -> None:
@@ -277,8 +282,65 @@ def test_the_end_does_not_raise_where_the_database_is_away(
         session.record(latency_ms=1)
     assert session.dropped == 1
     assert status(ask) == "active"
-    assert "the end of the inference session" in caplog.text
+    assert len(caplog.messages) == 2
+    assert caplog.messages[1].endswith("is not recorded, nor what 1 request took")
     assert not session.flush()
+
+
+def test_a_server_that_hangs_does_not_keep_a_session_from_its_end(
+    halo: Halo,
+    ask: Ask,
+    database: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "END_SECONDS", 0.3)
+    session = halo.inference.session("story@1.0.0")
+    with psycopg.connect(database) as other:
+        other.execute("LOCK inference_metrics IN ACCESS EXCLUSIVE MODE")
+        for _ in range(3):
+            session.record(latency_ms=1)
+        session.finish()
+        assert session.dropped == 3
+        assert not session.flush()
+    assert not session._log._thread.is_alive()
+    assert ask(COUNTS) == [(0, 0, 0, 0, 0, 0)]
+    assert [each.message for each in caplog.records if each.name == "arc_halo.inference"] == [
+        f"the end of the inference session {session.id} is not recorded, nor what 3 requests took"
+    ]
+
+
+def test_a_line_that_is_opened_too_late_is_not_written_to(
+    halo: Halo, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "END_SECONDS", 0.3)
+    session = halo.inference.session("story@1.0.0")
+    is_late = threading.Event()
+    connect = session._delivery._line._connect
+
+    def slow() -> Any:
+        is_late.wait()
+        return connect()
+
+    session._delivery._line._connect = slow
+    session.record(latency_ms=1)
+    session.finish()
+    is_late.set()
+    session._log._thread.join()
+    assert session.dropped == 1
+    assert ask(KEPT) == [(0,)]
+
+
+def test_what_was_lost_is_told_once(halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    with halo.inference.session("story@1.0.0", queue_requests=2) as session:
+        away(ask)
+        for _ in range(5):
+            session.record(latency_ms=1)
+        back(ask)
+    assert status(ask) == "completed"
+    assert caplog.messages[-1] == (
+        f"of the inference session {session.id} it is lost what 3 requests took"
+    )
 
 
 def test_a_deleted_session_is_written_to_no_more(

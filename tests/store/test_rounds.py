@@ -29,7 +29,7 @@ class Tries(Rounds):
             self._succeeded()
 
     def close(self) -> None:
-        self._end(10)
+        self._stop(10)
 
 
 @pytest.fixture
