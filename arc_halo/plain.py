@@ -12,6 +12,8 @@ from arc_halo.names import is_storable
 
 MAX_ERROR = 2000
 MAX_COUNT = 2**31 - 1
+MAX_DEPTH = 100
+"""Of settings within settings."""
 
 
 def check_plain(**given: Any) -> None:
@@ -67,16 +69,18 @@ def cleaned(text: str) -> str:
     return redact(" ".join(storable.split()))[:MAX_ERROR]
 
 
-def _check(place: str, value: Any) -> None:
+def _check(place: str, value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise _not_plain(place[:80], value, f"nest it {MAX_DEPTH} times at most")
     match value:
         case dict():
             for key, each in value.items():
                 if not isinstance(key, str | int) or not is_storable(str(key)):
                     raise _not_plain(f"{place}: its key", key, "keys are texts")
-                _check(f"{place}.{key}", each)
+                _check(f"{place}.{key}", each, depth + 1)
         case list() | tuple():
             for i, each in enumerate(value):
-                _check(f"{place}[{i}]", each)
+                _check(f"{place}[{i}]", each, depth + 1)
         case str() if is_storable(value):
             pass
         case float() if math.isfinite(value):

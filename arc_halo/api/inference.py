@@ -70,9 +70,10 @@ class Inference:
         written every `flush_seconds`; while the database is away `queue_requests` of them may wait.
         Raises `NotFoundError`, `InvalidInputError`, `DatabaseError`.
         """
+        from arc_halo.inference.checking import check_root, check_tenant
         from arc_halo.inference.recording import record_settings
         from arc_halo.inference.sessions import begin
-        from arc_halo.plain import check_plain, check_texts, covered
+        from arc_halo.plain import check_plain, covered
         from arc_halo.store.connection import connect
 
         settings = record_settings(
@@ -81,7 +82,8 @@ class Inference:
             queue_requests=queue_requests,
         )
         check_plain(config=config)
-        check_texts(tenant=tenant)
+        check_tenant(tenant)
+        check_root(root)
         with self._project.connection() as conn:
             name, version, registered = _named(conn, model)
         url = self._project.url

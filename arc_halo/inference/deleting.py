@@ -9,6 +9,7 @@ from uuid import UUID
 
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.inference.reading import model_filter
+from arc_halo.plain import check_texts
 from arc_halo.store import inference_deleting, inference_sessions
 from arc_halo.store.inference_sessions import SessionRow
 from arc_halo.store.rows import Connection
@@ -69,8 +70,13 @@ def prune(
 ) -> Deletion:
     """Delete sessions that are over for so long, and what requests of that age took of those that
     are at work. Raises `InvalidInputError` for what is no age."""
-    if not timedelta(0) <= older_than <= MAX_AGE:
-        raise InvalidInputError(f"older_than={older_than} is no age", code="AH007")
+    check_texts(tenant=tenant)
+    if not isinstance(older_than, timedelta) or not timedelta(0) <= older_than <= MAX_AGE:
+        raise InvalidInputError(
+            f"older_than={older_than!r:.80} is no age",
+            hint="write a timedelta, such as timedelta(days=30)",
+            code="AH007",
+        )
     name, version = model_filter(model)
     with conn.transaction():
         old = inference_deleting.old(conn, older_than, model=name, version=version, tenant=tenant)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from arc_halo.errors import InvalidInputError, NotFoundError
+from arc_halo.inference.checking import check_limit
 from arc_halo.names import ID_DIGITS, id_digits
+from arc_halo.plain import check_texts
 from arc_halo.store import inference_metrics, inference_sessions
 from arc_halo.store.inference_metrics import Latency
 from arc_halo.store.inference_sessions import SessionRow
@@ -24,8 +26,10 @@ def sessions(
 ) -> list[SessionRow]:
     """Sessions, the newest first. `model` is a name or name@version.
 
-    Raises `InvalidInputError` for what is no status.
+    Raises `InvalidInputError` for what is no status, no text or no number.
     """
+    check_texts(tenant=tenant, status=status)
+    check_limit(limit)
     if status is not None and status not in STATUSES:
         raise InvalidInputError(
             f"status={status!r} is no status of a session",
@@ -39,7 +43,8 @@ def sessions(
 
 
 def model_filter(model: str | None) -> tuple[str | None, str | None]:
-    """The name, and the version, that a model is asked for by."""
+    """The name, and the version, that a model is asked for by. Raises `InvalidInputError`."""
+    check_texts(model=model)
     name, at, version = (model or "").partition("@")
     return name or None, version if at else None
 

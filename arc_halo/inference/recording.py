@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from arc_halo.errors import InvalidInputError
+from arc_halo.inference.checking import check_number
 from arc_halo.inference.delivering import Delivery, SessionGoneError
 from arc_halo.inference.metrics import Batch, request_metrics, tally
 from arc_halo.store.inference_metrics import RequestMetrics
@@ -19,6 +19,7 @@ from arc_halo.store.rounds import Rounds
 
 logger = logging.getLogger("arc_halo.inference")
 
+MIN_SECONDS = 0.001
 MAX_FLUSH_SECONDS = 60.0
 MAX_HEARTBEAT_SECONDS = 30.0
 """After a minute of silence a session counts as crashed."""
@@ -37,18 +38,9 @@ def record_settings(
     *, flush_seconds: float, heartbeat_seconds: float, queue_requests: int
 ) -> RecordSettings:
     """Settings that make sense. Raises `InvalidInputError`."""
-    for name, seconds, most in (
-        ("flush_seconds", flush_seconds, MAX_FLUSH_SECONDS),
-        ("heartbeat_seconds", heartbeat_seconds, MAX_HEARTBEAT_SECONDS),
-    ):
-        if not 0 < seconds <= most:
-            raise InvalidInputError(
-                f"{name}={seconds!r}: write more than 0 and at most {most:.0f}", code="AH007"
-            )
-    if queue_requests < 1:
-        raise InvalidInputError(
-            f"queue_requests={queue_requests!r}: write a whole number from 1", code="AH007"
-        )
+    check_number("flush_seconds", flush_seconds, MIN_SECONDS, MAX_FLUSH_SECONDS)
+    check_number("heartbeat_seconds", heartbeat_seconds, MIN_SECONDS, MAX_HEARTBEAT_SECONDS)
+    check_number("queue_requests", queue_requests, 1, is_whole=True)
     return RecordSettings(
         flush_seconds=flush_seconds,
         heartbeat_seconds=heartbeat_seconds,

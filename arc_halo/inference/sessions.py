@@ -9,10 +9,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from threading import TIMEOUT_MAX
 from types import TracebackType
 from uuid import UUID
 
 from arc_halo.errors import ArcHaloError, InvalidInputError
+from arc_halo.inference.checking import check_number
 from arc_halo.inference.delivering import Delivery
 from arc_halo.inference.recording import RecordSettings, RequestLog
 from arc_halo.plain import cleaned, told
@@ -98,7 +100,12 @@ class InferenceSession:
         return self._log.dropped
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until what was recorded is in the database; False where it waits still."""
+        """Wait until what was recorded is in the database; False where it waits still.
+
+        Raises `InvalidInputError` for a `timeout` that is no number of seconds.
+        """
+        if timeout is not None:
+            check_number("timeout", timeout, 0, TIMEOUT_MAX)
         return self._log.flush(timeout)
 
     def finish(self, status: str = "completed", error: str | None = None) -> None:
@@ -108,9 +115,15 @@ class InferenceSession:
         is told, and the session counts as crashed after a minute. Who has more time calls `flush`
         before. Raises `InvalidInputError` for a status that is no end.
         """
-        if status not in ENDS:
+        if error is not None and not isinstance(error, str):
             raise InvalidInputError(
-                f"status={status!r} is no end of a session",
+                f"an error is told as a text, not as a {type(error).__name__}",
+                hint="write error=str(exc)",
+                code="AH004",
+            )
+        if not isinstance(status, str) or status not in ENDS:
+            raise InvalidInputError(
+                f"status={status!r:.80} is no end of a session",
                 hint=f"write {' or '.join(ENDS)}",
                 code="AH006",
             )

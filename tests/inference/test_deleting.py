@@ -134,7 +134,8 @@ def test_a_model_or_a_tenant_is_pruned(halo: Halo) -> None:
     assert would() == {first, second, third}
 
 
-@pytest.mark.parametrize("given", [timedelta(days=-1), timedelta(days=10**6)])
-def test_what_is_no_age_is_refused(halo: Halo, given: timedelta) -> None:
-    with pytest.raises(InvalidInputError):
+@pytest.mark.parametrize("given", [timedelta(days=-1), timedelta(days=10**6), 30, "30d", None])
+def test_what_is_no_age_is_refused(halo: Halo, given: Any) -> None:
+    with pytest.raises(InvalidInputError) as refused:
         halo.inference.prune(given)
+    assert refused.value.hint

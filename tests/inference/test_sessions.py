@@ -34,6 +34,10 @@ FROM inference_sessions
 KEPT = "SELECT count(*) FROM inference_metrics"
 
 
+CYCLE: dict[str, Any] = {}
+CYCLE["again"] = [CYCLE]
+
+
 def shown(given: object) -> str:
     """A parameter in the name of its test, the same in every process."""
     return re.sub(r" at 0x\w+", "", repr(given))
@@ -484,23 +488,79 @@ def test_sessions_are_found_by_the_beginning_of_their_ids(halo: Halo, ask: Ask) 
     "given",
     [
         {"config": {"at": object()}},
+        {"config": {"top_p": math.nan}},
+        {"config": "greedy"},
+        {"config": CYCLE},
         {"tenant": "a\0"},
+        {"tenant": None},
+        {"root": b"short"},
+        {"root": "story"},
         {"flush_seconds": 0},
+        {"flush_seconds": "1s"},
         {"heartbeat_seconds": 61},
+        {"heartbeat_seconds": math.nan},
         {"queue_requests": 0},
+        {"queue_requests": 1.5},
+        {"queue_requests": None},
     ],
-    ids=["config", "tenant", "flush", "heartbeat", "queue"],
+    ids=shown,
 )
 def test_a_session_refuses_what_makes_no_sense(halo: Halo, given: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError) as refused:
         halo.inference.session("story@1.0.0", **given)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"limit": -1},
+        {"limit": "10"},
+        {"limit": 2**70},
+        {"model": 1},
+        {"model": "\ud800"},
+        {"tenant": b"acme"},
+        {"status": "running"},
+        {"status": ["active"]},
+    ],
+    ids=shown,
+)
+def test_a_list_refuses_what_makes_no_sense(halo: Halo, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        halo.inference.list(**given)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("given", [None, "", 7, b"0f6e2a", object(), "x"], ids=shown)
+def test_what_is_no_id_names_no_session(halo: Halo, given: Any) -> None:
+    for ask in (halo.inference.get, halo.inference.latency, halo.inference.delete):
+        with pytest.raises(NotFoundError) as unknown:
+            ask(given)
+        assert unknown.value.hint
+
+
+@pytest.mark.parametrize("timeout", ["soon", math.nan, math.inf, -1, True], ids=shown)
+def test_a_flush_refuses_what_is_no_time(halo: Halo, timeout: Any) -> None:
+    with halo.inference.session("story@1.0.0") as session:
+        with pytest.raises(InvalidInputError, match="timeout"):
+            session.flush(timeout)
+        assert session.flush(100)
+
+
+@pytest.mark.parametrize("given", [("crashed",), (None,), ("failed", KeyError("x"))], ids=shown)
+def test_an_end_that_makes_no_sense_is_none(halo: Halo, ask: Ask, given: Any) -> None:
+    session = halo.inference.session("story@1.0.0")
+    with pytest.raises(InvalidInputError) as refused:
+        session.finish(*given)
+    assert refused.value.hint
+    assert status(ask) == "active"
+    session.finish()
+    assert status(ask) == "completed"
 
 
 def test_a_model_that_is_not_registered_needs_a_version(halo: Halo) -> None:
     with pytest.raises(NotFoundError, match="no model 'story'"):
         halo.inference.session("story")
-    with pytest.raises(InvalidInputError):
-        halo.inference.session("story@1.0.0").finish("crashed")
 
 
 def test_warnings_are_of_our_logger(halo: Halo, caplog: pytest.LogCaptureFixture) -> None:

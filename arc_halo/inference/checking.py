@@ -1,0 +1,52 @@
+"""What callers of sessions give, refused in words before anything is made of it."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from arc_halo.errors import InvalidInputError
+from arc_halo.plain import check_texts
+from arc_halo.tensors.digests import DIGEST_BYTES
+
+MAX_LIMIT = 10**9
+
+
+def check_number(
+    name: str, value: Any, least: float, most: float = inf, *, is_whole: bool = False
+) -> None:
+    """Raise `InvalidInputError` for what is no number, or not one of these."""
+    kind = int if is_whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+        said = "a whole number" if is_whole else "a number"
+        to = "" if most == inf else f" to {most:,.10g}"
+        raise InvalidInputError(
+            f"{name} cannot be {value!r:.80}",
+            hint=f"write {said} from {least:g}{to}",
+            code="AH007",
+        )
+
+
+def check_limit(limit: Any) -> None:
+    """Raise `InvalidInputError` for what is no number of rows; None is all of them."""
+    if limit is not None:
+        check_number("limit", limit, 0, MAX_LIMIT, is_whole=True)
+
+
+def check_tenant(tenant: Any) -> None:
+    """Raise `InvalidInputError` for what is no text that can be stored."""
+    if tenant is None:
+        raise InvalidInputError(
+            "tenant cannot be None", hint="leave it out where there are none", code="AH004"
+        )
+    check_texts(tenant=tenant)
+
+
+def check_root(root: Any) -> None:
+    """Raise `InvalidInputError` for what is given and is no root of weights."""
+    if root is not None and not (isinstance(root, bytes) and len(root) == DIGEST_BYTES):
+        raise InvalidInputError(
+            f"root={root!r:.80} is no root of weights",
+            hint=f"give its {DIGEST_BYTES} bytes, as `halo.models.get(...).root` has them",
+            code="AH006",
+        )
