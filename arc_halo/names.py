@@ -61,6 +61,13 @@ def id_digits(text: str) -> str:
     return digits if is_beginning else ""
 
 
+def root_digits(text: str) -> str:
+    """The hexadecimal digits of a root of weights, or of its beginning; "" for what is none."""
+    digits = text.lower().removeprefix("sha256:")
+    is_beginning = len(digits) >= ID_DIGITS and re.fullmatch("[0-9a-f]{1,64}", digits)
+    return digits if is_beginning else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """A hint naming the closest known name, or None when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -345,6 +345,8 @@ CREATE TABLE activation_cache (
     weights_root bytea NOT NULL CHECK (octet_length(weights_root) = 32),
     structure_digest bytea NOT NULL CHECK (octet_length(structure_digest) = 32),
     input_digest bytea NOT NULL CHECK (octet_length(input_digest) = 32),
+    capture_id uuid NOT NULL GENERATED ALWAYS AS (encode(substring(
+        sha256(weights_root || structure_digest || input_digest) FOR 16), 'hex')::uuid) STORED,
     layer_name text NOT NULL,
     selection jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(selection) = 'object'),
     tensor_id bigint NOT NULL REFERENCES tensor_metadata,
@@ -360,6 +362,8 @@ COMMENT ON COLUMN activation_cache.structure_digest IS
     'SHA-256 of what the weights do not say: the config, the modules and their settings.';
 COMMENT ON COLUMN activation_cache.input_digest IS
     'SHA-256 of the input tokens, the attention mask and what else the model was given.';
+COMMENT ON COLUMN activation_cache.capture_id IS
+    'The same for all that one model gave for one input.';
 COMMENT ON COLUMN activation_cache.layer_name IS
     'The module''s name: model.layers.3.mlp.';
 COMMENT ON COLUMN activation_cache.selection IS
@@ -368,6 +372,7 @@ COMMENT ON COLUMN activation_cache.selection IS
 -- By a hash of the selection: a list of many positions is longer than an index takes.
 CREATE UNIQUE INDEX activation_cache_key ON activation_cache (weights_root, input_digest,
     layer_name, structure_digest, hashtextextended(selection::text, 0));
+CREATE INDEX activation_cache_capture_id_idx ON activation_cache (capture_id);
 CREATE INDEX activation_cache_tensor_id_idx ON activation_cache (tensor_id);
 CREATE INDEX activation_cache_last_used_at_idx ON activation_cache (last_used_at);
 

@@ -18,6 +18,7 @@ from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject
 
 if TYPE_CHECKING:
+    from arc_halo.inference.activation_captures import ActivationCapture
     from arc_halo.inference.activations import Capture
     from arc_halo.inference.attention import Attention, AttentionCapture
     from arc_halo.inference.deleting import Deletion
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from arc_halo.inference.selections import Positions
     from arc_halo.inference.sessions import InferenceSession
     from arc_halo.inference.transformers_cache import TransformersCache
+    from arc_halo.store.activations_reading import CaptureRow as ActivationCaptureRow
     from arc_halo.store.attention import CaptureRow
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
@@ -287,6 +289,35 @@ class Inference:
         if not torch:
             return dict(found)
         return {name: as_torch(each, dtypes.name_of(each.dtype)) for name, each in found.items()}
+
+    def activation_captures(
+        self, *, model: str | None = None, limit: int | None = None
+    ) -> Sequence[ActivationCaptureRow]:
+        """What was captured, a record for each model and input, the newest first.
+
+        `model` is a registered name, name@version, or the beginning of a root of weights in hex.
+        """
+        from arc_halo.inference import activation_captures
+
+        with self._project.connection() as conn:
+            return activation_captures.listed(conn, model=model, limit=limit)
+
+    def activation_capture(self, capture: str | UUID) -> ActivationCapture:
+        """What a model gave for an input, by the id of the capture, or the beginning of that (6
+        digits or more). Raises `NotFoundError`."""
+        from arc_halo.inference import activation_captures
+
+        return activation_captures.read(self._project.weights, capture)
+
+    def delete_activations(self, *captures: str | UUID) -> None:
+        """Delete captures of activations, named as for `activation_capture`, all or none.
+
+        What they took is given back by `arc-halo tensors gc`.
+        """
+        from arc_halo.inference import activation_captures
+
+        with self._project.connection() as conn:
+            activation_captures.delete(conn, captures)
 
     def capture_attention(
         self,

@@ -9,6 +9,7 @@ import sys
 import click
 
 from arc_halo._version import __version__
+from arc_halo.cli.activations import activations
 from arc_halo.cli.apply import apply, destroy
 from arc_halo.cli.attention import attention
 from arc_halo.cli.cache import cache
@@ -39,8 +40,8 @@ from arc_halo.errors import ArcHaloError
 TERMINATED = 143
 COMMANDS = (
     init, validate, schema, plan, apply, get, show, destroy,
-    import_, export, fuse, reactor, serve, keys, training, inference, cache, attention,
-    diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
+    import_, export, fuse, reactor, serve, keys, training, inference, cache, activations,
+    attention, diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
 
 

@@ -21,6 +21,11 @@ def short(id: UUID) -> str:
     return str(id)[:SHORT]
 
 
+def model(name: str, root: bytes | None) -> str:
+    """Its names, or else the beginning of the root of its weights."""
+    return name or ("-" if root is None else root.hex()[:12])
+
+
 def number(value: float | None) -> str:
     """For people; `-` where there is none."""
     return "-" if value is None else f"{value:.6g}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from arc_halo.errors import InvalidInputError, MissingChunkError, RefusedError
 from arc_halo.inference.capturing import (
@@ -55,9 +56,11 @@ if TYPE_CHECKING:
 class CapturedInput(Mapping[str, "NDArray[Any]"]):
     """What the parts of a model gave for one input, by their names.
 
-    `tokens` is [batch, tokens], None where the model was given none; `selection` what was kept.
+    `id` is that of the capture, by which it is listed and deleted, `digest` the input's. `tokens`
+    is [batch, tokens], None where the model was given none; `selection` what was kept.
     """
 
+    id: UUID
     digest: bytes
     tokens: NDArray[Any] | None
     selection: Selection
@@ -174,8 +177,10 @@ class Capture(Mapping[str, "NDArray[Any]"]):
             )
         positions = resolve(self._positions, tokens[1]) if tokens else None
         arrays = {name: self._whole(seen, name, positions) for name in seen.names}
+        digest = input_digest(seen.parts)
         return CapturedInput(
-            digest=input_digest(seen.parts),
+            id=self._key(digest).capture_id,
+            digest=digest,
             tokens=seen.parts.get(IDS),
             selection=Selection(positions=positions, dtype=self._dtype),
             arrays=arrays,
@@ -205,7 +210,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         entries: list[NewEntry] = []
         with self._store.pool.connection() as conn:
             for each in self.inputs:
-                key = self._key(each)
+                key = self._key(each.digest)
                 known = [entry for entry in store_of.find(conn, key) if _is_of(entry, each)]
                 store_of.count_hits(conn, [entry.entry_id for entry in known])
                 self.known += len(known)
@@ -233,10 +238,8 @@ class Capture(Mapping[str, "NDArray[Any]"]):
             self.stored = store_of.insert(conn, entries, self._keeping.ttl)
             store_of.evict(conn, self._keeping.budget_bytes)
 
-    def _key(self, each: CapturedInput) -> Key:
-        return Key(
-            weights_root=self._root, structure_digest=self._structure, input_digest=each.digest
-        )
+    def _key(self, digest: bytes) -> Key:
+        return Key(weights_root=self._root, structure_digest=self._structure, input_digest=digest)
 
 
 def load(

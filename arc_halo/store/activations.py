@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
@@ -96,6 +98,13 @@ class Key:
     weights_root: bytes
     input_digest: bytes
     structure_digest: bytes | None = None
+
+    @property
+    def capture_id(self) -> UUID:
+        """As the table computes it; `structure_digest` must be given."""
+        assert self.structure_digest is not None
+        parts = self.weights_root + self.structure_digest + self.input_digest
+        return UUID(bytes=hashlib.sha256(parts).digest()[:16])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,49 +11,18 @@ from psycopg import errors
 
 from arc_halo.errors import CorruptChunkError, InvalidInputError
 from arc_halo.inference.activations import load
-from arc_halo.inference.inputs import given_parts, input_digest
+from arc_halo.inference.inputs import given_parts as parts
 from arc_halo.plugins import PluginManager
 from arc_halo.store import activations as store_of
-from arc_halo.store.activations import Key, NewEntry
 from arc_halo.store.connection import connect
-from arc_halo.tensors import digests, dtypes
-from arc_halo.weights.arrays import build_arrays, fresh_key
-from arc_halo.weights.building import Recipe
 from arc_halo.weights.store import WeightStore
-
-ROOT, STRUCTURE = b"r" * 32, b"s" * 32
-NAME = "layers.0"
+from tests.inference.stored_activations import NAME, ROOT, STRUCTURE, put, values
 
 
 @pytest.fixture
 def store(open_pool):
     codecs = {name: provided.item for name, provided in PluginManager().codecs.items()}
     return WeightStore(pool=open_pool, codecs=codecs)
-
-
-def put(store, ids, array, *, budget=None, ttl=None, structure=STRUCTURE, selection=None):
-    """Enter an activation of some tokens; how many entries are new, and how many went."""
-    build_arrays(store, Recipe(purpose="write", key=fresh_key(), recipe={}), {NAME: array})
-    raw = dtypes.raw_bytes(array)
-    entry = NewEntry(
-        key=Key(
-            weights_root=ROOT, structure_digest=structure, input_digest=input_digest(parts(ids))
-        ),
-        layer_name=NAME,
-        selection=selection or {},
-        digest=digests.tensor_digest(dtypes.name_of(array.dtype), array.shape, raw),
-    )
-    with store.pool.connection() as conn, conn.transaction():
-        store_of.lock(conn)
-        return store_of.insert(conn, [entry], ttl), store_of.evict(conn, budget)
-
-
-def parts(ids):
-    return given_parts(ids)
-
-
-def values(seed, tokens=4):
-    return np.random.default_rng(seed).normal(size=(1, tokens, 8)).astype(np.float32)
 
 
 def test_what_was_put_is_loaded_by_its_root_alone(store):

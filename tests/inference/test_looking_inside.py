@@ -21,10 +21,10 @@ def test_what_the_page_shows_happens(database: str, tmp_path: Path) -> None:
     environment = os.environ | {
         "ARC_HALO_DATABASE_URL": database,
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PAGE.parents[2])]),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     for language, options, text in BLOCKS:
         if "file=" in options:
             (tmp_path / options.partition("file=")[2]).write_text(text)

@@ -71,6 +71,7 @@ def test_what_parts_gave_is_found_again_bit_for_bit(halo, llama, ids):
     for name, array in found.items():
         assert np.array_equal(array, oracle(llama, name, ids))
         assert np.array_equal(array, captured[name])
+    assert [each.id for each in halo.inference.activation_captures()] == [captured.inputs[0].id]
     as_tensors = halo.inference.activations(llama, [1, 5, 9, 3, 8], torch=True)
     assert as_tensors["model.layers.0.mlp"].shape == (1, 5, 16)
 
