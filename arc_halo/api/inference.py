@@ -20,7 +20,8 @@ from arc_halo.types import JsonObject
 if TYPE_CHECKING:
     from arc_halo.inference.activation_captures import ActivationCapture
     from arc_halo.inference.activations import Capture
-    from arc_halo.inference.attention import Attention, AttentionCapture
+    from arc_halo.inference.attention import AttentionCapture
+    from arc_halo.inference.attention_captures import Attention
     from arc_halo.inference.deleting import Deletion
     from arc_halo.inference.keeping import Keeping
     from arc_halo.inference.keys import Scope
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from arc_halo.inference.sessions import InferenceSession
     from arc_halo.inference.transformers_cache import TransformersCache
     from arc_halo.store.activations_reading import CaptureRow as ActivationCaptureRow
-    from arc_halo.store.attention import CaptureRow
+    from arc_halo.store.attention_reading import CaptureRow
     from arc_halo.store.inference_metrics import Latency
     from arc_halo.store.inference_sessions import SessionRow
 
@@ -359,18 +360,29 @@ class Inference:
     def attention(self, capture: str | UUID) -> Attention:
         """A capture of attention, by its id, the beginning of that (6 digits or more), or its
         label, of several the newest. Raises `NotFoundError`."""
-        from arc_halo.inference import attention
+        from arc_halo.inference import attention_captures
 
-        return attention.read(self._project.pool, capture)
+        return attention_captures.read(self._project.pool, capture)
 
     def attention_captures(
-        self, *, label: str | None = None, limit: int | None = None
+        self, *, label: str | None = None, model: str | None = None, limit: int | None = None
     ) -> Sequence[CaptureRow]:
-        """The captures of attention that there are, the newest first."""
-        from arc_halo.store import attention
+        """The captures of attention that there are, the newest first.
+
+        `model` is a registered name, name@version, or the beginning of a root of weights in hex.
+        """
+        from arc_halo.inference import attention_captures
 
         with self._project.connection() as conn:
-            return attention.captures(conn, label=label, limit=limit)
+            return attention_captures.listed(conn, label=label, model=model, limit=limit)
+
+    def delete_attention(self, *captures: str | UUID, label: str | None = None) -> None:
+        """Delete captures of attention, all or none: those named as for `attention`, and all that
+        are called `label`. A name that is the label of several raises `InvalidInputError`."""
+        from arc_halo.inference import attention_captures
+
+        with self._project.connection() as conn:
+            attention_captures.delete(conn, captures, label=label)
 
     def _keeping(self, cache: str, budget_bytes: int | None, ttl_seconds: float | None) -> Keeping:
         from arc_halo.inference.keeping import keeping

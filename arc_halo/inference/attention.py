@@ -1,26 +1,24 @@
-"""Attention of transformers models, captured a head a row, and read back."""
+"""Attention of transformers models, captured a head a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
 
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
+from arc_halo.errors import InvalidInputError, RefusedError
 from arc_halo.inference.capturing import SeenInput, Watch, check_watchable
 from arc_halo.inference.inputs import IDS, input_digest
 from arc_halo.inference.keeping import Keeping
-from arc_halo.inference.patterns import Shape, assembled, pack, unpack
+from arc_halo.inference.patterns import assembled, pack
 from arc_halo.inference.selections import check_dtype
 from arc_halo.inference.token_texts import TokenTexts
-from arc_halo.names import id_digits, is_storable
 from arc_halo.plain import check_texts
 from arc_halo.store import attention as store_of
-from arc_halo.store.attention import CaptureRow, HeadRow, NewCapture, NewPattern
-from arc_halo.store.rows import Connection, Pool
+from arc_halo.store.attention import NewCapture, NewPattern
+from arc_halo.store.rows import Pool
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array
 
@@ -174,123 +172,6 @@ class AttentionCapture:
         return texts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """One head of a capture. Its pattern is read when it is asked for.
-
-    For each query, `entropy` is in nats, `sink_mass` what the first key gets, and `peak` the most
-    that one key gets: all as computed, before the pattern was cast.
-    """
-
-    layer: int
-    head: int
-    shape: Shape
-    entropy: Floats
-    sink_mass: Floats
-    peak: Floats
-    _pool: Pool = field(repr=False)
-    _capture_id: UUID = field(repr=False)
-
-    def matrix(self) -> NDArray[Any]:
-        """All of it, [queries, keys], in the dtype it was kept in."""
-        with self._pool.connection() as conn:
-            found = store_of.packed(conn, self._capture_id, self.layer, self.head)
-        return unpack(_there(found, self._capture_id), self.shape)
-
-    def row(self, query: int) -> NDArray[Any]:
-        """What one query gives to each key, zeros where it sees none; only that row is read."""
-        count = self.shape.query_count
-        if not -count <= query < count:
-            raise InvalidInputError(f"there are {count} queries, none at {query}", code="AH007")
-        first, length = self.shape.row(query % count)
-        width = dtypes.get_dtype(self.shape.dtype).item_bytes
-        with self._pool.connection() as conn:
-            found = store_of.piece(
-                conn,
-                self._capture_id,
-                self.layer,
-                self.head,
-                start=first * width,
-                size=length * width,
-            )
-        row = np.zeros(self.shape.key_count, dtypes.numpy_dtype(self.shape.dtype))
-        row[:length] = dtypes.view(_there(found, self._capture_id), self.shape.dtype, [length])
-        return row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
-    """A capture: its facts, and its heads in a few numbers each."""
-
-    about: CaptureRow
-    heads: Sequence[HeadRow]
-    _pool: Pool = field(repr=False)
-
-    @property
-    def tokens(self) -> list[str]:
-        """The tokens' texts, or their ids, or their places: whatever is known."""
-        if self.about.token_texts is not None:
-            return list(self.about.token_texts)
-        return [str(token) for token in self.about.token_ids or range(self.about.token_count)]
-
-    def head(self, layer: int, head: int) -> Head:
-        """One head. Raises `NotFoundError`."""
-        with self._pool.connection() as conn:
-            row = store_of.queries(conn, self.about.id, layer, head)
-        if row is None:
-            raise NotFoundError(
-                f"the capture {self.about.id} has no head {head} of layer {layer}",
-                hint=f"it has {_told(self.heads)}",
-            )
-        return Head(
-            layer=layer,
-            head=head,
-            shape=Shape(
-                query_count=row.query_count,
-                key_count=row.key_count,
-                is_causal=row.is_causal,
-                dtype=row.dtype,
-            ),
-            entropy=np.array(row.entropy, np.float32),
-            sink_mass=np.array(row.sink_mass, np.float32),
-            peak=np.array(row.peak, np.float32),
-            _pool=self._pool,
-            _capture_id=self.about.id,
-        )
-
-
-def read(pool: Pool, capture: str | UUID) -> Attention:
-    """A capture by its id, the beginning of that (6 digits or more), or its label.
-
-    Of several with a label it is the newest. It is used by that: others go before it. Raises
-    `NotFoundError`, and `InvalidInputError` for the beginning of several ids.
-    """
-    with pool.connection() as conn:
-        about = store_of.use(conn, find(conn, capture))
-        if about is None:
-            raise NotFoundError(f"there is no attention capture {str(capture)!r} any more")
-        return Attention(about=about, heads=store_of.heads(conn, about.id), _pool=pool)
-
-
-def find(conn: Connection, capture: str | UUID) -> UUID:
-    """The id of a capture, named as for `read`."""
-    text = str(capture)
-    digits = id_digits(text)
-    found = store_of.named(conn, text, digits) if is_storable(text) else []
-    if not found:
-        raise NotFoundError(
-            f"there is no attention capture {text!r}", hint="`arc-halo attention ls` lists them"
-        )
-    begins = [each for each in found if digits and each.hex.startswith(digits)]
-    if len(begins) > 1 and begins == found:
-        raise InvalidInputError(
-            f"{text!r} begins several ids: {', '.join(map(str, found[:10]))}",
-            hint="give more of the id",
-            code="AH006",
-        )
-    return found[0]
-
-
 def _attention_layers(module: Any, layers: Iterable[int] | None) -> dict[str, tuple[int, Any]]:
     """The attention modules by name, each with the number of its layer.
 
@@ -353,16 +234,3 @@ def _no_attention(module: Any) -> InvalidInputError:
 def _storable(text: str) -> str:
     """A text as PostgreSQL takes it: without NUL, and without halves of letters."""
     return text.replace("\0", "\N{SYMBOL FOR NULL}").encode(errors="replace").decode()
-
-
-def _there(found: bytes | None, capture_id: UUID) -> bytes:
-    if found is None:
-        raise NotFoundError(f"there is no attention capture {str(capture_id)!r} any more")
-    return found
-
-
-def _told(heads: Sequence[HeadRow]) -> str:
-    layers = sorted({each.layer_index for each in heads})
-    count = len({each.head_index for each in heads})
-    numbers = ", ".join(map(str, layers[:12])) + (", …" if layers[12:] else "")
-    return f"{count} heads in each of the layers {numbers}"

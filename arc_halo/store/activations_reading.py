@@ -25,8 +25,7 @@ CROSS JOIN LATERAL (
                                ORDER BY model.model_name, model.version), '') AS model,
            bool_or(%(model)s IN (model.model_name, model.model_name || '@' || model.version))
                AS is_meant
-    FROM models AS model JOIN weight_sets AS weights ON weights.id = model.weight_set_id
-    WHERE weights.root = entry.weights_root
+    FROM v_models_by_weights AS model WHERE model.weights_root = entry.weights_root
 ) AS named
 WHERE (%(id)s::uuid IS NULL OR entry.capture_id = %(id)s)
   AND (%(model)s::text IS NULL OR named.is_meant

@@ -37,6 +37,7 @@ def add_capture(database, rows, texts=None, *, label=None, heads=2):
         for head in range(heads)
     ]
     new = NewCapture(
+        weights_root=b"m" * 32,
         input_digest=bytes(32),
         sequence_index=0,
         token_count=len(rows),
@@ -79,11 +80,13 @@ def found_json(attention, *arguments):
 def test_captures_are_listed_with_what_they_are_of(attention, capture):
     code, text = attention("ls")
     assert code == 0
-    assert f"{str(capture)[:8]}  story" in text
+    assert f"{str(capture)[:8]}  story  {'6d' * 6}  " in text
     assert text.rstrip().endswith("24 B  The halo\\x0a<&>")
     (found,) = found_json(attention, "ls")["captures"]
     assert (found["id"], found["head_count"], found["token_texts"]) == (str(capture), 2, TEXTS)
     assert found_json(attention, "ls", "--label", "other") == {"captures": []}
+    assert len(found_json(attention, "ls", "--model", "6d6d6d")["captures"]) == 1
+    assert found_json(attention, "ls", "--model", "story") == {"captures": []}
     assert attention("ls", "--output", "markdown")[1].startswith("| id | label |")
 
 
@@ -178,9 +181,47 @@ def test_what_is_not_there_or_not_named_is_told(attention):
 def test_captures_are_deleted_all_or_none(attention, capture, database):
     other = add_capture(database, ROWS)
     assert attention("rm", capture, "nobody")[0] == 1
+    assert attention("rm", "story", "--dry-run") == (
+        0, f"would delete {capture} story: 2 heads, 24 B\n",
+    )  # fmt: skip
     assert len(found_json(attention, "ls")["captures"]) == 2
-    assert found_json(attention, "rm", "story", other, capture)["deleted"] == [
-        str(capture), str(other),
-    ]  # fmt: skip
+    assert found_json(attention, "rm", "story", other, capture) == {
+        "captures": [str(capture), str(other)], "size_bytes": 48, "is_done": True,
+    }  # fmt: skip
     assert found_json(attention, "ls")["captures"] == []
     assert attention("ls")[1].startswith("No attention")
+    assert attention("rm")[0] == 64
+
+
+def test_a_label_of_several_is_deleted_only_where_all_are_meant(attention, capture, database):
+    other = add_capture(database, ROWS, label="story")
+    code, text = attention("rm", "story")
+    assert code == 4
+    assert all(str(id) in text for id in (capture, other))
+    assert "--label" in text
+    assert found_json(attention, "rm", "--label", "story", "--dry-run")["is_done"] is False
+    assert found_json(attention, "show", "story")["id"] == str(other)
+    found = found_json(attention, "rm", "--label", "story", other)
+    assert sorted(found["captures"]) == sorted(map(str, (capture, other)))
+    assert attention("rm", "--label", "story")[0] == 1
+
+
+def test_a_label_that_begins_an_id_is_not_guessed(attention, capture, database):
+    label = capture.hex[:8]
+    other = add_capture(database, ROWS, label=label)
+    for command in ("show", "rm"):
+        code, text = attention(command, label)
+        assert code == 4
+        assert all(str(id) in text for id in (capture, other))
+    assert found_json(attention, "show", capture.hex[:9])["id"] == str(capture)
+    assert found_json(attention, "rm", other)["captures"] == [str(other)]
+    assert found_json(attention, "show", label)["id"] == str(capture)
+
+
+def test_what_would_say_nothing_is_refused(attention):
+    head = ("show", "story", "--layer", 0, "--head", 0)
+    assert attention("show", "story", "--top", 3)[0] == 64
+    assert attention(*head, "--top", 3)[0] == 64
+    for option, file in (("--png", "a.jpg"), ("--svg", "a.png"), ("--png", "a")):
+        code, text = attention(*head, option, file)
+        assert (code, f"write a.{option[2:]}" in text) == (4, True)

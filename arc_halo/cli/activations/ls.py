@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.limiting import limit_option, tell_of_more
 
 HEADER = ("id", "model", "captured", "used", "layers", "size", "hits")
 
@@ -13,14 +14,7 @@ HEADER = ("id", "model", "captured", "used", "layers", "size", "hits")
 @click.option(
     "--model", metavar="MODEL", help="Only of this: a name, name@version, or a root's beginning."
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=50,
-    show_default=True,
-    help="At most so many, the newest.",
-)
+@limit_option("the newest")
 @click.pass_obj
 def ls(invocation: Invocation, model: str | None, limit: int) -> None:
     """List captures of activations, the newest first.
@@ -61,5 +55,4 @@ def ls(invocation: Invocation, model: str | None, limit: int) -> None:
         json=lambda: as_json({"captures": [telling.facts(each) for each in found[:limit]]}),
         markdown=lambda: markdown_table(HEADER, rows),
     )
-    if len(found) > limit:
-        invocation.console.note(f"these are the newest {limit}: `--limit` lists more")
+    tell_of_more(invocation, found, limit)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
-from arc_halo.errors import RefusedError, UsageError
+from arc_halo.errors import InvalidInputError, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from arc_halo.inference.attention import Attention, Head
+    from arc_halo.inference.attention_captures import Attention, Head
     from arc_halo.types import JsonObject
 
 LEAST_CELLS, MOST_CELLS = 8, 500
+TOP = 10
 
 
 @click.command("show")
@@ -27,9 +28,7 @@ LEAST_CELLS, MOST_CELLS = 8, 500
     "--top",
     type=click.IntRange(min=1),
     metavar="N",
-    default=10,
-    show_default=True,
-    help="With --query: so many keys, that get most.",
+    help="With --query: so many keys, that get most; 10 if left out.",
 )
 @click.option(
     "--svg",
@@ -51,7 +50,7 @@ def show(
     layer: int | None,
     number: int | None,
     query: int | None,
-    top: int,
+    top: int | None,
     svg: Path | None,
     png: Path | None,
     force: bool,
@@ -69,16 +68,18 @@ def show(
       arc-halo attention show prompt-1 --layer 3 --head 5 --query -1 --output json
       arc-halo attention show prompt-1 --layer 3 --head 5 --svg head.svg --png head.png
     """
-    from arc_halo.inference import attention
+    from arc_halo.inference import attention_captures
 
     if (layer is None) != (number is None):
         raise UsageError("a head is named by both", hint="write --layer LAYER --head HEAD")
     if number is None and (svg or png or query is not None):
         raise UsageError("which head is meant?", hint="write --layer LAYER --head HEAD")
+    if query is None and top is not None:
+        raise UsageError("`--top` counts the keys of one query", hint="write --query PLACE too")
     _check_files(svg, png, force)
     with invocation.open(needs_database=True) as project:
         project.check_schema()
-        found = attention.read(project.pool, capture)
+        found = attention_captures.read(project.pool, capture)
         if layer is None or number is None:
             _show_heads(invocation, found)
             return
@@ -86,7 +87,7 @@ def show(
         if svg or png:
             _draw(invocation, found, head, svg, png)
         if query is not None:
-            _show_query(invocation, found, head, query, top)
+            _show_query(invocation, found, head, query, top or TOP)
         elif not (svg or png) or invocation.output == "json":
             _show_head(invocation, found, head)
 
@@ -94,6 +95,13 @@ def show(
 def _check_files(svg: Path | None, png: Path | None, force: bool) -> None:
     from arc_halo.inference import heatmap_png
 
+    for file, suffix in ((svg, ".svg"), (png, ".png")):
+        if file and file.suffix.lower() != suffix:
+            raise InvalidInputError(
+                f"{file} is no name of a {suffix[1:].upper()}",
+                hint=f"write {file.stem}{suffix}",
+                code="AH006",
+            )
     if png:
         heatmap_png.check_can_draw()
     for file in (svg, png):

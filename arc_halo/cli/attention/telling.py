@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from arc_halo.inference.heatmap import Heatmap
-    from arc_halo.store.attention import CaptureRow
+    from arc_halo.store.attention_reading import CaptureRow
 
 LETTERS = 40
 """Of a text's beginning."""
