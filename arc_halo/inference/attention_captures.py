@@ -68,6 +68,20 @@ class Head:
         row[:length] = dtypes.view(_there(found, self._capture_id), self.shape.dtype, [length])
         return row
 
+    def minus(self, other: Head) -> NDArray[np.float64]:
+        """What each query gives to each key more than in another head, below 0 where it is less.
+
+        Raises `InvalidInputError` for patterns of another shape.
+        """
+        shapes = [(each.shape.query_count, each.shape.key_count) for each in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise InvalidInputError(
+                f"{shapes[0][0]} queries and {shapes[0][1]} keys cannot be compared with "
+                f"{shapes[1][0]} and {shapes[1][1]}",
+                hint="compare captures of as many tokens",
+            )
+        return self.matrix().astype(np.float64) - other.matrix().astype(np.float64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
@@ -83,6 +97,16 @@ class Attention:
         if self.about.token_texts is not None:
             return list(self.about.token_texts)
         return [str(token) for token in self.about.token_ids or range(self.about.token_count)]
+
+    def layer(self, layer: int) -> list[Head]:
+        """All heads of a layer. Raises `NotFoundError`."""
+        numbers = [each.head_index for each in self.heads if each.layer_index == layer]
+        if not numbers:
+            raise NotFoundError(
+                f"the capture {self.about.id} has no layer {layer}",
+                hint=f"it has {_told(self.heads)}",
+            )
+        return [self.head(layer, number) for number in numbers]
 
     def head(self, layer: int, head: int) -> Head:
         """One head. Raises `NotFoundError`."""

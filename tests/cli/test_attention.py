@@ -15,6 +15,7 @@ from arc_halo.store.attention import NewCapture, NewPattern
 from arc_halo.store.connection import connect
 
 TEXTS = ["The", " halo", "\n<&>"]
+SVG = "{http://www.w3.org/2000/svg}"
 ROWS = [[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.5, 0.125, 0.375]]
 
 
@@ -144,7 +145,7 @@ def test_a_head_is_drawn_as_svg_and_png(attention, tmp_path):
     place = ("show", "story", "--layer", 0, "--head", 0, "--svg", svg, "--png", png)
     assert attention(*place)[0] == 0
     drawn = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
-    titles = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    titles = [each.text for each in drawn.iter(f"{SVG}title")]
     assert titles[1:3] == ["␣halo → The: 0.2500", "␣halo → ␣halo: 0.7500"]
     assert len(titles) == 6
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -153,6 +154,76 @@ def test_a_head_is_drawn_as_svg_and_png(attention, tmp_path):
     assert (code, "--force" in text) == (5, True)
     assert attention(*place, "--force")[0] == 0
     assert (svg.read_bytes(), png.read_bytes()) == first
+
+
+def test_all_heads_of_a_layer_are_drawn_beside_one_another(attention, capture, tmp_path):
+    code, text = attention("show", "story", "--layer", 0, "--no-color")
+    assert code == 0
+    assert text.splitlines() == [
+        f"story {str(capture)[:8]}, 3 tokens, layer 0",
+        "mean entropy 0.512 nats, sink 0.583, peak 0.750",
+        "",
+        "head 0  head 1",
+        "██      ██",
+        "▒▒▓▓    ▒▒▓▓",
+        "▒▒░░▒▒  ▒▒░░▒▒",
+        "",
+        "·· to ██: 0 to 1",
+    ]
+    found = found_json(attention, "show", "story", "--layer", 0)
+    assert [each["head"] for each in found["heads"]] == [0, 1]
+    assert found["heads"][1]["rows"] == [[1.0], [0.25, 0.75], [0.5, 0.125, 0.375]]
+    svg, png = tmp_path / "layer.svg", tmp_path / "layer.png"
+    assert attention("show", "story", "--layer", 0, "--svg", svg, "--png", png)[0] == 0
+    drawn = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
+    assert [each.text for each in drawn.iter(f"{SVG}text")][2:4] == ["head 0", "head 1"]
+    assert len(list(drawn.iter(f"{SVG}title"))) == 12
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_heads_go_on_below_where_the_terminal_ends(attention, database):
+    add_capture(database, np.eye(200), label="many", heads=5)
+    _, text = attention("show", "many", "--layer", 0, "--no-color")
+    lines = text.splitlines()
+    assert [line.split("  ")[0] for line in lines if "head" in line] == ["head 0", "head 3"]
+    assert max(map(len, lines)) <= 80
+    assert "17 tokens a cell" in lines[-1]
+
+
+def test_a_capture_is_compared_with_another(attention, capture, database, tmp_path):
+    rows = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.125, 0.375]]
+    other = add_capture(database, rows, label="tuned")
+    place = ("show", "tuned", "--minus", "story", "--layer", 0, "--head", 0)
+    code, text = attention(*place, "--no-color")
+    assert code == 0
+    assert text.splitlines() == [
+        f"tuned {str(other)[:8]} minus story {str(capture)[:8]}, 3 tokens, layer 0, head 0",
+        "mean part of a query's attention that is elsewhere 0.083",
+        "",
+        "0   0",
+        "1   1 ++--",
+        "2   2",
+        "      0",
+        "      -- to ++: -0.25 to 0.25",
+    ]
+    found = found_json(attention, *place)
+    assert (found["capture"], found["minus"]) == (str(other), str(capture))
+    assert found["rows"] == [[0.0], [0.25, -0.25], [0.0, 0.0, 0.0]]
+    assert found["moved"] == pytest.approx(0.25 / 3)
+    svg, png = tmp_path / "both.svg", tmp_path / "both.png"
+    assert attention(*place[:-2], "--svg", svg, "--png", png)[0] == 0
+    drawn = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
+    kinds = [each.get("class") for each in drawn.iter(f"{SVG}rect")][1:7]
+    assert kinds == ["s3", "s6", "s0", "s3", "s3", "s3"]
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_has_another_shape_or_no_picture_is_not_compared(attention, database):
+    add_capture(database, [[1.0]], label="short")
+    place = ("show", "story", "--layer", 0, "--minus", "short")
+    code, text = attention(*place)
+    assert (code, "3 queries and 3 keys cannot be compared with 1 and 1" in text) == (4, True)
+    assert attention(*place, "--head", 0, "--query", 0)[0] == 64
 
 
 def test_what_is_long_is_drawn_as_wide_as_the_terminal(attention, database, tmp_path):
@@ -174,8 +245,11 @@ def test_what_is_long_is_drawn_as_wide_as_the_terminal(attention, database, tmp_
 def test_what_is_not_there_or_not_named_is_told(attention):
     assert attention("show", "nobody")[0] == 1
     assert attention("show", "story", "--layer", 5, "--head", 0)[0] == 1
-    assert attention("show", "story", "--layer", 0)[0] == 64
-    assert attention("show", "story", "--svg", "x.svg")[0] == 64
+    assert attention("show", "story", "--layer", 5)[0] == 1
+    assert attention("show", "story", "--layer", 0, "--minus", "nobody")[0] == 1
+    for more in (("--head", 0), ("--svg", "x.svg"), ("--minus", "story"), ("--query", 0)):
+        assert attention("show", "story", *more)[0] == 64
+    assert attention("show", "story", "--layer", 0, "--query", 0)[0] == 64
 
 
 def test_captures_are_deleted_all_or_none(attention, capture, database):
