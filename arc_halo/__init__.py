@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from arc_halo.api import connect as connect
     from arc_halo.errors import ArcHaloError as ArcHaloError
     from arc_halo.hookspecs import hookimpl as hookimpl
+    from arc_halo.inference.blocks import LayerKV as LayerKV
+    from arc_halo.inference.layouts import KVLayout as KVLayout
+    from arc_halo.inference.layouts import LayerShape as LayerShape
     from arc_halo.outputs import CombineContext as CombineContext
     from arc_halo.outputs import Outputs as Outputs
     from arc_halo.project import Project as Project
@@ -43,6 +46,9 @@ _HOMES = {
     "FuseContext": "arc_halo.types",
     "FusionStrategy": "arc_halo.types",
     "CombineContext": "arc_halo.outputs",
+    "KVLayout": "arc_halo.inference.layouts",
+    "LayerKV": "arc_halo.inference.blocks",
+    "LayerShape": "arc_halo.inference.layouts",
     "ModelRunner": "arc_halo.types",
     "Outputs": "arc_halo.outputs",
     "Predictor": "arc_halo.types",

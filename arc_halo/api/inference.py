@@ -3,14 +3,14 @@ captured of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from weakref import WeakSet
 
-from arc_halo.api._finding import find_model
+from arc_halo.api._finding import find_model, find_root
 from arc_halo.errors import NotFoundError
 from arc_halo.names import parse_reference
 from arc_halo.project import Project
@@ -42,7 +42,7 @@ class Inference:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._sessions: WeakSet[InferenceSession] = WeakSet()
-        self._caches: WeakSet[TransformersCache] = WeakSet()
+        self._caches: WeakSet[TransformersCache | KVCache] = WeakSet()
 
     def close(self, error: BaseException | None = None) -> None:
         """End the sessions that nobody has ended, with an `error` as failed, and write what waits
@@ -186,35 +186,49 @@ class Inference:
         transformers is not installed.
         """
         from arc_halo.inference.arguments import check_names
-        from arc_halo.inference.kv_cache import BLOCK_TOKENS, STORAGE, KVCache
         from arc_halo.inference.transformers_cache import TransformersCache
-        from arc_halo.store import cache_policies
 
         check_names(tenant=tenant, adapter=adapter)
-        with self._project.connection() as conn:
-            declared = cache_policies.find(conn, "kv_cache")
-        if declared is not None:
-            storage = declared.codec if storage is None else storage
-            block_tokens = declared.block_tokens if block_tokens is None else block_tokens
-        codecs = {name: each.item for name, each in self._project.plugins.codecs.items()}
-
-        def open_cache(layout: KVLayout, scope: Scope) -> KVCache:
-            return KVCache(
-                self._project.pool,
-                codecs,
-                layout,
-                scope,
-                block_tokens=BLOCK_TOKENS if block_tokens is None else block_tokens,
-                storage=STORAGE if storage is None else storage,
-            )
-
         cache = TransformersCache(
             model,
-            open_cache,
+            self._opener(storage, block_tokens),
             tenant=tenant,
             adapter_name=adapter,
             record_windows=record_windows,
         )
+        self._caches.add(cache)
+        return cache
+
+    def kv_cache(
+        self,
+        layout: KVLayout,
+        *,
+        weights: bytes | str,
+        adapter: str = "",
+        tenant: str = "",
+        storage: str | None = None,
+        block_tokens: int | None = None,
+    ) -> KVCache:
+        """Blocks of keys and values of any engine, as arrays, for use in a `with`.
+
+        `weights` is the root of those that it computes with, or a registered model. What else
+        decides keys and values goes into the `layout` and its `engine`; all else is as for
+        `transformers_cache`. Raises `NotFoundError`, and `InvalidInputError` for a layout whose
+        blocks could not be stored.
+        """
+        from arc_halo.inference.arguments import check_names
+        from arc_halo.inference.keys import Scope
+
+        check_names(tenant=tenant, adapter=adapter)
+        with self._project.connection() as conn:
+            root = find_root(conn, weights)
+        scope = Scope(
+            weights=root,
+            adapter=adapter.encode(),
+            tenant=tenant,
+            model=weights if isinstance(weights, str) else "",
+        )
+        cache = self._opener(storage, block_tokens)(layout, scope)
         self._caches.add(cache)
         return cache
 
@@ -383,6 +397,26 @@ class Inference:
 
         with self._project.connection() as conn:
             attention_captures.delete(conn, captures, label=label)
+
+    def _opener(
+        self, storage: str | None, block_tokens: int | None
+    ) -> Callable[[KVLayout, Scope], KVCache]:
+        """Opens KV caches as they are declared, where it is not given."""
+        from arc_halo.inference.kv_cache import BLOCK_TOKENS, STORAGE, KVCache
+        from arc_halo.store import cache_policies
+
+        with self._project.connection() as conn:
+            declared = cache_policies.find(conn, "kv_cache")
+        usual = (STORAGE, BLOCK_TOKENS)
+        if declared is not None:
+            usual = (declared.codec or STORAGE, declared.block_tokens or BLOCK_TOKENS)
+        return partial(
+            KVCache,
+            self._project.pool,
+            {name: each.item for name, each in self._project.plugins.codecs.items()},
+            storage=usual[0] if storage is None else storage,
+            block_tokens=usual[1] if block_tokens is None else block_tokens,
+        )
 
     def _keeping(self, cache: str, budget_bytes: int | None, ttl_seconds: float | None) -> Keeping:
         from arc_halo.inference.keeping import keeping

@@ -77,6 +77,8 @@ class Cut:
 
 def check_arrays(layout: KVLayout, layers: Sequence[LayerKV]) -> None:
     """Raise `InvalidInputError` unless the arrays are of the layout, and all end alike."""
+    if not isinstance(layers, Sequence) or not all(isinstance(each, LayerKV) for each in layers):
+        raise InvalidInputError("layers are a list, with a LayerKV for each", code="AH006")
     if len(layers) != len(layout.layers):
         raise InvalidInputError(
             f"the layout has {len(layout.layers)} layers, {len(layers)} came", code="AH006"

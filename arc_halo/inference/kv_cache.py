@@ -116,8 +116,9 @@ class KVCache:
         Bytes that are not what was stored are as good as not there. Raises `DatabaseError`, after
         seconds where the database is away or hangs.
         """
-        limit = len(tokens) if limit is None else min(limit, len(tokens))
-        cuts = [cut[: -(-limit // self.block_tokens)] for cut in self._cuts(tokens)]
+        cuts = self._cuts(tokens)
+        limit = len(tokens) if limit is None else min(max(limit, 0), len(tokens))
+        cuts = [cut[: -(-limit // self.block_tokens)] for cut in cuts]
         counts = Counts(lookups=1, asked_tokens=limit)
         with self._asking(counts) as conn:
             damaged: set[bytes] = set()

@@ -1,0 +1,86 @@
+"""`halo.inference.kv_cache`: the cache of prompts as any engine has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import arc_halo
+from arc_halo.api import Halo
+from arc_halo.errors import ArcHaloError, InvalidInputError, NotFoundError
+from tests.inference.conftest import FULL, computed, same, shortened, tokens_of
+
+
+@pytest.fixture
+def halo(tmp_path: Path, database: str) -> Iterator[Halo]:
+    with arc_halo.connect(database, project=tmp_path) as opened:
+        model = opened.models.create_model(
+            model_name="mine", version="1.0.0", model_type="transformer", architecture_config={}
+        )
+        opened.tensors.write(model, {"embed": np.eye(4, dtype="float32")})
+        yield opened
+
+
+def test_the_weights_are_a_registered_models_or_their_root(halo: Halo, database: str) -> None:
+    tokens = tokens_of(1, 100)
+    layers = computed(FULL, tokens)
+    root = halo.models.get("mine").root
+    assert root is not None
+    with halo.inference.kv_cache(FULL, weights="mine@1.0.0", block_tokens=16) as cache:
+        assert cache.store(tokens, layers)
+        assert cache.flush(30)
+    for weights in ("mine", bytes(root), f"sha256:{root.hex()}"):
+        with halo.inference.kv_cache(FULL, weights=weights, block_tokens=16) as cache:
+            found = cache.load(tokens)
+            assert same(found.layers, shortened(FULL, layers, 96))
+    for other in ({"weights": bytes(32)}, {"adapter": "b"}, {"tenant": "b"}, {"storage": "raw"}):
+        given: dict[str, Any] = {"weights": "mine", "block_tokens": 16, **other}
+        with halo.inference.kv_cache(FULL, **given) as cache:
+            assert cache.load(tokens).length == 0
+
+
+def test_weights_that_are_none_are_refused(halo: Halo) -> None:
+    halo.models.create_model(
+        model_name="bare", version="1", model_type="transformer", architecture_config={}
+    )
+    for weights, error in (
+        ("nobody", NotFoundError),
+        ("bare@1", NotFoundError),
+        (b"short", InvalidInputError),
+        ("sha256:12", InvalidInputError),
+    ):
+        with pytest.raises(error):
+            halo.inference.kv_cache(FULL, weights=weights)
+
+
+@pytest.mark.parametrize("tokens", [None, 5, "text", [1.5], [-1], [2**32], [None], [[1]]])
+def test_what_is_no_token_is_refused(halo: Halo, tokens: Any) -> None:
+    with halo.inference.kv_cache(FULL, weights="mine", block_tokens=1) as cache:
+        for ask in (cache.match, cache.load, cache.pin, cache.unpin):
+            with pytest.raises(ArcHaloError):
+                ask(tokens)
+
+
+@pytest.mark.parametrize("layers", [None, [], [None] * 3, 5])
+def test_what_are_no_layers_is_refused(halo: Halo, layers: Any) -> None:
+    with (
+        halo.inference.kv_cache(FULL, weights="mine") as cache,
+        pytest.raises(InvalidInputError),
+    ):
+        cache.store(tokens_of(1, 100), layers)
+
+
+def test_a_cache_that_nobody_closed_is_closed_with_the_rest(database: str, tmp_path: Path) -> None:
+    tokens = tokens_of(1, 100)
+    with arc_halo.connect(database, project=tmp_path) as halo:
+        cache = halo.inference.kv_cache(FULL, weights=bytes(32), block_tokens=16)
+        assert cache.store(tokens, computed(FULL, tokens))
+    with (
+        arc_halo.connect(database, project=tmp_path) as halo,
+        halo.inference.kv_cache(FULL, weights=bytes(32), block_tokens=16) as cache,
+    ):
+        assert cache.load(tokens).length == 96
