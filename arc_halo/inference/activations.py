@@ -21,6 +21,7 @@ from arc_halo.inference.capturing import (
     check_watchable,
     first_tensor,
     named_parts,
+    patterns_of,
 )
 from arc_halo.inference.causal_models import plain, unsteady_rope
 from arc_halo.inference.fingerprints import weights_root
@@ -89,7 +90,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         store: WeightStore,
         module: Any,
         *,
-        names: Sequence[str],
+        names: str | Iterable[str],
         positions: Positions | None,
         dtype: str | None,
         variant: str,
@@ -105,7 +106,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         self._dtype = check_dtype(dtype)
         self._variant, self._keeping, self._given_root = variant, keeping, root
         check_watchable(module, variant)
-        self._watch = Watch(module, named_parts(module, names), self._keep)
+        self._watch = Watch(module, named_parts(module, patterns_of(names)), self._keep)
 
     def __enter__(self) -> Capture:
         self.inputs, self.stored, self.known, self.new_bytes = [], 0, 0, 0
@@ -220,7 +221,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
                     entries.append(_entry(key, name, each))
         size_bytes = sum(array.nbytes for array in new.values())
         budget_bytes = self._keeping.budget_bytes
-        if budget_bytes is not None and size_bytes > budget_bytes:
+        if size_bytes > budget_bytes:
             raise RefusedError(
                 f"{size_bytes:,} bytes were captured, and {budget_bytes:,} may be kept",
                 hint="name fewer modules or positions, a smaller dtype, or a larger budget_bytes",
@@ -247,7 +248,7 @@ def load(
     model: Any,
     parts: Mapping[str, NDArray[Any]],
     *,
-    names: Iterable[str] = ("*",),
+    names: str | Iterable[str] = "*",
     positions: Positions | None = None,
     dtype: str | None = None,
     variant: str = "",
@@ -257,6 +258,7 @@ def load(
     `model` is a module, or the root of its weights alone: then `InvalidInputError` is raised where
     several structures with these weights are stored. Every entry that is given counts a hit.
     """
+    patterns = patterns_of(names)
     key = key_of(model, parts, variant)
     count = parts[IDS].shape[1] if IDS in parts else None
     if positions is not None and count is None:
@@ -264,7 +266,6 @@ def load(
     asked = Selection(
         positions=resolve(positions, count) if count is not None else None, dtype=check_dtype(dtype)
     )
-    patterns = list(names)
     with store.pool.connection() as conn:
         entries = store_of.find(conn, key)
     if len({entry.structure_digest for entry in entries}) > 1:

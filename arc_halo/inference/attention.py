@@ -95,7 +95,7 @@ class AttentionCapture:
 
     def _check_budget(self, size_bytes: int) -> None:
         budget_bytes = self._keeping.budget_bytes
-        if budget_bytes is not None and size_bytes > budget_bytes:
+        if size_bytes > budget_bytes:
             raise RefusedError(
                 f"{size_bytes:,} bytes were captured, and {budget_bytes:,} may be kept",
                 hint="choose layers, heads or a smaller dtype, or a larger budget_bytes",

@@ -9,7 +9,7 @@ were filled before, or cut.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -148,6 +148,20 @@ class Watch:
             if hasattr(cache, name) and name not in vars(cache):
                 setattr(cache, name, _no_exchange)
                 self._stack.callback(_unguard, cache, name)
+
+
+def patterns_of(names: str | Iterable[str]) -> list[str]:
+    """Patterns of names, one or several. Raises `InvalidInputError` for none, and for what is no
+    text."""
+    given: Any = [names] if isinstance(names, str) else names
+    found = list(given) if isinstance(given, Iterable) else []
+    if not found or not all(isinstance(each, str) for each in found):
+        raise InvalidInputError(
+            f"names={names!r} names no modules",
+            hint='write a pattern or several: "model.layers.*.mlp"; "*" fits all',
+            code="AH006",
+        )
+    return found
 
 
 def named_parts(module: Any, names: Sequence[str]) -> dict[str, Any]:

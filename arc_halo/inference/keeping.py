@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.plain import check_counts
 from arc_halo.store import cache_policies
 from arc_halo.store.rows import Connection
 
 BUDGETS = {"activation_cache": 2 * 1024**3, "attention_patterns": 1024**3}
 """What all activations of a database may take, and all attention, unless something else is said."""
 
+MOST_SECONDS = 1e11
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """None is no limit."""
+    """There is always a budget; without `ttl` nothing goes for its age."""
 
-    budget_bytes: int | None = None
+    budget_bytes: int
     ttl: timedelta | None = None
 
 
@@ -28,18 +33,25 @@ def keeping(
 
     Raises `InvalidInputError` for what is no budget, or no time.
     """
+    check_counts(budget_bytes=budget_bytes)
+    if ttl_seconds is not None:
+        _check_seconds(ttl_seconds)
     declared = cache_policies.find(conn, cache)
     if budget_bytes is None:
         budget_bytes = declared.budget_bytes if declared else BUDGETS[cache]
     if ttl_seconds is None and declared is not None:
         ttl_seconds = declared.ttl_seconds
-    if budget_bytes is not None and budget_bytes < 0:
-        raise InvalidInputError(f"budget_bytes={budget_bytes} is less than nothing", code="AH007")
-    if ttl_seconds is not None and not 0 < ttl_seconds < 1e11:
+    if ttl_seconds is None or math.isinf(ttl_seconds):
+        return Keeping(budget_bytes=budget_bytes)
+    return Keeping(budget_bytes=budget_bytes, ttl=timedelta(seconds=ttl_seconds))
+
+
+def _check_seconds(given: Any) -> None:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not (0 < given < MOST_SECONDS or given == math.inf):
         raise InvalidInputError(
-            f"ttl_seconds={ttl_seconds} is no time to live",
-            hint="leave it out for what is declared, or no limit",
+            f"ttl_seconds={given!r} is no time to live",
+            hint="write seconds, such as 7 * 86400; math.inf for no limit, and leave it out for "
+            "what is declared",
             code="AH007",
         )
-    ttl = None if ttl_seconds is None else timedelta(seconds=ttl_seconds)
-    return Keeping(budget_bytes=budget_bytes, ttl=ttl)

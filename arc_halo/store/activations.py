@@ -182,15 +182,13 @@ def insert(conn: Connection, entries: Sequence[NewEntry], ttl: timedelta | None)
     return count
 
 
-def evict(conn: Connection, budget_bytes: int | None) -> int:
+def evict(conn: Connection, budget_bytes: int) -> int:
     """Delete what is over, and what was used longest ago until the rest fits; how many.
 
     Their tensors are left to collection.
     """
-    count = conn.execute(EXPIRE).rowcount
-    if budget_bytes is not None:
-        count += conn.execute(EVICT, {"budget_bytes": budget_bytes}).rowcount
-    return count
+    expired = conn.execute(EXPIRE).rowcount
+    return expired + conn.execute(EVICT, {"budget_bytes": budget_bytes}).rowcount
 
 
 def usage(conn: Connection, weights_root: bytes | None = None) -> Usage:

@@ -107,12 +107,10 @@ def insert(
     return capture_id
 
 
-def evict(conn: Connection, budget_bytes: int | None) -> int:
+def evict(conn: Connection, budget_bytes: int) -> int:
     """Delete what is over, and what was used longest ago until the rest fits; how many."""
-    count = conn.execute(EXPIRE).rowcount
-    if budget_bytes is not None:
-        count += conn.execute(EVICT, {"budget_bytes": budget_bytes}).rowcount
-    return count
+    expired = conn.execute(EXPIRE).rowcount
+    return expired + conn.execute(EVICT, {"budget_bytes": budget_bytes}).rowcount
 
 
 def usage(conn: Connection) -> tuple[int, int]:

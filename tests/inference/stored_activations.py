@@ -15,7 +15,7 @@ ROOT, STRUCTURE = b"r" * 32, b"s" * 32
 NAME = "layers.0"
 
 
-def put(store, ids, array, *, budget=None, ttl=None, selection=None, name=NAME, **key):
+def put(store, ids, array, *, budget=2**40, ttl=None, selection=None, name=NAME, **key):
     """Enter an activation of some tokens; how many entries are new, and how many went."""
     build_arrays(store, Recipe(purpose="write", key=fresh_key(), recipe={}), {name: array})
     raw = dtypes.raw_bytes(array)

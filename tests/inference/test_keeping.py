@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -28,12 +30,17 @@ def test_what_is_given_counts_before_what_is_declared_and_that_before_the_usual(
     assert keeping(conn, "activation_cache", 0, 60) == Keeping(
         budget_bytes=0, ttl=timedelta(minutes=1)
     )
+    assert keeping(conn, "activation_cache", None, math.inf).ttl is None
     assert keeping(conn, "attention_patterns", None, None) == Keeping(budget_bytes=2**30)
 
 
-@pytest.mark.parametrize(("budget", "ttl"), [(-1, None), (None, 0), (None, float("nan"))])
-def test_what_is_no_budget_or_no_time_is_refused(
-    conn: Connection, budget: int | None, ttl: float | None
-) -> None:
-    with pytest.raises(InvalidInputError):
-        keeping(conn, "activation_cache", budget, ttl)
+@pytest.mark.parametrize("budget", [-1, 1.5, "2GiB", True, math.inf, 2**63])
+def test_what_is_no_budget_is_refused(conn: Connection, budget: Any) -> None:
+    with pytest.raises(InvalidInputError, match="budget_bytes"):
+        keeping(conn, "activation_cache", budget, None)
+
+
+@pytest.mark.parametrize("ttl", [0, -1, math.nan, -math.inf, 1e12, "1d", timedelta(1), True])
+def test_what_is_no_time_to_live_is_refused(conn: Connection, ttl: Any) -> None:
+    with pytest.raises(InvalidInputError, match="ttl_seconds"):
+        keeping(conn, "activation_cache", None, ttl)

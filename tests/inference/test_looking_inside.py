@@ -24,7 +24,7 @@ def test_what_the_page_shows_happens(database: str, tmp_path: Path) -> None:
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PAGE.parents[2])]),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     for language, options, text in BLOCKS:
         if "file=" in options:
             (tmp_path / options.partition("file=")[2]).write_text(text)

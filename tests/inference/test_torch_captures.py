@@ -359,6 +359,11 @@ def attention_of(halo, llama):
 def test_names_that_fit_nothing_and_passes_that_were_none_are_told(halo, llama, ids):
     with pytest.raises(InvalidInputError, match="named 'model"):
         halo.inference.capture(llama, ["model.layers.9.mlp"])
+    for names in ([], (), None, 5, ["model.norm", 5], b"model.norm"):
+        with pytest.raises(InvalidInputError, match="names no modules"):
+            halo.inference.capture(llama, names)
+        with pytest.raises(InvalidInputError, match="names no modules"):
+            halo.inference.activations(llama, ids, names=names)
     for capture in (halo.inference.capture(llama, NAMES), attention_of(halo, llama)):
         with pytest.raises(InvalidInputError, match="nothing went through"), capture:
             run(llama.model, ids)
