@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from arc_halo.config import redact
@@ -11,7 +13,6 @@ from arc_halo.errors import InvalidInputError
 from arc_halo.names import is_storable
 
 MAX_ERROR = 2000
-MAX_COUNT = 2**31 - 1
 MAX_DEPTH = 100
 """Of settings within settings."""
 
@@ -31,15 +32,12 @@ def check_texts(**given: Any) -> None:
             raise _not_plain(name, text, "write a text, without NUL and halves of characters")
 
 
-def check_counts(**given: Any) -> None:
-    """Raise `InvalidInputError` for what is no whole number from 1."""
-    for name, count in given.items():
-        if type(count) is not int or not 1 <= count <= MAX_COUNT:
-            raise InvalidInputError(
-                f"{name} cannot be {count!r:.80}",
-                hint=f"write a whole number from 1 to {MAX_COUNT}",
-                code="AH007",
-            )
+def whole(value: Any) -> int | None:
+    """A whole number of any kind, numpy's and torch's too; None for what is none."""
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return operator.index(value)
+    return None
 
 
 def covered(value: Any) -> Any:

@@ -111,7 +111,7 @@ class Inference:
     ) -> list[SessionRow]:
         """Sessions as they stand, the newest first. `model` is a name or name@version.
 
-        Raises `InvalidInputError` for no status.
+        Raises `InvalidInputError` for no status, and what is no text or no number.
         """
         from arc_halo.inference import reading
 
@@ -361,8 +361,8 @@ class Inference:
         return AttentionCapture(
             self._project.pool,
             module,
-            layers=[layers] if isinstance(layers, int) else layers,
-            heads=[heads] if isinstance(heads, int) else heads,
+            layers=layers,
+            heads=heads,
             dtype=dtype,
             keeping=self._keeping("attention_patterns", budget_bytes, ttl_seconds),
             token_texts=None if tokens is None else token_texts(tokens),

@@ -28,11 +28,13 @@ from arc_halo.inference.fingerprints import weights_root
 from arc_halo.inference.inputs import IDS, input_digest, joined
 from arc_halo.inference.keeping import Keeping
 from arc_halo.inference.selections import (
+    Given,
     Positions,
     Selection,
     cast,
     check_dtype,
     check_has_tokens,
+    given_positions,
     place_among,
     resolve,
     worth_keeping,
@@ -100,9 +102,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         self.inputs: list[CapturedInput] = []
         self.stored = self.known = self.new_bytes = 0
         self._store, self._module = store, module
-        # What can be gone through once only is needed more than once.
-        is_listed = hasattr(positions, "__iter__") and not isinstance(positions, str)
-        self._positions: Any = list(positions) if is_listed else positions  # type: ignore[arg-type]
+        self._positions: Given | None = given_positions(positions)
         self._dtype = check_dtype(dtype)
         self._variant, self._keeping, self._given_root = variant, keeping, root
         check_watchable(module, variant)
@@ -263,8 +263,9 @@ def load(
     count = parts[IDS].shape[1] if IDS in parts else None
     if positions is not None and count is None:
         raise InvalidInputError("without tokens there are no positions to choose from")
+    wanted = given_positions(positions)
     asked = Selection(
-        positions=resolve(positions, count) if count is not None else None, dtype=check_dtype(dtype)
+        positions=resolve(wanted, count) if count is not None else None, dtype=check_dtype(dtype)
     )
     with store.pool.connection() as conn:
         entries = store_of.find(conn, key)
@@ -287,8 +288,12 @@ def load(
 def given_root(root: bytes | str) -> bytes:
     """A root of weights as bytes, written as `sha256:…` or not."""
     found = digests.parse_digest(root) if isinstance(root, str) else root
-    if len(found) != digests.DIGEST_BYTES:
-        raise InvalidInputError(f"a root has {digests.DIGEST_BYTES} bytes, not {len(found)}")
+    if not isinstance(found, bytes) or len(found) != digests.DIGEST_BYTES:
+        raise InvalidInputError(
+            f"{root!r} is no root of weights",
+            hint=f"write sha256:…, or give its {digests.DIGEST_BYTES} bytes",
+            code="AH006",
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from arc_halo.inference.keeping import Keeping
 from arc_halo.inference.patterns import assembled, pack
 from arc_halo.inference.selections import check_dtype
 from arc_halo.inference.token_texts import TokenTexts
-from arc_halo.plain import check_texts
+from arc_halo.plain import check_texts, whole
 from arc_halo.store import attention as store_of
 from arc_halo.store.attention import NewCapture, NewPattern
 from arc_halo.store.rows import Pool
@@ -41,8 +41,8 @@ class AttentionCapture:
         pool: Pool,
         module: Any,
         *,
-        layers: Iterable[int] | None,
-        heads: Iterable[int] | None,
+        layers: int | Iterable[int] | None,
+        heads: int | Iterable[int] | None,
         dtype: str,
         keeping: Keeping,
         token_texts: TokenTexts | None = None,
@@ -50,17 +50,18 @@ class AttentionCapture:
         session_id: UUID | None = None,
         root: Callable[[], bytes] | None = None,
     ) -> None:
-        check_dtype(dtype)
+        if check_dtype(dtype) is None:
+            raise InvalidInputError("dtype=None is none to keep attention in", code="AH006")
         check_texts(label=label)
         check_watchable(module, variant="attention")
         _check_gives_attention(module)
         self.ids: list[UUID] = []
         self._pool, self._module = pool, module
         self._least_bytes = 0
-        self._heads = None if heads is None else sorted(set(heads))
+        self._heads = _numbers("heads", heads)
         self._dtype, self._keeping, self._token_texts = dtype, keeping, token_texts
         self._label, self._session_id, self._root = label, session_id, root
-        self._layers = _attention_layers(module, layers)
+        self._layers = _attention_layers(module, _numbers("layers", layers))
         parts = {name: part for name, (_, part) in self._layers.items()}
         self._watch = Watch(module, parts, self._keep)
 
@@ -163,16 +164,23 @@ class AttentionCapture:
     def _texts(self, tokens: list[int] | None) -> list[str] | None:
         if tokens is None or self._token_texts is None:
             return None
-        texts = [_storable(str(text)) for text in self._token_texts(tokens)]
-        if len(texts) != len(tokens):
-            raise InvalidInputError(
-                f"{len(tokens)} tokens have {len(texts)} texts",
-                hint="give the tokenizer, or a function from ids to as many texts",
-            )
-        return texts
+        return [_storable(text) for text in self._token_texts(tokens)]
 
 
-def _attention_layers(module: Any, layers: Iterable[int] | None) -> dict[str, tuple[int, Any]]:
+def _numbers(name: str, given: Any) -> list[int] | None:
+    """Which layers or heads are meant, in their order; None for all."""
+    if given is None:
+        return None
+    listed = list(given) if isinstance(given, Iterable) else [given]
+    found = {number for each in listed if (number := whole(each)) is not None}
+    if not found or any(whole(each) is None for each in listed):
+        raise InvalidInputError(
+            f"{name}={given!r} says none", hint="write a number from 0, or a list", code="AH006"
+        )
+    return sorted(found)
+
+
+def _attention_layers(module: Any, layers: Sequence[int] | None) -> dict[str, tuple[int, Any]]:
     """The attention modules by name, each with the number of its layer.
 
     Of one within another, such as BERT's, the inner computes: it is the one.

@@ -10,10 +10,10 @@ from uuid import UUID
 import numpy as np
 
 from arc_halo.errors import InvalidInputError, NotFoundError
-from arc_halo.inference.checking import check_limit
+from arc_halo.inference.checking import check_count, check_limit
 from arc_halo.inference.patterns import Shape, unpack
 from arc_halo.names import id_digits, is_storable, root_digits
-from arc_halo.plain import check_texts
+from arc_halo.plain import check_texts, whole
 from arc_halo.store import attention_reading as store_of
 from arc_halo.store.attention_reading import CaptureRow, HeadRow
 from arc_halo.store.rows import Connection, Pool
@@ -50,10 +50,14 @@ class Head:
 
     def row(self, query: int) -> NDArray[Any]:
         """What one query gives to each key, zeros where it sees none; only that row is read."""
-        count = self.shape.query_count
-        if not -count <= query < count:
-            raise InvalidInputError(f"there are {count} queries, none at {query}", code="AH007")
-        first, length = self.shape.row(query % count)
+        count, place = self.shape.query_count, whole(query)
+        if place is None or not -count <= place < count:
+            raise InvalidInputError(
+                f"there are {count} queries, none at {query!r}",
+                hint="they count from 0, or from the end with -1 for the last",
+                code="AH007",
+            )
+        first, length = self.shape.row(place % count)
         width = dtypes.get_dtype(self.shape.dtype).item_bytes
         with self._pool.connection() as conn:
             found = store_of.piece(
@@ -73,6 +77,10 @@ class Head:
 
         Raises `InvalidInputError` for patterns of another shape.
         """
+        if not isinstance(other, Head):
+            raise InvalidInputError(
+                f"a {type(other).__name__} is no head", hint="write other.head(LAYER, HEAD)"
+            )
         shapes = [(each.shape.query_count, each.shape.key_count) for each in (self, other)]
         if shapes[0] != shapes[1]:
             raise InvalidInputError(
@@ -100,6 +108,7 @@ class Attention:
 
     def layer(self, layer: int) -> list[Head]:
         """All heads of a layer. Raises `NotFoundError`."""
+        check_count("layer", layer, least=0)
         numbers = [each.head_index for each in self.heads if each.layer_index == layer]
         if not numbers:
             raise NotFoundError(
@@ -110,6 +119,8 @@ class Attention:
 
     def head(self, layer: int, head: int) -> Head:
         """One head. Raises `NotFoundError`."""
+        check_count("layer", layer, least=0)
+        check_count("head", head, least=0)
         with self._pool.connection() as conn:
             row = store_of.queries(conn, self.about.id, layer, head)
         if row is None:

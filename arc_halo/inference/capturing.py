@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arc_halo.errors import InvalidInputError
-from arc_halo.inference.inputs import IDS, MASK, POSITIONS, joined, plain_array
-from arc_halo.names import did_you_mean
+from arc_halo.inference.inputs import IDS, MASK, POSITIONS, joined, plain_array, text_array
+from arc_halo.names import did_you_mean, is_storable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -186,6 +186,10 @@ def named_parts(module: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def check_watchable(module: Any, variant: str) -> None:
     """Raise `InvalidInputError` for a module whose activations its weights do not decide."""
+    if not (isinstance(variant, str) and is_storable(variant)):
+        raise InvalidInputError(
+            f"variant={variant!r} is no name", hint='write a text: "without head 3"', code="AH006"
+        )
     if not hasattr(module, "named_modules"):
         raise InvalidInputError(
             f"{type(module).__name__!r} is no torch module",
@@ -280,7 +284,7 @@ def _arrays(name: str, value: Any) -> dict[str, NDArray[Any]]:
     elif value is None:
         return {}
     elif isinstance(value, str):
-        return {name: np.frombuffer(value.encode(), np.uint8)}
+        return {name: text_array(value)}
     elif isinstance(value, (bool, int, float)) or hasattr(value, "shape"):
         return {name: plain_array(value).copy()}
     else:

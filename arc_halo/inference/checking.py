@@ -1,4 +1,4 @@
-"""What callers of sessions give, refused in words before anything is made of it."""
+"""What callers give, refused in words before anything is made of it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from math import inf
 from typing import Any
 
 from arc_halo.errors import InvalidInputError
-from arc_halo.plain import check_texts
+from arc_halo.plain import check_texts, whole
 from arc_halo.tensors.digests import DIGEST_BYTES
 
 MAX_LIMIT = 10**9
+MAX_COUNT = 2**31 - 1
 
 
 def check_number(
     name: str, value: Any, least: float, most: float = inf, *, is_whole: bool = False
 ) -> None:
     """Raise `InvalidInputError` for what is no number, or not one of these."""
-    kind = int if is_whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+    given: float | None = whole(value)
+    if given is None and not is_whole and isinstance(value, float):
+        given = value
+    if given is None or not least <= given <= most:
         said = "a whole number" if is_whole else "a number"
         to = "" if most == inf else f" to {most:,.10g}"
         raise InvalidInputError(
@@ -25,6 +28,11 @@ def check_number(
             hint=f"write {said} from {least:g}{to}",
             code="AH007",
         )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise `InvalidInputError` for what is no whole number of things."""
+    check_number(name, value, least, MAX_COUNT, is_whole=True)
 
 
 def check_limit(limit: Any) -> None:

@@ -9,8 +9,9 @@ from itertools import groupby
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.inference.blocks import digest_of
+from arc_halo.inference.checking import check_count
 from arc_halo.inference.pinning import release
-from arc_halo.plain import check_counts, check_texts
+from arc_halo.plain import check_texts
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Place
@@ -101,7 +102,7 @@ def verify(
     `InvalidInputError` for a `sample` that is no whole number from 1.
     """
     if sample is not None:
-        check_counts(sample=sample)
+        check_count("sample", sample)
     blocks = size_bytes = 0
     damaged: list[DamagedBlock] = []
     for key, parts in groupby(reading.sample(conn, sample), key=lambda part: part.block_key):

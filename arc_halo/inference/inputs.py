@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arc_halo.errors import InvalidInputError
+from arc_halo.errors import FormatError, InvalidInputError
+from arc_halo.names import is_storable
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array
 
@@ -72,16 +73,46 @@ def given_parts(
     ids: Any, mask: Any = None, others: Mapping[str, Any] | None = None
 ) -> dict[str, NDArray[Any]]:
     """What is asked for, as a model would have been given it."""
-    parts = {name: plain_array(value) for name, value in (others or {}).items()}
+    named: Any = {} if others is None else others
+    if not isinstance(named, Mapping) or not all(map(_is_name, named)):
+        raise InvalidInputError(
+            f"inputs={others!r} is nothing by name",
+            hint='write {"position_ids": …}: what the model was given, by the names it has there',
+            code="AH006",
+        )
+    parts = {name: _numbers(name, value) for name, value in named.items()}
     if ids is not None:
         parts[IDS] = given_ids(ids)
     if mask is not None:
-        parts[MASK] = np.atleast_2d(plain_array(mask))
+        parts[MASK] = np.atleast_2d(_numbers("attention_mask", mask))
     if not parts:
         raise InvalidInputError(
             "activations are of an input", hint="give the input_ids that were captured with"
         )
     return parts
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and is_storable(name)
+
+
+def _numbers(name: str, value: Any) -> NDArray[Any]:
+    """As a module would have been given it. A text is its bytes."""
+    if isinstance(value, str):
+        return text_array(value)
+    try:
+        array = plain_array(value)
+        dtypes.name_of(array.dtype)
+    except (FormatError, TypeError, ValueError) as exc:
+        raise InvalidInputError(
+            f"{name}={value!r} are no numbers", hint="give a tensor or a list", code="AH006"
+        ) from exc
+    return array
+
+
+def text_array(text: str) -> NDArray[np.uint8]:
+    """A text that a module was given, as numbers."""
+    return np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
 
 
 def plain_array(value: Any) -> NDArray[Any]:

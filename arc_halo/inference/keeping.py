@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from arc_halo.errors import InvalidInputError
-from arc_halo.plain import check_counts
+from arc_halo.inference.checking import check_number
 from arc_halo.store import cache_policies
 from arc_halo.store.rows import Connection
 
@@ -16,6 +16,7 @@ BUDGETS = {"activation_cache": 2 * 1024**3, "attention_patterns": 1024**3}
 """What all activations of a database may take, and all attention, unless something else is said."""
 
 MOST_SECONDS = 1e11
+MOST_BYTES = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,8 @@ def keeping(
 
     Raises `InvalidInputError` for what is no budget, or no time.
     """
-    check_counts(budget_bytes=budget_bytes)
+    if budget_bytes is not None:
+        check_number("budget_bytes", budget_bytes, 0, MOST_BYTES, is_whole=True)
     if ttl_seconds is not None:
         _check_seconds(ttl_seconds)
     declared = cache_policies.find(conn, cache)

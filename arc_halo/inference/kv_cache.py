@@ -24,11 +24,12 @@ from arc_halo.inference.blocks import (
     check_arrays,
     empty_layers,
 )
+from arc_halo.inference.checking import check_count
 from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_blocks
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
 from arc_halo.inference.writing import Chain, KVWriter, Write
-from arc_halo.plain import check_counts, check_texts
+from arc_halo.plain import check_texts
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import Counts
@@ -132,7 +133,7 @@ class KVCache:
         """Prompts at random that end with a block, and what is stored of each, without use of it
         being made. Where all layers slide these are first blocks: no other says what came before
         it. Of the blocks that are drawn some may be of other caches with the same weights."""
-        check_counts(count=count)
+        check_count("count", count)
         scope = self.scope
         with patient(self._pool) as conn:
             found = reading.prompts(

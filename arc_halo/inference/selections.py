@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.plain import whole
 from arc_halo.tensors import dtypes
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 DTYPES = ("F32", "F16", "BF16")
 
 Positions = int | slice | Iterable[int] | Literal["last"]
+Given = slice | list[int] | Literal["last"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,29 @@ def check_dtype(dtype: str | None) -> str | None:
     return dtype
 
 
-def resolve(positions: Positions | None, count: int) -> tuple[int, ...] | None:
+def given_positions(given: Any) -> Given | None:
+    """Positions as they are given, gone through once. Raises `InvalidInputError` for none."""
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "last":
+        return "last"
+    if isinstance(given, slice):
+        parts = (given.start, given.stop, given.step)
+        if given.step != 0 and all(each is None or whole(each) is not None for each in parts):
+            return given
+    elif not isinstance(given, str | bytes):
+        listed = list(given) if isinstance(given, Iterable) else [given]
+        numbers = [number for each in listed if (number := whole(each)) is not None]
+        if len(numbers) == len(listed):
+            return numbers
+    raise InvalidInputError(
+        f"positions={given!r} says no positions",
+        hint='write "last", a number, a list of numbers or a slice',
+        code="AH006",
+    )
+
+
+def resolve(positions: Given | None, count: int) -> tuple[int, ...] | None:
     """Positions of `count` tokens as numbers from 0; None for all of them in their order.
 
     Raises `InvalidInputError` for one that is not there.
@@ -72,29 +96,24 @@ def resolve(positions: Positions | None, count: int) -> tuple[int, ...] | None:
         return None
     places = range(count)
     if isinstance(positions, str):
-        if positions != "last":
-            raise _no_positions(positions)
         found = [count - 1]
     elif isinstance(positions, slice):
         found = list(places[positions])
     else:
-        listed: Any = positions if hasattr(positions, "__iter__") else [positions]
         try:
-            found = [places[place] for place in listed]
+            found = [places[place] for place in positions]
         except IndexError as exc:
             raise InvalidInputError(
                 f"there is no position {positions!r} among {count} tokens",
                 hint="they count from 0, or from the end with -1 for the last",
                 code="AH007",
             ) from exc
-        except TypeError as exc:
-            raise _no_positions(positions) from exc
     if not found:
         raise InvalidInputError(f"positions={positions!r} are none of {count} tokens", code="AH007")
     return None if found == list(places) else tuple(found)
 
 
-def worth_keeping(positions: Positions | None, span: range) -> list[int]:
+def worth_keeping(positions: Given | None, span: range) -> list[int]:
     """Which tokens of a pass may be among the positions, whatever comes after it."""
     total = span.stop
     if positions is None:
@@ -108,13 +127,9 @@ def worth_keeping(positions: Positions | None, span: range) -> list[int]:
         stop = total if positions.stop is None else min(total, positions.stop)
         wanted = range(ends[0], stop, ends[2])
         return [place for place in span if place in wanted]
-    listed: Any = positions if hasattr(positions, "__iter__") else [positions]
-    try:
-        wanted_places = {place if place >= 0 else total + place for place in map(int, listed)}
-        furthest = min([0, *map(int, listed)])
-    except (TypeError, ValueError):
-        return list(span)
+    wanted_places = {place if place >= 0 else total + place for place in positions}
     # What is counted from the end moves on with every pass.
+    furthest = min([0, *positions])
     return [place for place in span if place in wanted_places or place >= total + furthest]
 
 
@@ -151,11 +166,3 @@ def place_among(stored: Selection, asked: Sequence[int]) -> tuple[int, ...]:
         return tuple(asked)
     places = {position: place for place, position in enumerate(stored.positions)}
     return tuple(places[position] for position in asked)
-
-
-def _no_positions(positions: object) -> InvalidInputError:
-    return InvalidInputError(
-        f"positions={positions!r} says no positions",
-        hint='write "last", a number, a list of numbers or a slice',
-        code="AH006",
-    )

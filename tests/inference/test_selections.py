@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.inference.inputs import given_parts, input_digest
-from arc_halo.inference.selections import Selection, cast, place_among, resolve, worth_keeping
+from arc_halo.inference.selections import (
+    Selection,
+    cast,
+    given_positions,
+    place_among,
+    resolve,
+    worth_keeping,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,13 +27,13 @@ from arc_halo.inference.selections import Selection, cast, place_among, resolve,
     ],
 )  # fmt: skip
 def test_positions_become_numbers_from_0(positions, expected):
-    assert resolve(positions, 4) == expected
+    assert resolve(given_positions(positions), 4) == expected
 
 
 @pytest.mark.parametrize("positions", [4, -5, [0, 9], [], slice(9, None), "first", 1.5, [None]])
 def test_positions_that_are_none_are_refused(positions):
     with pytest.raises(InvalidInputError):
-        resolve(positions, 4)
+        resolve(given_positions(positions), 4)
 
 
 CHOICES = (
@@ -44,10 +51,10 @@ def test_what_is_kept_of_each_pass_has_what_is_chosen_in_the_end(positions, pass
     kept = {
         place
         for start, count in zip(starts, passes, strict=False)
-        for place in worth_keeping(positions, range(start, start + count))
+        for place in worth_keeping(given_positions(positions), range(start, start + count))
     }
     try:
-        chosen = resolve(positions, starts[-1])
+        chosen = resolve(given_positions(positions), starts[-1])
     except InvalidInputError:
         return
     assert set(range(starts[-1]) if chosen is None else chosen) <= kept
@@ -55,7 +62,7 @@ def test_what_is_kept_of_each_pass_has_what_is_chosen_in_the_end(positions, pass
 
 def test_of_the_last_token_little_is_kept():
     assert worth_keeping("last", range(100)) == [99]
-    assert worth_keeping(-2, range(100, 101)) == [100]
+    assert worth_keeping([-2], range(100, 101)) == [100]
     assert worth_keeping([3, 7, 105], range(100)) == [3, 7]
     assert worth_keeping(slice(0, 200, 50), range(60, 160)) == [100, 150]
 

@@ -175,6 +175,12 @@ def test_layers_and_heads_are_chosen_and_each_sequence_is_a_capture(halo):
             attention.head(1, 1)
     with pytest.raises(InvalidInputError, match="no layer 7"):
         halo.inference.capture_attention(model, layers=7)
+    for wrong in ([], True, 1.5, "01", [None], slice(1)):
+        for name in ("layers", "heads"):
+            with pytest.raises(InvalidInputError, match=f"{name}=.* says none"):
+                halo.inference.capture_attention(model, **{name: wrong})
+    with pytest.raises(InvalidInputError, match="dtype=None"):
+        halo.inference.capture_attention(model, dtype=None)
     with (
         pytest.raises(InvalidInputError, match="has 4 heads"),
         halo.inference.capture_attention(model, heads=4),

@@ -395,6 +395,23 @@ def test_any_module_is_captured_by_what_it_was_given(halo, torch):
         run(module, given)
 
 
+def test_a_text_that_a_module_was_given_is_a_part_of_the_input(halo, torch):
+    class Told(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(2, 2)
+
+        def forward(self, x, task):
+            return self.inner(x) * len(task)
+
+    module, given = Told().eval(), torch.rand(1, 2)
+    with halo.inference.capture(module, "") as captured:
+        run(module, given, task="sum")
+    found = halo.inference.activations(module, inputs={"x": given, "task": "sum"})
+    assert np.array_equal(found[""], captured[""])
+    assert halo.inference.activations(module, inputs={"x": given, "task": "max"}) == {}
+
+
 def test_gpt2_is_captured_too(halo, torch):
     from transformers import GPT2Config, GPT2LMHeadModel
 
