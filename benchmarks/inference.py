@@ -1,4 +1,4 @@
-"""The KV cache against the bars that this project sets itself.
+"""The KV cache, and sessions, against the bars that this project sets itself.
 
     python benchmarks/inference.py [--only NAME] [--quick] [--repetitions N]
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import inference_blocks
+import inference_sessions
 import inference_ttft
 from rows import Row, show
 from tensor_site import Site, site
@@ -29,6 +30,9 @@ PARTS: dict[str, Part] = {
         at, url, 100_000 if quick else 1_000_000, n
     ),
     "ttft": inference_ttft.ttft,
+    "sessions": lambda at, url, quick, n: inference_sessions.sessions(
+        at, url, 10_000 if quick else 100_000
+    ),
 }
 """Each has a database of its own, on one server."""
 
@@ -43,7 +47,7 @@ def measure(names: list[str], *, quick: bool, repetitions: int) -> Iterator[Row]
 
 def main() -> int:
     """Print the rows as they come; 1 when a bar is missed."""
-    parser = argparse.ArgumentParser(description="The KV cache against its bars.")
+    parser = argparse.ArgumentParser(description="The KV cache and sessions against their bars.")
     parser.add_argument("--quick", action="store_true", help="a part of the data")
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given repeatedly")
     parser.add_argument("--repetitions", type=int, metavar="N", default=5)
