@@ -118,10 +118,10 @@ def _conflict(key: Key, found: LiveResource | None, project: str) -> Conflict | 
     else:
         message = f"{key} belongs to the project {found.owner!r}"
         hint = "declare it in one project only"
-    is_cache = key.kind == INFERENCE
-    hint = (
-        f"{hint}: a database has one {key.name}" if is_cache else f"choose another name, or {hint}"
-    )
+    if key.kind == INFERENCE:
+        hint = f"{hint}: a database has one {key.name}"
+    else:
+        hint = f"choose another name, or {hint}"
     return Conflict(key=key, code="AH053", message=message, hint=hint)
 
 

@@ -291,9 +291,8 @@ def _field_text(change: Change, field: FieldChange) -> str:
     if change.key.kind == INFERENCE:
         before, after = as_written(field.path, before), as_written(field.path, after)
     is_to_come = field.path == "weights.root" and after is None
-    return (
-        f"{field.path}: {_value(before)} -> {'known after build' if is_to_come else _value(after)}"
-    )
+    told = "known after build" if is_to_come else _value(after)
+    return f"{field.path}: {_value(before)} -> {told}"
 
 
 def _value(value: Any) -> str:
