@@ -155,6 +155,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
 
     def _finish(self) -> None:
         self._watch.check_seen()
+        self._watch.check_gave()
         if self._given_root is None and weights_root(self._module) != self._root:
             raise InvalidInputError(
                 "the weights changed while activations were captured",
@@ -190,6 +191,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
     def _whole(self, seen: SeenInput, name: str, positions: tuple[int, ...] | None) -> NDArray[Any]:
         """What a part gave at all positions, whatever passes they came in."""
         parts = seen.outputs(name)
+        _check_is_of_all(name, parts, seen)
         if self._positions is None and len(seen.passes) == 1:
             return parts[0]
         kept = [worth_keeping(self._positions, span) for span in seen.spans]
@@ -340,6 +342,16 @@ def _as_asked(array: NDArray[Any], entry: Entry, asked: Selection) -> NDArray[An
     if asked.positions is not None and asked.positions != stored.positions:
         array = array[:, list(place_among(stored, asked.positions))]
     return cast(array, entry.layer_name, asked.dtype)
+
+
+def _check_is_of_all(name: str, parts: Sequence[NDArray[Any]], seen: SeenInput) -> None:
+    """Raise for logits of some tokens alone, which the input does not say."""
+    kept, tokens = seen.kept_logits, seen.size[1] if seen.size else None
+    if len(parts) == 1 and kept != tokens and parts[0].ndim > 1 and parts[0].shape[1] == kept:
+        raise InvalidInputError(
+            f"{name or 'the model'} gives logits of {kept} of {tokens} tokens alone",
+            hint="run the model without logits_to_keep, or name other modules",
+        )
 
 
 def _check_is_steady(module: Any) -> None:

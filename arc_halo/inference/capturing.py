@@ -20,6 +20,7 @@ import numpy as np
 from arc_halo.errors import InvalidInputError
 from arc_halo.inference.inputs import IDS, MASK, POSITIONS, joined, plain_array, text_array
 from arc_halo.names import did_you_mean, is_storable
+from arc_halo.plain import whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,6 +54,9 @@ class SeenInput:
     spans: list[range] = field(default_factory=list)
     """The places of the tokens of each pass."""
 
+    kept_logits: int | None = None
+    """Of how many tokens alone logits were computed, where that was asked for."""
+
     def given(self) -> dict[str, NDArray[Any]]:
         """What the model was given, by name, all passes together."""
         return dict(self.parts)
@@ -80,13 +84,12 @@ class Watch:
         module = self._module
         self.inputs, self._open = [], None
         with ExitStack() as stack:
-            for hook in (
-                module.register_forward_pre_hook(self._begin, with_kwargs=True),
-                module.register_forward_hook(self._end, with_kwargs=True),
-            ):
-                stack.callback(hook.remove)
+            begin = module.register_forward_pre_hook(self._begin, with_kwargs=True)
+            stack.callback(begin.remove)
             for name, part in self._parts.items():
                 stack.callback(part.register_forward_hook(self._noting(name)).remove)
+            # Last: the module may be one of its own parts, named by the empty text.
+            stack.callback(module.register_forward_hook(self._end, with_kwargs=True).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -106,6 +109,18 @@ class Watch:
             "a PeftModel generates by the one within, `model.get_base_model()`",
         )
 
+    def check_gave(self) -> None:
+        """Raise `InvalidInputError` where no part gave anything."""
+        if any(each.names for each in self.inputs):
+            return
+        names = list(self._parts)
+        told = ", ".join(map(repr, names[:4])) + (", …" if names[4:] else "")
+        raise InvalidInputError(
+            f"nothing was captured: {told} gave no tensor",
+            hint="a list of modules is never called, its modules are: "
+            f'"{names[0] + "." if names[0] else ""}*"',
+        )
+
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forget_failed()
         given, cache = _given(self._signature, args, kwargs)
@@ -116,6 +131,7 @@ class Watch:
             self._open = SeenInput(parts=given, size=size, cache=cache)
             self.inputs.append(self._open)
             self._guard(cache)
+        self._open.kept_logits = _kept_logits(kwargs)
         self._open.passes.append({})
         self._open.spans.append(range(done, done + size[1] if size else done))
 
@@ -294,6 +310,11 @@ def _arrays(name: str, value: Any) -> dict[str, NDArray[Any]]:
             hint="capture passes that are given numbers, tensors and a cache only",
         )
     return {key: array for part, each in inner for key, array in _arrays(part, each).items()}
+
+
+def _kept_logits(kwargs: Mapping[str, Any]) -> int | None:
+    given = kwargs.get("logits_to_keep", kwargs.get("num_logits_to_keep"))
+    return whole(given) or None if getattr(given, "ndim", 0) == 0 else len(given)
 
 
 def _size(given: Mapping[str, NDArray[Any]]) -> tuple[int, int] | None:

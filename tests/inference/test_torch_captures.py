@@ -369,6 +369,39 @@ def test_names_that_fit_nothing_and_passes_that_were_none_are_told(halo, llama, 
             run(llama.model, ids)
 
 
+def test_parts_that_gave_nothing_are_told(halo, llama, ids, sql):
+    with (
+        pytest.raises(InvalidInputError, match=r"'model.layers' gave no tensor") as refused,
+        halo.inference.capture(llama, "model.layers"),
+    ):
+        run(llama, ids)
+    assert '"model.layers.*"' in str(refused.value.hint)
+    with halo.inference.capture(llama, ["model.layers", "model.norm"]) as captured:
+        run(llama, ids)
+    assert list(captured) == ["model.norm"]
+
+
+def test_what_the_whole_model_gives_is_captured_by_the_empty_name(halo, llama, ids):
+    with halo.inference.capture(llama, "*") as captured:
+        logits = run(llama, ids).logits
+    assert np.array_equal(captured[""], logits.numpy())
+    assert np.array_equal(captured["lm_head"], logits.numpy())
+
+
+def test_logits_of_some_tokens_are_not_kept_as_those_of_all(halo, llama, ids, sql):
+    with (
+        pytest.raises(InvalidInputError, match="lm_head gives logits of 2 of 5 tokens"),
+        halo.inference.capture(llama, ["*.mlp", "lm_head"]),
+    ):
+        run(llama, ids, logits_to_keep=2)
+    assert sql("SELECT count(*) FROM activation_cache") == [(0,)]
+    with halo.inference.capture(llama, NAMES):
+        run(llama, ids, logits_to_keep=2)
+    with halo.inference.capture(llama, "lm_head") as captured:
+        run(llama, ids, logits_to_keep=0)
+    assert captured["lm_head"].shape == (1, 5, 32)
+
+
 def test_the_root_alone_finds_them_too(halo, llama, ids):
     from arc_halo.inference.fingerprints import weights_root
 

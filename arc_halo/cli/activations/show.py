@@ -88,7 +88,7 @@ def _row(layer: CapturedLayer, statistics: Statistics) -> tuple[str, ...]:
         listed = ", ".join(map(str, positions[:FEW]))
         shown = f"{listed}, … {positions[-1]}" if len(positions) > FEW else listed
     return (
-        layer.name,
+        layer.name or "(the model)",
         shown,
         layer.dtype,
         "x".join(map(str, layer.shape)),
