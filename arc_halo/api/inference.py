@@ -254,7 +254,8 @@ class Inference:
         there for `ttl_seconds`, goes; where these are not given, what a manifest declares counts.
         Raises `InvalidInputError` for a module in training mode.
         """
-        from arc_halo.inference.activations import Capture, given_root
+        from arc_halo.inference.activation_lookup import given_root
+        from arc_halo.inference.activations import Capture
 
         return Capture(
             self._project.weights,
@@ -287,12 +288,12 @@ class Inference:
         and dtypes may be taken out of more that was kept. Each that is found counts a hit. Arrays,
         or with `torch` tensors.
         """
-        from arc_halo.inference import activations
+        from arc_halo.inference import activation_lookup
         from arc_halo.inference.inputs import given_parts
         from arc_halo.tensors import dtypes
         from arc_halo.tensors.torch_tensors import as_torch
 
-        found = activations.load(
+        found = activation_lookup.load(
             self._project.weights,
             model,
             given_parts(input_ids, attention_mask, inputs),

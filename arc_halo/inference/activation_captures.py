@@ -20,7 +20,7 @@ from arc_halo.inference.selections import Selection
 from arc_halo.names import ID_DIGITS, id_digits, root_digits
 from arc_halo.plain import check_texts
 from arc_halo.store import activations_reading as store_of
-from arc_halo.store.activations import is_there
+from arc_halo.store.activations import Entry, is_there
 from arc_halo.store.activations_reading import CaptureRow, LayerRow
 from arc_halo.store.rows import Connection
 from arc_halo.weights.reading import read_array
@@ -59,13 +59,10 @@ class CapturedLayer:
 
     def array(self) -> NDArray[Any]:
         """The values. Raises `NotFoundError` where they went in the meantime."""
-        try:
-            return read_array(self._store, self._row, self.name)
-        except MissingChunkError:
-            with self._store.pool.connection() as conn:
-                if is_there(conn, self._row.entry_id):
-                    raise
-        raise NotFoundError(f"what was captured of {self.name} is not there any more")
+        found = read_entry(self._store, self._row)
+        if found is None:
+            raise NotFoundError(f"what was captured of {self.name} is not there any more")
+        return found
 
     def statistics(self) -> Statistics:
         """The values in a few numbers."""
@@ -134,6 +131,17 @@ def delete(
         if not dry_run:
             store_of.delete(conn, ids)
     return found
+
+
+def read_entry(store: WeightStore, entry: Entry | LayerRow) -> NDArray[Any] | None:
+    """The tensor of an entry; None where it was evicted and collected in the meantime."""
+    try:
+        return read_array(store, entry, entry.layer_name)
+    except MissingChunkError:
+        with store.pool.connection() as conn:
+            if is_there(conn, entry.entry_id):
+                raise
+        return None
 
 
 def statistics(array: NDArray[Any]) -> Statistics:

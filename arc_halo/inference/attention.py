@@ -9,12 +9,13 @@ from uuid import UUID
 import numpy as np
 
 from arc_halo.errors import InvalidInputError, RefusedError
-from arc_halo.inference.capturing import SeenInput, Watch, check_watchable
+from arc_halo.inference.capturing import SeenInput, Watch
 from arc_halo.inference.inputs import IDS, input_digest
 from arc_halo.inference.keeping import Keeping
 from arc_halo.inference.patterns import assembled, pack
 from arc_halo.inference.selections import check_dtype
 from arc_halo.inference.token_texts import TokenTexts
+from arc_halo.inference.watchable import check_watchable
 from arc_halo.plain import check_texts, whole
 from arc_halo.store import attention as store_of
 from arc_halo.store.attention import NewCapture, NewPattern

@@ -9,30 +9,25 @@ were filled before, or cut.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arc_halo.errors import InvalidInputError
-from arc_halo.inference.inputs import IDS, MASK, POSITIONS, joined, plain_array, text_array
-from arc_halo.names import did_you_mean, is_storable
-from arc_halo.plain import whole
+from arc_halo.inference.given_arguments import (
+    CACHES,
+    given_arguments,
+    kept_logits,
+    length_of,
+    size_of,
+)
+from arc_halo.inference.inputs import IDS, MASK, POSITIONS, joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-CACHES = ("cache", "past_key_values")
-WITHOUT_EFFECT = frozenset(
-    {
-        "cache_position", "labels", "logits_to_keep", "num_logits_to_keep", "output_attentions",
-        "output_hidden_states", "return_dict", "use_cache",
-    }
-)  # fmt: skip
-"""Arguments that change no activation."""
 
 EXCHANGES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 """What a cache does to the sequences of a batch."""
@@ -123,15 +118,15 @@ class Watch:
 
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forget_failed()
-        given, cache = _given(self._signature, args, kwargs)
-        size, done = _size(given), _length(cache)
+        given, cache = given_arguments(self._signature, args, kwargs)
+        size, done = size_of(given), length_of(cache)
         if done:
             self._open = _going_on(self.inputs, cache, done, given, size)
         else:
             self._open = SeenInput(parts=given, size=size, cache=cache)
             self.inputs.append(self._open)
             self._guard(cache)
-        self._open.kept_logits = _kept_logits(kwargs)
+        self._open.kept_logits = kept_logits(kwargs)
         self._open.passes.append({})
         self._open.spans.append(range(done, done + size[1] if size else done))
 
@@ -166,72 +161,6 @@ class Watch:
                 self._stack.callback(_unguard, cache, name)
 
 
-def patterns_of(names: str | Iterable[str]) -> list[str]:
-    """Patterns of names, one or several. Raises `InvalidInputError` for none, and for what is no
-    text."""
-    given: Any = [names] if isinstance(names, str) else names
-    found = list(given) if isinstance(given, Iterable) else []
-    if not found or not all(isinstance(each, str) for each in found):
-        raise InvalidInputError(
-            f"names={names!r} names no modules",
-            hint='write a pattern or several: "model.layers.*.mlp"; "*" fits all',
-            code="AH006",
-        )
-    return found
-
-
-def named_parts(module: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The parts of a module whose names fit one of the patterns, with `*` and `?`.
-
-    Raises `InvalidInputError` for a pattern that fits none.
-    """
-    every = dict(module.named_modules())
-    found: dict[str, Any] = {}
-    for pattern in names:
-        fitting = {name: part for name, part in every.items() if fnmatchcase(name, pattern)}
-        if not fitting:
-            raise InvalidInputError(
-                f"no module of {type(module).__name__} is named {pattern!r}",
-                hint=did_you_mean(pattern, list(every))
-                or "`dict(model.named_modules())` has them all; * and ? stand for any letters",
-                code="AH020",
-            )
-        found |= fitting
-    return {name: part for name, part in every.items() if name in found}
-
-
-def check_watchable(module: Any, variant: str) -> None:
-    """Raise `InvalidInputError` for a module whose activations its weights do not decide."""
-    if not (isinstance(variant, str) and is_storable(variant)):
-        raise InvalidInputError(
-            f"variant={variant!r} is no name", hint='write a text: "without head 3"', code="AH006"
-        )
-    if not hasattr(module, "named_modules"):
-        raise InvalidInputError(
-            f"{type(module).__name__!r} is no torch module",
-            hint="give a model of torch or transformers: pip install 'arc-halo[torch]'",
-        )
-    if hasattr(module, "_orig_mod"):
-        raise InvalidInputError(
-            "a compiled module runs without hooks",
-            hint="capture on the module that it was made of",
-        )
-    training = [name for name, part in module.named_modules() if part.training]
-    if training:
-        raise InvalidInputError(
-            f"the model is in training mode ({training[0] or 'all of it'}): dropout makes every "
-            "pass another",
-            hint="call model.eval() first",
-        )
-    foreign = [name for name, part in module.named_modules() if _is_changed(part)]
-    if foreign and not variant:
-        raise InvalidInputError(
-            f"{foreign[0] or 'the model'} has hooks, or a forward of its own: what these change is "
-            "not in the weights",
-            hint='remove them, or name what they do: variant="without head 3"',
-        )
-
-
 def first_tensor(output: Any) -> Any:
     """The tensor that a module gave, or the first of several; None where there is none."""
     if hasattr(output, "detach"):
@@ -241,100 +170,6 @@ def first_tensor(output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return next((each for each in output if hasattr(each, "detach")), None)
     return None
-
-
-def _is_changed(part: Any) -> bool:
-    has_hooks = any(not _only_notes(hook) for hook in _hooks(part))
-    # accelerate puts one there that moves tensors to where the weights are.
-    return has_hooks or ("forward" in vars(part) and not hasattr(part, "_hf_hook"))
-
-
-def _hooks(part: Any) -> Iterator[Any]:
-    yield from part._forward_hooks.values()
-    yield from part._forward_pre_hooks.values()
-
-
-def _only_notes(hook: Any) -> bool:
-    """Whether it is one of another capture, or one that transformers leaves to note outputs."""
-    module = str(getattr(hook, "__module__", ""))
-    return module == __name__ or module.partition(".")[0] == "transformers"
-
-
-def _given(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, NDArray[Any]], Any]:
-    """What decides the values of a pass as arrays by name, and the cache that it goes on from."""
-    found: dict[str, NDArray[Any]] = {}
-    cache = None
-    try:
-        arguments = signature.bind_partial(*args, **kwargs).arguments
-    except TypeError:
-        # The module itself will say what is wrong.
-        return found, None
-    for name, value in _flat(signature, arguments):
-        if name in WITHOUT_EFFECT or value is None:
-            continue
-        if name in CACHES or hasattr(value, "get_seq_length"):
-            cache = value
-        else:
-            found |= _arrays(name, value)
-    return found, cache
-
-
-def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            yield from value.items()
-        elif kind is inspect.Parameter.VAR_POSITIONAL:
-            yield from ((f"{name}.{place}", each) for place, each in enumerate(value))
-        else:
-            yield name, value
-
-
-def _arrays(name: str, value: Any) -> dict[str, NDArray[Any]]:
-    if isinstance(value, Mapping):
-        inner = [(f"{name}.{key}", each) for key, each in value.items()]
-    elif isinstance(value, (tuple, list)):
-        inner = [(f"{name}.{place}", each) for place, each in enumerate(value)]
-    elif value is None:
-        return {}
-    elif isinstance(value, str):
-        return {name: text_array(value)}
-    elif isinstance(value, (bool, int, float)) or hasattr(value, "shape"):
-        return {name: plain_array(value).copy()}
-    else:
-        raise InvalidInputError(
-            f"the model was given {name}, a {type(value).__name__}: it has no digest that "
-            "activations could be found by",
-            hint="capture passes that are given numbers, tensors and a cache only",
-        )
-    return {key: array for part, each in inner for key, array in _arrays(part, each).items()}
-
-
-def _kept_logits(kwargs: Mapping[str, Any]) -> int | None:
-    given = kwargs.get("logits_to_keep", kwargs.get("num_logits_to_keep"))
-    return whole(given) or None if getattr(given, "ndim", 0) == 0 else len(given)
-
-
-def _size(given: Mapping[str, NDArray[Any]]) -> tuple[int, int] | None:
-    for name in (IDS, "inputs_embeds"):
-        array = given.get(name)
-        if array is not None and array.ndim >= 2:
-            return int(array.shape[0]), int(array.shape[1])
-    return None
-
-
-def _length(cache: Any) -> int:
-    """The tokens that a cache has. Raises `InvalidInputError` for one that does not say."""
-    if cache is None:
-        return 0
-    if not hasattr(cache, "get_seq_length"):
-        raise InvalidInputError(
-            f"a {type(cache).__name__} as a cache does not say how many tokens it has",
-            hint="use a DynamicCache of transformers, or none",
-        )
-    return int(cache.get_seq_length())
 
 
 def _going_on(

@@ -10,7 +10,7 @@ import pytest
 from psycopg import errors
 
 from arc_halo.errors import CorruptChunkError, InvalidInputError
-from arc_halo.inference.activations import load
+from arc_halo.inference.activation_lookup import load
 from arc_halo.inference.inputs import given_parts as parts
 from arc_halo.plugins import PluginManager
 from arc_halo.store import activations as store_of
