@@ -105,7 +105,8 @@ class AttentionCapture:
 
     def _write(self) -> None:
         self._watch.check_seen()
-        found = [each for seen in self._watch.inputs for each in self._captured(seen)]
+        root = self._root() if self._root else None
+        found = [each for seen in self._watch.inputs for each in self._captured(seen, root)]
         self._check_budget(sum(capture.size_bytes for capture, _ in found))
         with self._pool.connection() as conn, conn.transaction():
             store_of.lock(conn)
@@ -115,7 +116,9 @@ class AttentionCapture:
             ]
             store_of.evict(conn, self._keeping.budget_bytes)
 
-    def _captured(self, seen: SeenInput) -> list[tuple[NewCapture, list[NewPattern]]]:
+    def _captured(
+        self, seen: SeenInput, root: bytes | None
+    ) -> list[tuple[NewCapture, list[NewPattern]]]:
         """Of each sequence its capture and its heads."""
         if seen.size is None:
             raise InvalidInputError("the model was given no tokens", hint="give it input_ids")
@@ -127,8 +130,7 @@ class AttentionCapture:
             weights = assembled([each.pop(name) for each in seen.passes], count)
             for row in range(batch):
                 patterns[row] += self._patterns(layer, weights[row])
-        ids = seen.parts.get(IDS)
-        root, digest = self._root() if self._root else None, input_digest(seen.parts)
+        ids, digest = seen.parts.get(IDS), input_digest(seen.parts)
         found = []
         for row, heads in enumerate(patterns):
             tokens = None if ids is None else [int(token) for token in ids[row]]

@@ -66,7 +66,7 @@ class Heatmap:
     @property
     def range(self) -> str:
         """What the shades go from and to."""
-        return f"{-self.most if self.is_difference else 0:.3g} to {self.most:.3g}"
+        return f"{0 - self.most if self.is_difference else 0:.3g} to {self.most:.3g}"
 
 
 def heatmap(

@@ -125,6 +125,9 @@ def test_on_a_terminal_cells_have_colours(attention, monkeypatch):
     assert "\x1b[" in text
     assert "48;5;" in text
     assert "██" not in text
+    _, text = attention("show", "story", "--layer", 0, "--minus", "story")
+    assert "48;5;254m" in text
+    assert "blue to red: 0 to 0" in text
 
 
 def test_one_query_is_shown_with_the_keys_that_get_most(attention):
