@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.cli.invocation import Invocation, render
@@ -25,15 +26,26 @@ SMALL_CELLS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """Heads of a layer with their patterns, or with what these are more than those of `minus`."""
+    """Heads of a layer, or what these are more than `others`, those of `minus`.
+
+    Their patterns are read one after another: all at once may be more than memory holds.
+    """
 
     capture: Attention
     minus: Attention | None
     layer: int
     heads: Sequence[Head]
-    patterns: Sequence[NDArray[Any]]
-    is_causal: Sequence[bool]
+    others: Sequence[Head]
     is_whole_layer: bool
+
+    def pattern(self, place: int) -> NDArray[Any]:
+        """Of a head, [queries, keys]."""
+        head = self.heads[place]
+        return head.minus(self.others[place]) if self.minus else head.matrix()
+
+    def is_causal(self, place: int) -> bool:
+        heads = [each[place] for each in (self.heads, self.others) if each]
+        return all(each.shape.is_causal for each in heads)
 
     @property
     def title(self) -> str:
@@ -47,10 +59,10 @@ class Drawing:
     @property
     def note(self) -> str:
         def mean(name: str) -> float:
-            return sum(float(getattr(each, name).mean()) for each in self.heads) / len(self.heads)
+            return fmean(float(getattr(each, name).mean()) for each in self.heads)
 
         if self.minus:
-            moved = sum(map(_moved, self.patterns)) / len(self.patterns)
+            moved = fmean(_moved(self.pattern(place)) for place in range(len(self.heads)))
             return f"mean part of a query's attention that is elsewhere {moved:.3f}"
         return (
             f"mean entropy {mean('entropy'):.3f} nats, sink {mean('sink_mass'):.3f}, "
@@ -64,36 +76,27 @@ class Drawing:
         return of_one_scale(
             [
                 heatmap(
-                    pattern,
+                    self.pattern(place),
                     self.capture.tokens,
-                    is_causal=is_causal,
+                    is_causal=self.is_causal(place),
                     most_cells=most_cells,
                     is_difference=self.minus is not None,
                     name=f"head {head.head}" if self.is_whole_layer else "",
                 )
-                for head, pattern, is_causal in zip(
-                    self.heads, self.patterns, self.is_causal, strict=True
-                )
+                for place, head in enumerate(self.heads)
             ]
         )
 
 
 def drawing(capture: Attention, layer: int, number: int | None, minus: Attention | None) -> Drawing:
-    """A head of a layer, or all of them. Raises `NotFoundError`, and `InvalidInputError` for what
-    cannot be compared."""
+    """A head of a layer, or all of them. Raises `NotFoundError`."""
     heads = capture.layer(layer) if number is None else [capture.head(layer, number)]
-    others = [minus.head(layer, each.head) for each in heads] if minus else []
-    pairs = zip(heads, others, strict=True) if minus else ()
     return Drawing(
         capture=capture,
         minus=minus,
         layer=layer,
         heads=heads,
-        patterns=[head.minus(other) for head, other in pairs] or [each.matrix() for each in heads],
-        is_causal=[
-            each.shape.is_causal and (not others or others[place].shape.is_causal)
-            for place, each in enumerate(heads)
-        ],
+        others=[minus.head(layer, each.head) for each in heads] if minus else [],
         is_whole_layer=number is None,
     )
 
@@ -131,14 +134,14 @@ def write(invocation: Invocation, drawn: Drawing, *, svg: Path | None, png: Path
     from arc_halo.inference import heatmap_png, heatmap_svg
     from arc_halo.inference.heatmap import columns_of
 
-    across = columns_of(len(drawn.heads))
+    across, title, note = columns_of(len(drawn.heads)), drawn.title, drawn.note
     images = []
     if svg:
         cells = drawn.heatmaps(heatmap_svg.MOST_CELLS // across)
-        images.append((svg, heatmap_svg.draw(cells, drawn.title, drawn.note).encode()))
+        images.append((svg, heatmap_svg.draw(cells, title, note).encode()))
     if png:
         cells = drawn.heatmaps(heatmap_png.MOST_CELLS // across)
-        images.append((png, heatmap_png.draw(cells, drawn.title, drawn.note)))
+        images.append((png, heatmap_png.draw(cells, title, note)))
     for file, image in images:
         with replacing(file) as written:
             written.write(image)
@@ -163,8 +166,8 @@ def _head_facts(drawn: Drawing, place: int) -> JsonObject:
 
     from arc_halo.cli.attention import telling
 
-    head, pattern = drawn.heads[place], drawn.patterns[place]
-    shape = replace(head.shape, is_causal=drawn.is_causal[place])
+    head, pattern = drawn.heads[place], drawn.pattern(place)
+    shape = replace(head.shape, is_causal=drawn.is_causal(place))
     facts = (
         telling.head_facts(head)
         if not drawn.minus

@@ -88,7 +88,8 @@ def show(
         other = attention_captures.read(project.pool, minus) if minus is not None else None
         if query is None or svg or png:
             drawn = drawing.drawing(found, layer, number, other)
-            drawing.write(invocation, drawn, svg=svg, png=png)
+            if svg or png:
+                drawing.write(invocation, drawn, svg=svg, png=png)
             if query is None and (not (svg or png) or invocation.output == "json"):
                 drawing.show(invocation, drawn)
 
