@@ -138,13 +138,13 @@ def test_a_tensor_at_the_address_of_one_that_went_is_another() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that grows with every root that is computed."""
     calls: list[Any] = []
-    compute = fingerprints.weights_root
+    compute = fingerprints.module_weights
 
-    def count(module: Any) -> bytes:
+    def count(module: Any) -> Any:
         calls.append(module)
         return compute(module)
 
-    monkeypatch.setattr(fingerprints, "weights_root", count)
+    monkeypatch.setattr(fingerprints, "module_weights", count)
     return calls
 
 
