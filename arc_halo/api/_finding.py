@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TypeGuard
 from uuid import UUID
 
-from arc_halo.errors import InvalidInputError, NotFoundError
+from arc_halo.errors import NotFoundError
+from arc_halo.inference.checking import given_root
 from arc_halo.reconcile import showing
-from arc_halo.store import models
+from arc_halo.store import loaded_weights, models
 from arc_halo.store.models import ModelRecord
 from arc_halo.store.rows import Connection
-from arc_halo.tensors import digests
 
 
 def find_model(conn: Connection, model: str | UUID) -> ModelRecord:
@@ -27,16 +28,10 @@ def find_model(conn: Connection, model: str | UUID) -> ModelRecord:
 def find_root(conn: Connection, weights: bytes | str) -> bytes:
     """A root of weights: itself, as bytes or written `sha256:…`, or that of a registered model.
 
-    Raises `InvalidInputError` for bytes that are none, and `NotFoundError`.
+    Raises `InvalidInputError` for what is none, and `NotFoundError`.
     """
-    if isinstance(weights, bytes):
-        if len(weights) != digests.DIGEST_BYTES:
-            raise InvalidInputError(
-                f"a root has {digests.DIGEST_BYTES} bytes, not {len(weights)}", code="AH006"
-            )
-        return weights
-    if weights.startswith("sha256:"):
-        return digests.parse_digest(weights)
+    if not _is_name(weights):
+        return given_root(weights)
     model = find_model(conn, weights)
     if model.root is None:
         raise NotFoundError(
@@ -45,6 +40,17 @@ def find_root(conn: Connection, weights: bytes | str) -> bytes:
             code="AH064",
         )
     return bytes(model.root)
+
+
+def find_roots(conn: Connection, weights: bytes | str) -> list[bytes]:
+    """The same, of a registered model all roots that engines had of its weights, too."""
+    if not _is_name(weights):
+        return [given_root(weights)]
+    return loaded_weights.roots(conn, find_model(conn, weights).id)
+
+
+def _is_name(weights: object) -> TypeGuard[str]:
+    return isinstance(weights, str) and not weights.startswith("sha256:")
 
 
 def as_uuid(text: str) -> UUID | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from weakref import WeakSet
 
-from arc_halo.api._finding import find_model, find_root
+from arc_halo.api._finding import find_model, find_root, find_roots
 from arc_halo.errors import NotFoundError
 from arc_halo.names import parse_reference
 from arc_halo.project import Project
@@ -73,7 +73,7 @@ class Inference:
         written every `flush_seconds`; while the database is away `queue_requests` of them may wait.
         Raises `NotFoundError`, `InvalidInputError`, `DatabaseError`.
         """
-        from arc_halo.inference.checking import check_root, check_tenant
+        from arc_halo.inference.checking import check_given, given_root
         from arc_halo.inference.recording import record_settings
         from arc_halo.inference.sessions import begin
         from arc_halo.plain import check_plain, covered
@@ -85,15 +85,15 @@ class Inference:
             queue_requests=queue_requests,
         )
         check_plain(config=config)
-        check_tenant(tenant)
-        check_root(root)
+        check_given(tenant=tenant)
+        own_root = None if root is None else given_root(root)
         with self._project.connection() as conn:
             name, version, registered = _named(conn, model)
         url = self._project.url
         session = begin(
             lambda: connect(url, application_name="arc-halo inference", timeout_seconds=0),
             model=(name, version),
-            root=registered if root is None else root,
+            root=registered if own_root is None else own_root,
             tenant=tenant,
             config=covered(config or {}),
             settings=settings,
@@ -254,8 +254,8 @@ class Inference:
         there for `ttl_seconds`, goes; where these are not given, what a manifest declares counts.
         Raises `InvalidInputError` for a module in training mode.
         """
-        from arc_halo.inference.activation_lookup import given_root
         from arc_halo.inference.activations import Capture
+        from arc_halo.inference.checking import given_root
 
         return Capture(
             self._project.weights,
@@ -283,16 +283,19 @@ class Inference:
     ) -> dict[str, Any]:
         """Captured activations by the names of modules; what is not there is left out.
 
-        `model` is the torch module, or the root of its weights. They are of exactly this input:
-        its tokens, its mask, and in `inputs` whatever else the model was given, by name. Positions
-        and dtypes may be taken out of more that was kept. Each that is found counts a hit. Arrays,
-        or with `torch` tensors.
+        `model` is the torch module, a registered model, or the root of its weights. They are of
+        exactly this input: its tokens, its mask, and in `inputs` whatever else the model was given,
+        by name. Positions and dtypes may be taken out of more that was kept. Each that is found
+        counts a hit. Arrays, or with `torch` tensors.
         """
         from arc_halo.inference import activation_lookup
         from arc_halo.inference.inputs import given_parts
         from arc_halo.tensors import dtypes
         from arc_halo.tensors.torch_tensors import as_torch
 
+        if isinstance(model, str | bytes):
+            with self._project.connection() as conn:
+                model = find_roots(conn, model)
         found = activation_lookup.load(
             self._project.weights,
             model,
@@ -356,7 +359,6 @@ class Inference:
         none, and `NotFoundError` for a session that is not there.
         """
         from arc_halo.inference.attention import AttentionCapture
-        from arc_halo.inference.fingerprints import weights_root
         from arc_halo.inference.token_texts import token_texts
 
         return AttentionCapture(
@@ -369,7 +371,6 @@ class Inference:
             token_texts=None if tokens is None else token_texts(tokens),
             label=label,
             session_id=None if session is None else self.get(getattr(session, "id", session)).id,
-            root=partial(weights_root, module),
         )
 
     def attention(self, capture: str | UUID) -> Attention:

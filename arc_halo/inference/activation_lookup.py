@@ -22,8 +22,8 @@ from arc_halo.inference.selections import (
 from arc_halo.inference.structures import structure_digest
 from arc_halo.inference.watchable import check_watchable, patterns_of
 from arc_halo.store import activations as store_of
-from arc_halo.store.activations import Entry, Key
-from arc_halo.tensors import digests
+from arc_halo.store.activations import Entry
+from arc_halo.store.rows import Connection
 from arc_halo.weights.store import WeightStore
 
 if TYPE_CHECKING:
@@ -42,11 +42,10 @@ def load(
 ) -> dict[str, NDArray[Any]]:
     """What is stored of an input, by the names of parts that fit; what is not there is left out.
 
-    `model` is a module, or the root of its weights alone: then `InvalidInputError` is raised where
-    several structures with these weights are stored. Every entry that is given counts a hit.
+    `model` is a module, or roots of weights: then `InvalidInputError` is raised where what is
+    stored with these is of several models. Every entry that is given counts a hit.
     """
     patterns = patterns_of(names)
-    key = key_of(model, parts, variant)
     count = parts[IDS].shape[1] if IDS in parts else None
     if positions is not None and count is None:
         raise InvalidInputError("without tokens there are no positions to choose from")
@@ -55,11 +54,12 @@ def load(
         positions=resolve(wanted, count) if count is not None else None, dtype=check_dtype(dtype)
     )
     with store.pool.connection() as conn:
-        entries = store_of.find(conn, key)
-    if len({entry.structure_digest for entry in entries}) > 1:
+        entries = _entries(conn, model, input_digest(parts), variant)
+    if len({(entry.weights_root, entry.structure_digest) for entry in entries}) > 1:
         raise InvalidInputError(
             "activations of several models with these weights are stored",
-            hint="give the module in place of its root",
+            hint="give the module itself, or see `arc-halo activations ls`",
+            code="AH006",
         )
     chosen = _chosen(entries, asked, patterns)
     found = {}
@@ -72,29 +72,11 @@ def load(
     return found
 
 
-def given_root(root: bytes | str) -> bytes:
-    """A root of weights as bytes, written as `sha256:…` or not."""
-    found = digests.parse_digest(root) if isinstance(root, str) else root
-    if not isinstance(found, bytes) or len(found) != digests.DIGEST_BYTES:
-        raise InvalidInputError(
-            f"{root!r} is no root of weights",
-            hint=f"write sha256:…, or give its {digests.DIGEST_BYTES} bytes",
-            code="AH006",
-        )
-    return found
-
-
-def key_of(model: Any, parts: Mapping[str, NDArray[Any]], variant: str = "") -> Key:
-    """What activations of a model for an input are found by."""
-    digest = input_digest(parts)
-    if isinstance(model, (str, bytes)):
-        return Key(weights_root=given_root(model), input_digest=digest)
+def _entries(conn: Connection, model: Any, digest: bytes, variant: str) -> list[Entry]:
+    if isinstance(model, list):
+        return store_of.find(conn, model, digest)
     check_watchable(model, variant)
-    return Key(
-        weights_root=weights_root(model),
-        structure_digest=structure_digest(model, variant),
-        input_digest=digest,
-    )
+    return store_of.find(conn, [weights_root(model)], digest, structure_digest(model, variant))
 
 
 def _chosen(

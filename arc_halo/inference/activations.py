@@ -16,7 +16,7 @@ from uuid import UUID
 from arc_halo.errors import InvalidInputError, RefusedError
 from arc_halo.inference.capturing import SeenInput, Watch, first_tensor
 from arc_halo.inference.causal_models import plain, unsteady_rope
-from arc_halo.inference.fingerprints import weights_root
+from arc_halo.inference.fingerprints import module_weights, weights_root
 from arc_halo.inference.inputs import IDS, input_digest, joined
 from arc_halo.inference.keeping import Keeping
 from arc_halo.inference.selections import (
@@ -34,6 +34,7 @@ from arc_halo.inference.structures import structure_digest
 from arc_halo.inference.watchable import check_watchable, named_parts, patterns_of
 from arc_halo.store import activations as store_of
 from arc_halo.store.activations import Entry, Key, NewEntry
+from arc_halo.store.loaded_weights import recognise
 from arc_halo.tensors import digests, dtypes
 from arc_halo.tensors.torch_tensors import as_array
 from arc_halo.weights.arrays import build_arrays, fresh_key
@@ -101,7 +102,8 @@ class Capture(Mapping[str, "NDArray[Any]"]):
 
     def __enter__(self) -> Capture:
         self.inputs, self.stored, self.known, self.new_bytes = [], 0, 0, 0
-        self._root = self._given_root or weights_root(self._module)
+        self._weights = None if self._given_root else module_weights(self._module)
+        self._root = self._weights.root if self._weights else self._given_root or b""
         self._structure = structure_digest(self._module, self._variant)
         self._watch.__enter__()
         return self
@@ -147,7 +149,7 @@ class Capture(Mapping[str, "NDArray[Any]"]):
     def _finish(self) -> None:
         self._watch.check_seen()
         self._watch.check_gave()
-        if self._given_root is None and weights_root(self._module) != self._root:
+        if self._weights and weights_root(self._module) != self._root:
             raise InvalidInputError(
                 "the weights changed while activations were captured",
                 hint="capture before or after a step of training, not around it",
@@ -203,9 +205,12 @@ class Capture(Mapping[str, "NDArray[Any]"]):
         new: dict[str, NDArray[Any]] = {}
         entries: list[NewEntry] = []
         with self._store.pool.connection() as conn:
+            if self._weights:
+                recognise(conn, self._root, self._weights.tensors, self._weights.parameters)
             for each in self.inputs:
                 key = self._key(each.digest)
-                known = [entry for entry in store_of.find(conn, key) if _is_of(entry, each)]
+                found = store_of.find(conn, [self._root], each.digest, self._structure)
+                known = [entry for entry in found if _is_of(entry, each)]
                 store_of.count_hits(conn, [entry.entry_id for entry in known])
                 self.known += len(known)
                 missing = each.arrays.keys() - {entry.layer_name for entry in known}

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.inference.checking import check_given
 from arc_halo.names import did_you_mean
-from arc_halo.plain import check_texts
 
 BESIDE_SETTINGS = frozenset(
     {
@@ -37,12 +37,7 @@ MAX_TENANT_BYTES = 255
 def check_names(*, tenant: str, adapter: str) -> None:
     """Raise `InvalidInputError` for what is no text, and for a tenant that is too long to be
     written."""
-    for name, text in (("tenant", tenant), ("adapter", adapter)):
-        if text is None:
-            raise InvalidInputError(
-                f"{name} is None", hint="where there is none, it is the empty text", code="AH006"
-            )
-    check_texts(tenant=tenant, adapter=adapter)
+    check_given(tenant=tenant, adapter=adapter)
     if len(tenant.encode()) > MAX_TENANT_BYTES:
         raise InvalidInputError(
             f"a tenant of {len(tenant.encode())} bytes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from arc_halo.errors import InvalidInputError, RefusedError
 from arc_halo.inference.capturing import SeenInput, Watch
+from arc_halo.inference.fingerprints import module_weights
 from arc_halo.inference.inputs import IDS, input_digest
 from arc_halo.inference.keeping import Keeping
 from arc_halo.inference.patterns import assembled, pack
@@ -19,6 +20,7 @@ from arc_halo.inference.watchable import check_watchable
 from arc_halo.plain import check_texts, whole
 from arc_halo.store import attention as store_of
 from arc_halo.store.attention import NewCapture, NewPattern
+from arc_halo.store.loaded_weights import recognise
 from arc_halo.store.rows import Pool
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array
@@ -49,7 +51,6 @@ class AttentionCapture:
         token_texts: TokenTexts | None = None,
         label: str | None = None,
         session_id: UUID | None = None,
-        root: Callable[[], bytes] | None = None,
     ) -> None:
         if check_dtype(dtype) is None:
             raise InvalidInputError("dtype=None is none to keep attention in", code="AH006")
@@ -61,7 +62,7 @@ class AttentionCapture:
         self._least_bytes = 0
         self._heads = _numbers("heads", heads)
         self._dtype, self._keeping, self._token_texts = dtype, keeping, token_texts
-        self._label, self._session_id, self._root = label, session_id, root
+        self._label, self._session_id = label, session_id
         self._layers = _attention_layers(module, _numbers("layers", layers))
         parts = {name: part for name, (_, part) in self._layers.items()}
         self._watch = Watch(module, parts, self._keep)
@@ -105,20 +106,19 @@ class AttentionCapture:
 
     def _write(self) -> None:
         self._watch.check_seen()
-        root = self._root() if self._root else None
-        found = [each for seen in self._watch.inputs for each in self._captured(seen, root)]
+        weights = module_weights(self._module)
+        found = [each for seen in self._watch.inputs for each in self._captured(seen, weights.root)]
         self._check_budget(sum(capture.size_bytes for capture, _ in found))
         with self._pool.connection() as conn, conn.transaction():
             store_of.lock(conn)
+            recognise(conn, weights.root, weights.tensors, weights.parameters)
             self.ids = [
                 store_of.insert(conn, capture, patterns, self._keeping.ttl)
                 for capture, patterns in found
             ]
             store_of.evict(conn, self._keeping.budget_bytes)
 
-    def _captured(
-        self, seen: SeenInput, root: bytes | None
-    ) -> list[tuple[NewCapture, list[NewPattern]]]:
+    def _captured(self, seen: SeenInput, root: bytes) -> list[tuple[NewCapture, list[NewPattern]]]:
         """Of each sequence its capture and its heads."""
         if seen.size is None:
             raise InvalidInputError("the model was given no tokens", hint="give it input_ids")

@@ -7,7 +7,7 @@ from typing import Any
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.plain import check_texts, whole
-from arc_halo.tensors.digests import DIGEST_BYTES
+from arc_halo.tensors import digests
 
 MAX_LIMIT = 10**9
 MAX_COUNT = 2**31 - 1
@@ -41,20 +41,23 @@ def check_limit(limit: Any) -> None:
         check_number("limit", limit, 0, MAX_LIMIT, is_whole=True)
 
 
-def check_tenant(tenant: Any) -> None:
-    """Raise `InvalidInputError` for what is no text that can be stored."""
-    if tenant is None:
-        raise InvalidInputError(
-            "tenant cannot be None", hint="leave it out where there are none", code="AH004"
-        )
-    check_texts(tenant=tenant)
+def check_given(**texts: Any) -> None:
+    """Raise `InvalidInputError` for what is no text that can be stored, None too."""
+    for name, text in texts.items():
+        if text is None:
+            raise InvalidInputError(
+                f"{name} cannot be None", hint="leave it out where there is none", code="AH004"
+            )
+    check_texts(**texts)
 
 
-def check_root(root: Any) -> None:
-    """Raise `InvalidInputError` for what is given and is no root of weights."""
-    if root is not None and not (isinstance(root, bytes) and len(root) == DIGEST_BYTES):
+def given_root(root: Any) -> bytes:
+    """A root of weights as bytes, written as `sha256:…` or not. Raises `InvalidInputError`."""
+    found = digests.parse_digest(root) if isinstance(root, str) else root
+    if not isinstance(found, bytes) or len(found) != digests.DIGEST_BYTES:
         raise InvalidInputError(
-            f"root={root!r:.80} is no root of weights",
-            hint=f"give its {DIGEST_BYTES} bytes, as `halo.models.get(...).root` has them",
+            f"{root!r:.80} is no root of weights",
+            hint=f"give its {digests.DIGEST_BYTES} bytes, as `halo.models.get(...).root` has them",
             code="AH006",
         )
+    return found

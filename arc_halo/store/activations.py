@@ -20,12 +20,12 @@ SELECT pg_advisory_xact_lock(hashtextextended('arc-halo/activations', 0))
 """
 
 FIND = """
-SELECT entry.id AS entry_id, entry.layer_name, entry.structure_digest, entry.selection, tensor.id,
-       tensor.digest, tensor.dtype, tensor.shape, tensor.size_bytes, tensor.chunk_bytes,
-       tensor.chunk_count
+SELECT entry.id AS entry_id, entry.weights_root, entry.layer_name, entry.structure_digest,
+       entry.selection, tensor.id, tensor.digest, tensor.dtype, tensor.shape,
+       tensor.size_bytes, tensor.chunk_bytes, tensor.chunk_count
 FROM activation_cache AS entry
 JOIN tensor_metadata AS tensor ON tensor.id = entry.tensor_id
-WHERE entry.weights_root = %(weights_root)s AND entry.input_digest = %(input_digest)s
+WHERE entry.weights_root = ANY(%(roots)s) AND entry.input_digest = %(input_digest)s
   AND (%(structure_digest)s::bytea IS NULL OR entry.structure_digest = %(structure_digest)s)
   AND (entry.expires_at IS NULL OR entry.expires_at > now())
 ORDER BY entry.id
@@ -90,19 +90,15 @@ SELECT EXISTS (SELECT FROM activation_cache WHERE id = %(id)s)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What activations are found by, but for the module's name and the part that was kept.
-
-    Without `structure_digest` those of every structure with these weights are meant.
-    """
+    """What activations are found by, but for the module's name and the part that was kept."""
 
     weights_root: bytes
     input_digest: bytes
-    structure_digest: bytes | None = None
+    structure_digest: bytes
 
     @property
     def capture_id(self) -> UUID:
-        """As the table computes it; `structure_digest` must be given."""
-        assert self.structure_digest is not None
+        """As the table computes it."""
         parts = self.weights_root + self.structure_digest + self.input_digest
         return UUID(bytes=hashlib.sha256(parts).digest()[:16])
 
@@ -112,6 +108,7 @@ class Entry:
     """An entry with its tensor. `entry_id` is the entry's, `id` the tensor's."""
 
     entry_id: int
+    weights_root: bytes
     layer_name: str
     structure_digest: bytes
     selection: JsonObject
@@ -149,12 +146,18 @@ def lock(conn: Connection) -> None:
     conn.execute(LOCK)
 
 
-def find(conn: Connection, key: Key) -> list[Entry]:
-    """The entries of an input that are not over."""
+def find(
+    conn: Connection,
+    roots: Sequence[bytes],
+    input_digest: bytes,
+    structure_digest: bytes | None = None,
+) -> list[Entry]:
+    """The entries of an input that are not over: of models with any of these weights, and of one
+    structure or of all."""
     parameters = {
-        "weights_root": key.weights_root,
-        "input_digest": key.input_digest,
-        "structure_digest": key.structure_digest,
+        "roots": list(roots),
+        "input_digest": input_digest,
+        "structure_digest": structure_digest,
     }
     with conn.cursor(row_factory=class_row(Entry)) as cursor:
         return cursor.execute(FIND, parameters).fetchall()

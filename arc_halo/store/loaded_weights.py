@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from uuid import UUID
 
 from arc_halo.store.rows import Connection
 
@@ -25,6 +26,11 @@ HAVING count(*) = stored.tensor_count
 ON CONFLICT DO NOTHING
 """
 
+ROOTS = """
+SELECT DISTINCT weights_root FROM v_models_by_weights
+WHERE model_id = %(model_id)s ORDER BY weights_root
+"""
+
 
 def recognise(
     conn: Connection,
@@ -43,3 +49,9 @@ def recognise(
             "are_parameters": [name in parameters for name in tensors],
         },
     )
+
+
+def roots(conn: Connection, model_id: UUID) -> list[bytes]:
+    """What the weights of a registered model are known by: as stored, and as engines load them."""
+    found = conn.execute(ROOTS, {"model_id": model_id}).fetchall()
+    return [bytes(root) for (root,) in found if isinstance(root, bytes)]

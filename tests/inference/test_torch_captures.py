@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from arc_halo.errors import InvalidInputError, RefusedError
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.weights.collecting import collect
 
 pytestmark = pytest.mark.torch
@@ -411,6 +411,25 @@ def test_the_root_alone_finds_them_too(halo, llama, ids):
     assert len(halo.inference.activations(root, ids)) == 2
     assert len(halo.inference.activations(f"sha256:{root.hex()}", ids)) == 2
     assert len(halo.inference.activations(llama, ids)) == 2
+
+
+def test_a_registered_model_is_enough_to_find_them(halo, llama, ids, torch, tmp_path):
+    """Loaded it has buffers beside its weights, and with them another root."""
+    llama.save_pretrained(tmp_path / "story")
+    halo.models.import_weights("story@1.0.0", tmp_path / "story", model_type="transformer")
+    loaded = type(llama).from_pretrained(tmp_path / "story").eval()
+    with halo.inference.capture(loaded, NAMES):
+        run(loaded, ids)
+    (capture,) = halo.inference.activation_captures(model="story")
+    assert capture.model == "story@1.0.0"
+    assert len(halo.inference.activations("story@1.0.0", ids)) == 2
+    assert halo.inference.activations("story", [[1, 2]]) == {}
+    with pytest.raises(NotFoundError):
+        halo.inference.activations("tale", ids)
+    with halo.inference.capture(loaded.half(), NAMES):
+        run(loaded, ids)
+    assert len(halo.inference.activation_captures()) == 2
+    assert len(halo.inference.activations("story", ids)) == 2
 
 
 def test_any_module_is_captured_by_what_it_was_given(halo, torch):
