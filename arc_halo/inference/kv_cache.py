@@ -28,7 +28,8 @@ from arc_halo.inference.checking import check_count
 from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_blocks
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
-from arc_halo.inference.writing import Chain, KVWriter, Write
+from arc_halo.inference.storing import BlockStore, Chain, Write
+from arc_halo.inference.writing import KVWriter
 from arc_halo.plain import check_texts
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
@@ -101,7 +102,7 @@ class KVCache:
         self._codecs = [
             BlockCodec(layout, group, block_tokens, codecs, storage) for group in self._groups
         ]
-        self._writer = KVWriter(pool, scope, queue_bytes)
+        self._writer = KVWriter(BlockStore(pool, scope), queue_bytes)
 
     def match(self, tokens: Tokens) -> int:
         """How many of the first tokens seem to be there. One query; nothing is verified, and it
