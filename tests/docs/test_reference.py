@@ -208,8 +208,8 @@ def test_every_public_method_is_in_the_python_reference_with_its_signature() -> 
         section = text.partition(f"## `halo.{title}`")[2].partition("\n## ")[0]
         methods = {
             f"`{name}{_signature(function)}`"
-            for name, function in vars(cls).items()
-            if inspect.isfunction(function) and not name.startswith("_")
+            for name, function in inspect.getmembers(cls, inspect.isfunction)
+            if not name.startswith("_")
         }
         assert set(re.findall(r"^### (`.*`)$", section, re.MULTILINE)) == methods
 
