@@ -35,7 +35,8 @@ from arc_halo.cli.show import get, show
 from arc_halo.cli.tensors import tensors
 from arc_halo.cli.training import training
 from arc_halo.cli.validate import schema, validate
-from arc_halo.errors import ArcHaloError
+from arc_halo.errors import ArcHaloError, InvalidInputError
+from arc_halo.names import is_storable
 
 TERMINATED = 143
 COMMANDS = (
@@ -115,6 +116,14 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         invocation.console.note("interrupted: run the command again to go on", "warn")
         return INTERRUPTED
+    except UnicodeEncodeError:
+        given = sys.argv[1:] if arguments is None else arguments
+        odd = next((each for each in given if not is_storable(each)), None)
+        if odd is None:
+            raise
+        error = InvalidInputError(f"{odd!r} is no text in UTF-8", code="AH004")
+        invocation.console.error(error)
+        return error.exit_code
     except OSError as exc:
         if isinstance(exc, BrokenPipeError):
             # Whoever read our output has enough; Python must not complain about it at exit.

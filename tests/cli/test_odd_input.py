@@ -123,3 +123,18 @@ def test_deltas_of_what_is_stored_already_are_pointed_at(shell, tmp_path, capsys
     assert shell("import", path, "--as", "m@1") == 0
     assert shell("import", path, "--as", "n@1", "--delta-from", "m") == 0
     assert "arc-halo tensors recode n@1 --delta-from m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("training", "ls", "--model"),
+        ("training", "show"),
+        ("inference", "ls", "--tenant"),
+        ("cache", "ls", "--tenant"),
+        ("attention", "ls", "--label"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_invalid(shell, capsys, command):
+    assert shell(*command, os.fsdecode(b"st\xff")) == 4
+    assert "st\\udcff" in capsys.readouterr().err
