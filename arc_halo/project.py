@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from arc_halo.config import DatabaseTarget, database_target, load_environment
-from arc_halo.errors import NotFoundError, WeightsError
+from arc_halo.errors import InvalidInputError, NotFoundError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,7 @@ class Project:
         self._waiting = waiting
         self._executor = executor
         self._stack = ExitStack()
+        self._is_closed = False
 
     @cached_property
     def environ(self) -> dict[str, str]:
@@ -115,7 +116,9 @@ class Project:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection of the pool."""
+        """A connection of the pool. Raises `InvalidInputError` after the end."""
+        if self._is_closed:
+            raise InvalidInputError("it is closed", hint="connect again", code="AH006")
         with self.pool.connection() as conn:
             yield conn
 
@@ -294,6 +297,7 @@ class Project:
 
     def close(self) -> None:
         """Close connections, and stop the embedded server if nobody else uses it."""
+        self._is_closed = True
         self._stack.close()
 
     def __enter__(self) -> Project:

@@ -548,3 +548,11 @@ def test_what_the_api_made_is_a_conflict_for_a_manifest(halo: Halo, tmp_path: Pa
     with pytest.raises(RefusedError, match="no project manages it"):
         manage(halo, tmp_path)
     assert [m.full_name for m in halo.models.list()] == ["owned@1"]
+
+
+def test_after_the_end_it_says_so(tmp_path: Path, database: str) -> None:
+    with arc_halo.connect(database, project=tmp_path) as halo:
+        pass
+    for call in (halo.models.list, halo.inference.list, lambda: halo.models.get("poet")):
+        with pytest.raises(InvalidInputError, match="it is closed"):
+            call()
