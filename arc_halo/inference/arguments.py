@@ -28,6 +28,7 @@ REFUSED_SETTINGS = (
     "penalty_alpha",
     "prompt_lookup_num_tokens",
     "token_healing",
+    "use_mtp",
 )
 
 
@@ -94,8 +95,9 @@ def check_arguments(model: Any, kwargs: Mapping[str, Any], prompt: Sequence[int]
     known = GenerationConfig()
     for name in kwargs:
         if name not in BESIDE_SETTINGS and name != mask and not hasattr(known, name):
-            meant = did_you_mean(name, [*BESIDE_SETTINGS, *vars(known)])
-            raise _refused(name, hint=meant or _INPUTS.get(name))
+            if meant := did_you_mean(name, [*BESIDE_SETTINGS, *vars(known)]):
+                raise InvalidInputError(f"generate has no {name}", hint=meant, code="AH006")
+            raise _refused(name, hint=_INPUTS.get(name))
     for name in REFUSED_SETTINGS:
         if setting_of(model, kwargs, name):
             raise _refused(name)
@@ -111,6 +113,24 @@ def rows_of(model: Any, kwargs: Mapping[str, Any]) -> int:
     """How many sequences `generate` makes of one prompt."""
     settings = ("num_beams", "num_return_sequences")
     return max(setting_of(model, kwargs, name) or 1 for name in settings)
+
+
+def sequences_of(output: Any) -> Any:
+    """The tokens of what `generate` returned, `[rows, tokens]`."""
+    return getattr(output, "sequences", output)
+
+
+def generated_tokens(
+    model: Any, settings: Mapping[str, Any], output: Any, prompt_tokens: int
+) -> int:
+    """How many tokens were made, without what fills up rows that ended before others."""
+    ends = _values(setting_of(model, settings, "eos_token_id"))
+    wanted = set(ends if isinstance(ends, list | tuple) else [ends])
+    count = 0
+    for row in sequences_of(output)[:, prompt_tokens:].tolist():
+        end = next((place for place, token in enumerate(row) if token in wanted), len(row) - 1)
+        count += end + 1
+    return count
 
 
 def setting_of(model: Any, kwargs: Mapping[str, Any], name: str) -> Any:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from arc_halo.inference.causal_models import (
     refusal,
 )
 from arc_halo.inference.layouts import KVLayout, LayerShape
+from arc_halo.inference.tensor_views import TensorView
 from arc_halo.tensors import dtypes
 from arc_halo.tensors.torch_tensors import as_array, as_torch
 
@@ -166,21 +167,14 @@ def prefilled(model: Any, tokens: Sequence[int]) -> DynamicCache:
     return cache
 
 
-def export(
-    cache: Any,
-    layout: KVLayout,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    rows_are_alike: bool = False,
-    copy: bool = True,
+def snapshot(
+    cache: Any, layout: KVLayout, *, stop: int | None = None, rows_are_alike: bool = False
 ) -> list[LayerKV]:
-    """What a cache has of the tokens from `start` to `stop`.
+    """What a cache has of the tokens up to `stop`, as arrays that are read when they are sliced:
+    the cache may go on, for it puts other tensors in place of those that it has.
 
-    Without `copy` it may be the memory of tensors that are in the cache now; caches put others in
-    their place and write to none. Sliding layers have what they recorded, or their window. Raises
-    `InvalidInputError` for a batch of more than one, unless `rows_are_alike` up to `stop`, and for
-    layers that are refused.
+    Sliding layers have what they recorded, or their window. Raises `InvalidInputError` for a batch
+    of more than one, unless `rows_are_alike` up to `stop`, and for layers that are refused.
     """
     check_cache(cache)
     if len(cache.layers) != len(layout.layers):
@@ -193,7 +187,19 @@ def export(
             raise refusal(f"a batch of {layer.keys.shape[0]} sequences, not of one")
         if layer.get_seq_length() != length:
             raise refusal(f"layer {index} has {layer.get_seq_length()} tokens, not {length}")
-        found.append(_exported(layer, start, end, copy=copy))
+        found.append(_viewed(layer, end))
+    return found
+
+
+def export(
+    cache: Any, layout: KVLayout, *, start: int = 0, stop: int | None = None
+) -> list[LayerKV]:
+    """Copies of what a cache has of the tokens from `start` to `stop`; else as `snapshot`."""
+    found = []
+    for layer in snapshot(cache, layout, stop=stop):
+        begin = min(max(start - layer.start, 0), layer.keys.shape[1])
+        keys, values = (array[:, begin:] for array in layer.both)
+        found.append(LayerKV(keys=keys, values=values, start=layer.start + begin))
     return found
 
 
@@ -253,48 +259,27 @@ def _both(layer: Any) -> tuple[Any, Any]:
     return layer.keys, layer.values
 
 
-def _exported(layer: Any, start: int, stop: int, *, copy: bool) -> LayerKV:
-    """Of the first row, as much as there is of these tokens."""
+def _viewed(layer: Any, stop: int) -> LayerKV:
+    """Of the first row, as much as there is of the tokens before `stop`."""
     if isinstance(layer, RecordingLayer) and layer.recorded:
         first, chunks = layer.recorded_from, layer.recorded
     elif _is_sliding(layer):
         first, chunks = layer.cumulative_length - layer.keys.shape[-2], [_both(layer)]
     else:
         first, chunks = 0, [_both(layer)]
-    begin = min(max(start, first), stop)
+    start = min(first, stop)
     keys, values = (
-        _joined([chunk[which] for chunk in chunks], begin - first, stop - first, copy=copy)
+        TensorView([chunk[which] for chunk in chunks], start - first, stop - first)
         for which in (0, 1)
     )
-    return LayerKV(keys=keys, values=values, start=begin)
-
-
-def _joined(chunks: Sequence[Any], begin: int, end: int, *, copy: bool) -> Any:
-    """The tokens from `begin` to `end` of tensors one after another."""
-    parts, at = [], 0
-    for chunk in chunks:
-        count = chunk.shape[-2]
-        if at < end and begin < at + count:
-            parts.append((chunk, max(begin - at, 0), min(end - at, count)))
-        at += count
-    if not parts:
-        return _tokens(chunks[0], 0, 0, copy=True)
-    if len(parts) == 1:
-        return _tokens(*parts[0], copy=copy)
-    return np.concatenate([_tokens(*part, copy=False) for part in parts], axis=1)
-
-
-def _tokens(tensor: Any, begin: int, end: int, *, copy: bool) -> Any:
-    """Some tokens of the first row; a few of many are a copy, which keeps no others in memory."""
-    if copy or tensor.device.type != "cpu" or 2 * (end - begin) < tensor.shape[-2]:
-        return as_array(tensor[0, :, begin:end], copy=True)
-    return as_array(tensor[0])[:, begin:end]
+    return LayerKV(keys=cast(Any, keys), values=cast(Any, values), start=start)
 
 
 def _kept(new: Any, whole: Any) -> Any:
-    """New tokens in the memory that takes least: that of the layer, which is there anyway after a
-    prompt, or one of their own, for they may be part of a projection's."""
+    """New tokens of the first row in the memory that takes least: that of the layer, which is there
+    anyway after a prompt, or one of their own, for they may be part of a projection's."""
     count = new.shape[-2]
-    if 2 * count >= whole.shape[-2]:
+    if 2 * count >= whole.shape[-2] and whole.shape[0] == 1:
         return whole[..., -count:, :]
-    return new.clone() if new.untyped_storage().nbytes() > new.nbytes else new
+    row = new[:1]
+    return row.clone() if new.untyped_storage().nbytes() > row.nbytes else row

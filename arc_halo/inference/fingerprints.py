@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from arc_halo.tensors.torch_tensors import as_array
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]
 
+logger = logging.getLogger("arc_halo.inference")
+
 THREADS = 8
 """At most; hashing one is as fast as memory is read, and each holds a tensor of a GPU."""
 
@@ -30,11 +33,11 @@ Stamps: TypeAlias = dict[str, tuple[Any, ...]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleWeights:
     """The root of all tensors of a module, and what the registry may know it by: the digests of
-    its tensors, and which of them are parameters."""
+    its tensors, and which of them are parameters, with a number that tied ones have in common."""
 
     root: bytes
     tensors: Mapping[str, bytes]
-    parameters: frozenset[str]
+    parameters: Mapping[str, int]
 
 
 def weights_root(module: torch.nn.Module) -> bytes:
@@ -57,10 +60,14 @@ def module_weights(module: torch.nn.Module) -> ModuleWeights:
         found = pool.map(_digest, (tensor for _, tensor in order))
         by_place = {place: digest for (place, _), digest in zip(order, found, strict=True)}
     named = {name: by_place[_place(tensor)] for name, tensor in tensors.items()}
+    numbers = {place: number for number, place in enumerate(shared)}
     return ModuleWeights(
         root=digests.weights_root(named.items()),
         tensors=named,
-        parameters=frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)),
+        parameters={
+            name: numbers[_place(tensors[name])]
+            for name, _ in module.named_parameters(remove_duplicate=False)
+        },
     )
 
 
@@ -94,10 +101,17 @@ class Fingerprint:
         self._stamps: Stamps | None = None
         self._adapters = b""
         self._weights: ModuleWeights | None = None
+        self._has_told = False
 
     def weights(self) -> ModuleWeights:
         """As of now."""
         stamps, adapters = _stamps(self._module), adapter_state(self._module)
+        if stamps is None and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "torch counts no writes to these weights, so they are hashed at every look: load "
+                "the model outside of torch.inference_mode"
+            )
         is_known = stamps is not None and stamps == self._stamps and adapters == self._adapters
         if self._weights is None or not is_known:
             self._weights = module_weights(self._module)

@@ -7,15 +7,17 @@ from typing import Any
 
 
 class FirstToken:
-    """A stopping criterion of transformers that never stops, and calls functions once: then the
-    cache holds the prompt, and nothing else."""
+    """A stopping criterion of transformers that never stops, and calls functions once: when the
+    cache holds the prompt."""
 
     def __init__(self, *then: Callable[[], object] | None) -> None:
         self._then = [each for each in then if each is not None]
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """False for each row, `[rows]`."""
+        import torch  # pyright: ignore[reportMissingImports]
+
         then, self._then = self._then, []
         for each in then:
             each()
-        return input_ids.new_zeros(input_ids.shape[0], dtype=bool)
+        return input_ids.new_zeros(input_ids.shape[0], dtype=torch.bool)

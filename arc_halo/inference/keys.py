@@ -36,7 +36,7 @@ class Scope:
     tenant: str = ""
     model: str = ""
     tensors: Mapping[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
-    parameters: frozenset[str] = field(default=frozenset(), compare=False)
+    parameters: Mapping[str, int] = field(default_factory=dict[str, int], compare=False)
 
 
 def namespace(

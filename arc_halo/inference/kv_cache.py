@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from arc_halo.errors import InvalidInputError, UnknownPluginError
+from arc_halo.errors import DatabaseError, InvalidInputError, UnknownPluginError
 from arc_halo.inference.blocks import (
     INT8,
     RAW,
@@ -29,7 +29,7 @@ from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_block
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
 from arc_halo.inference.storing import BlockStore, Chain, Write
-from arc_halo.inference.writing import KVWriter
+from arc_halo.inference.writing import FORKED, KVWriter
 from arc_halo.plain import check_texts
 from arc_halo.store import kv_cache as store
 from arc_halo.store import kv_cache_reading as reading
@@ -136,7 +136,7 @@ class KVCache:
         it. Of the blocks that are drawn some may be of other caches with the same weights."""
         check_count("count", count)
         scope = self.scope
-        with patient(self._pool) as conn:
+        with self._connection() as conn:
             found = reading.prompts(
                 conn, tenant=scope.tenant, weights_root=scope.weights, limit=count
             )
@@ -177,7 +177,7 @@ class KVCache:
         """
         check_texts(label=label)
         cuts = self._cuts(tokens)
-        with patient(self._pool) as conn, conn.transaction():
+        with self._connection() as conn, conn.transaction():
             store.lock(conn)
             there = store.places(conn, [cut.key for group in cuts for cut in group])
             present = [[cut.key in there for cut in group] for group in cuts]
@@ -197,7 +197,7 @@ class KVCache:
         """Let the blocks of the longest prefix that is pinned go like others, unless another pin
         needs them; False where no prefix is pinned."""
         keys = [cut.key for cut in self._cuts(tokens)[0]]
-        with patient(self._pool) as conn, conn.transaction():
+        with self._connection() as conn, conn.transaction():
             store.lock(conn)
             return unpin(conn, keys)
 
@@ -221,7 +221,19 @@ class KVCache:
         self.close()
 
     @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        self._check_process()
+        with patient(self._pool) as conn:
+            yield conn
+
+    def _check_process(self) -> None:
+        """A forked process would talk over its parent's connections."""
+        if self._writer.is_forked():
+            raise DatabaseError(FORKED)
+
+    @contextmanager
     def _asking(self, counts: Counts) -> Iterator[Connection]:
+        self._check_process()
         with (
             self._pool.connection(CONNECTION_SECONDS) as conn,
             hung_up_after(conn, SILENCE_SECONDS, lambda: counts.loaded_bytes),

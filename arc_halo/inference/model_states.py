@@ -61,9 +61,8 @@ class ModelStates:
         if self._is_closed:
             raise InvalidInputError("the cache is closed", code="AH006")
         causal_models.check_model(self._model)
-        settings = json.dumps(causal_models.engine_of(self._model), sort_keys=True)
         weights = self._fingerprint.weights()
-        key = (weights.root, adapter_state(self._model), settings)
+        key = self._key(weights.root)
         if key not in self._opened:
             engine = dynamic_cache.describe(self._model)
             scope = Scope(
@@ -81,6 +80,11 @@ class ModelStates:
                 self._close_beside(self._opened.popitem(last=False)[1].kv)
         self._opened.move_to_end(key)
         return self._opened[key]
+
+    def is_still(self, opened: Opened) -> bool:
+        """Whether the model is as it was. Raises `InvalidInputError` for one that is refused."""
+        causal_models.check_model(self._model)
+        return self._key(self._fingerprint.weights().root) == opened.key
 
     def refresh(self) -> None:
         """Read the weights again."""
@@ -103,6 +107,10 @@ class ModelStates:
         for kv in found:
             kv.close(left())
         self._have_closed(left)
+
+    def _key(self, root: bytes) -> Key:
+        settings = json.dumps(causal_models.engine_of(self._model), sort_keys=True)
+        return root, adapter_state(self._model), settings
 
     def _close_beside(self, kv: KVCache) -> None:
         """Let a cache write what waits, without waiting for it."""

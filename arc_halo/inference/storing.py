@@ -30,6 +30,11 @@ SWEEP_SECONDS = 60.0
 """How often what nobody used for long is looked for, while something is written at all."""
 
 
+OVER_BUDGET = "the budget has no place beside what is pinned and in use"
+OVER_QUOTA = "the tenant's quota has no place beside what is pinned and in use"
+UNLINKED = "what they follow is not stored"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
     """Blocks of one group of layers, in the order of the prompt, and the keys of those before
@@ -62,19 +67,19 @@ class BlockStore:
         """Say that blocks were used, each so many times: they move to the newest generation."""
         self._in_transaction(used, [], counts)
 
-    def store(self, write: Write, counts: Counts) -> bool:
-        """The blocks that are not there, some transactions of them, the first blocks first. False
-        where some had no place."""
+    def store(self, write: Write, counts: Counts) -> str:
+        """The blocks that are not there, some transactions of them, the first blocks first. Why
+        some are not kept; empty where all are."""
         keys = [cut.key for chain in write.chains for cut in chain.cuts]
         with patient(self._pool) as conn:
             known = set(store.places(conn, keys))
         before = dict.fromkeys((key for chain in write.chains for key in chain.before), 0)
         for blocks, passed in _portions(write, known):
             before.update(dict.fromkeys(passed, 0))
-            if not self._in_transaction(before, blocks, counts):
-                return False
+            if refusal := self._in_transaction(before, blocks, counts):
+                return refusal
             before.update(dict.fromkeys((block.key for block in blocks), 0))
-        return True
+        return ""
 
     def delete(self, damaged: set[bytes]) -> None:
         """Let go what is no good, so that it is written anew, and what is of no use without it."""
@@ -106,9 +111,9 @@ class BlockStore:
 
     def _in_transaction(
         self, used: Mapping[bytes, int], blocks: Sequence[NewBlock], counts: Counts
-    ) -> bool:
-        """Use blocks, each so many times, and store new ones that follow them. False where some
-        of these had no place."""
+    ) -> str:
+        """Use blocks, each so many times, and store new ones that follow them. Why some of these
+        are not kept; empty where all are."""
         with patient(self._pool) as conn, conn.transaction():
             store.lock(conn)
             policy = kv_policy(conn)
@@ -116,13 +121,13 @@ class BlockStore:
             wanted = [block for block in blocks if block.key not in there]
             store.touch(conn, {key: used.get(key, 0) for key in there})
             generations = store.generations(conn)
-            new = self._admitted(conn, policy, generations, wanted, there)
+            new, refusal = self._admitted(conn, policy, generations, wanted, there)
             if not self._settle(conn, policy, generations, new, there):
-                new = []
+                new, refusal = [], OVER_BUDGET
         counts.stored_blocks += len(new)
         counts.stored_bytes += sum(block.stored_bytes for block in new)
         counts.refused_blocks += len(wanted) - len(new)
-        return len(new) == len(wanted)
+        return refusal if len(new) < len(wanted) else ""
 
     def _admitted(
         self,
@@ -131,12 +136,16 @@ class BlockStore:
         generations: Sequence[Generation],
         blocks: Sequence[NewBlock],
         there: dict[bytes, Place],
-    ) -> list[NewBlock]:
-        """The first of them, as many as the budget and the tenant's quota allow."""
+    ) -> tuple[list[NewBlock], str]:
+        """The first of them, as many as the budget and the tenant's quota allow, and what did not
+        allow the others."""
         linked = _linked(blocks, there)
         budget = available_bytes(generations, policy.budget_bytes) - _bytes(_movable(there))
         fitting = _fitting(linked, budget)
-        return _fitting(fitting, self._quota_left(conn, policy, fitting, there))
+        new = _fitting(fitting, self._quota_left(conn, policy, fitting, there))
+        if len(new) < len(fitting):
+            return new, OVER_QUOTA
+        return new, OVER_BUDGET if len(fitting) < len(linked) else UNLINKED
 
     def _settle(
         self,

@@ -6,16 +6,21 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import causal_models, dynamic_cache
-from arc_halo.inference.arguments import check_arguments, rows_of, setting_of, tokens_of
+from arc_halo.inference.arguments import (
+    check_arguments,
+    generated_tokens,
+    rows_of,
+    sequences_of,
+    tokens_of,
+)
 from arc_halo.inference.blocks import LayerKV
 from arc_halo.inference.first_token import FirstToken
+from arc_halo.inference.handing_over import Handover
 from arc_halo.inference.kv_cache import Prefix
 from arc_halo.inference.model_states import ModelStates, OpenCache, Opened
 from arc_halo.inference.recomputing import Recomputation, recompute, tolerance_of
@@ -30,15 +35,6 @@ logger = logging.getLogger("arc_halo.inference")
 
 PAUSE_SECONDS = 10.0
 """How long nothing is looked up after the database did not answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What a cache's first tokens are of, and how many of them came from the database, or are on
-    their way there."""
-
-    space: bytes
-    length: int
 
 
 class TransformersCache:
@@ -85,13 +81,24 @@ class TransformersCache:
     def store(self, input_ids: Any, cache: DynamicCache) -> bool:
         """Have the full blocks of a cache written that are not there yet, by another thread.
 
-        `input_ids` are all tokens that it has, or more. False where too much waits already, and
+        `input_ids` are all tokens that it has, or more. It may go on being used; its tensors must
+        not be written to in place, or nothing is kept. False where too much waits already, and
         where the cache began as a prefix of another state of the model, or of a cache with another
         tenant, adapter, storage or size of blocks. Where any other cache is from is not known: it
         has to be of the model as it is.
         """
         dynamic_cache.check_cache(cache)
-        return self._store(self._states.current(), tokens_of(input_ids), cache)
+        opened, tokens = self._states.current(), tokens_of(input_ids)
+        if getattr(cache, "arc_halo_space", opened.space) != opened.space:
+            return False
+        length = cache.get_seq_length()
+        if not length:
+            return True
+        if length > len(tokens):
+            raise InvalidInputError(
+                f"a cache of {length} tokens came with {len(tokens)} tokens", code="AH006"
+            )
+        return opened.kv.store(tokens, dynamic_cache.snapshot(cache, opened.engine.layout))
 
     def generate(
         self, input_ids: Any, *, session: InferenceSession | None = None, **kwargs: Any
@@ -108,12 +115,12 @@ class TransformersCache:
         settings = check_arguments(self._model, kwargs, prompt)
         opened = self._states.current()
         if session is None:
-            return self._generated(opened, prompt, settings)
+            return self._generated(opened, prompt, settings)[0]
         with session.request(prompt_tokens=len(prompt)) as request:
-            output = self._generated(opened, prompt, settings, request.first_token)
+            output, loaded = self._generated(opened, prompt, settings, request.first_token)
             request.done(
-                cached_tokens=self.cached_tokens,
-                generated_tokens=_sequences(output)[:, len(prompt) :].numel(),
+                cached_tokens=loaded,
+                generated_tokens=generated_tokens(self._model, settings, output, len(prompt)),
             )
         return output
 
@@ -186,17 +193,18 @@ class TransformersCache:
         prompt: list[int],
         settings: dict[str, Any],
         first_token: Callable[[], None] | None = None,
-    ) -> Any:
+    ) -> tuple[Any, int]:
+        """What `model.generate` returns, and how many tokens it did not have to compute."""
         import torch  # pyright: ignore[reportMissingImports]
 
-        cache = self._prefix_or_new(opened, prompt)
+        cache, loaded = self._prefix_or_new(opened, prompt)
         rows = rows_of(self._model, settings)
-        if rows > 1 and cache.get_seq_length():
+        if rows > 1 and loaded:
             cache.batch_repeat_interleave(rows)
-        # Who gets the cache itself may write to it.
-        copy = bool(setting_of(self._model, settings, "return_dict_in_generate"))
-        keep = partial(self._keep, opened, cache, is_expanded=rows > 1, copy=copy)
-        begun = FirstToken(first_token, partial(keep, prompt))
+        handover = Handover(
+            opened, cache, loaded=loaded, rows=rows, is_unchanged=self._states.is_still
+        )
+        begun = FirstToken(first_token, lambda: handover.prompt(prompt))
         ids = torch.tensor([prompt], device=self._model.device)
         given = {
             **settings,
@@ -206,19 +214,18 @@ class TransformersCache:
             causal_models.cache_argument(self._model): cache,
         }
         output = self._model.generate(**given)
-        if rows == 1:
-            keep(_sequences(output)[0].tolist())
-        return output
+        handover.answer(sequences_of(output)[0].tolist())
+        return output, loaded
 
-    def _prefix_or_new(self, opened: Opened, prompt: list[int]) -> DynamicCache:
+    def _prefix_or_new(self, opened: Opened, prompt: list[int]) -> tuple[DynamicCache, int]:
         """What is stored of a prompt; nothing where the database does not say, with a warning."""
         try:
-            return self._prefix(opened, prompt)[0]
+            return self._prefix(opened, prompt)
         except DatabaseError as exc:
             if not self._has_told_of_outage:
                 self._has_told_of_outage = True
                 logger.warning("prompts are computed as a whole: %s", exc)
-            return self._new_cache(opened)
+            return self._new_cache(opened), 0
 
     def _prefix(self, opened: Opened, tokens: list[int]) -> tuple[DynamicCache, int]:
         found = self._looked_up(opened, tokens)
@@ -232,7 +239,7 @@ class TransformersCache:
             found.length,
             kept_tokens=self._kept_tokens(opened),
         )
-        cache.arc_halo_origin = Origin(space=opened.space, length=found.length)
+        cache.arc_halo_space = opened.space
         return cache, found.length
 
     def _looked_up(self, opened: Opened, tokens: list[int]) -> Prefix:
@@ -251,57 +258,5 @@ class TransformersCache:
     def _new_cache(self, opened: Opened) -> DynamicCache:
         self.cached_tokens = 0
         cache = dynamic_cache.new_cache(self._model, kept_tokens=self._kept_tokens(opened))
-        cache.arc_halo_origin = Origin(space=opened.space, length=0)
+        cache.arc_halo_space = opened.space
         return cache
-
-    def _keep(
-        self, opened: Opened, cache: Any, tokens: list[int], *, is_expanded: bool, copy: bool
-    ) -> None:
-        """Store what was computed so far; an answer is not lost for what fails here."""
-        try:
-            # What another thread did to the weights meanwhile must not be stored as theirs.
-            if self._states.current().key != opened.key:
-                return
-            self._store(opened, tokens, cache, is_expanded=is_expanded, copy=copy)
-        except Exception as exc:  # noqa: BLE001 - whatever it is
-            logger.warning("the prompt was not kept: %s: %s", type(exc).__name__, exc)
-
-    def _store(
-        self,
-        opened: Opened,
-        tokens: list[int],
-        cache: Any,
-        *,
-        is_expanded: bool = False,
-        copy: bool = True,
-    ) -> bool:
-        origin = getattr(cache, "arc_halo_origin", Origin(space=opened.space, length=0))
-        if origin.space != opened.space:
-            return False
-        length = cache.get_seq_length()
-        if length > len(tokens) and not is_expanded:
-            raise InvalidInputError(
-                f"a cache of {length} tokens came with {len(tokens)} tokens", code="AH006"
-            )
-        # What was loaded is there, but the block that it ends in may have been cut.
-        size = opened.kv.block_tokens
-        stop = min(length, len(tokens))
-        if stop // size == origin.length // size:
-            return True
-        layers = dynamic_cache.export(
-            cache,
-            opened.engine.layout,
-            start=origin.length - origin.length % size,
-            stop=stop,
-            rows_are_alike=is_expanded,
-            copy=copy,
-        )
-        if not opened.kv.store(tokens, layers):
-            return False
-        cache.arc_halo_origin = Origin(space=opened.space, length=stop)
-        return True
-
-
-def _sequences(output: Any) -> Any:
-    """The tokens of what `generate` returned, `[rows, tokens]`."""
-    return getattr(output, "sequences", output)

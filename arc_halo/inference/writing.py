@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from arc_halo.errors import ArcHaloError
-from arc_halo.inference.storing import BlockStore, Write
+from arc_halo.inference.storing import OVER_BUDGET, OVER_QUOTA, UNLINKED, BlockStore, Write
 from arc_halo.store.kv_cache import Counts
 
 logger = logging.getLogger("arc_halo.inference")
@@ -21,7 +21,7 @@ IDLE_SECONDS = 1.0
 FULL = "too much waits to be written already"
 CLOSED = "the cache is closed"
 FORKED = "this process was forked from the one that opened the cache: open one in each worker"
-ONCE = frozenset({FULL, CLOSED, FORKED})
+ONCE = frozenset({FULL, CLOSED, FORKED, OVER_BUDGET, OVER_QUOTA, UNLINKED})
 """What is told once, however often something is written between."""
 
 
@@ -47,7 +47,7 @@ class KVWriter:
     def put(self, write: Write) -> bool:
         """Queue a write; False where too much waits already, after the end, and in a process that
         was forked, where the thread is not. However large it is, one may wait alone."""
-        if self._is_forked():
+        if self.is_forked():
             return False
         with self._state:
             waiting = self._waiting_bytes
@@ -63,7 +63,7 @@ class KVWriter:
 
     def used(self, keys: Iterable[bytes], damaged: Iterable[bytes], counts: Counts) -> None:
         """Say that blocks were used, that others were no good, and what else happened."""
-        if self._is_forked():
+        if self.is_forked():
             return
         with self._state:
             for key in keys:
@@ -75,7 +75,7 @@ class KVWriter:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all of it is in the database; False where some of what came since the last
         time is not."""
-        if self._is_forked():
+        if self.is_forked():
             return False
         with self._state:
             self._wanted += 1
@@ -90,7 +90,7 @@ class KVWriter:
 
     def close(self, timeout: float | None) -> None:
         """Write what waits and end the thread."""
-        if self._is_forked():
+        if self.is_forked():
             return
         with self._state:
             self._is_closing = True
@@ -98,6 +98,13 @@ class KVWriter:
                 return
             self._state.notify_all()
         self._thread.join(timeout)
+
+    def is_forked(self) -> bool:
+        """Whether this is a copy in another process, with neither thread nor connections."""
+        if os.getpid() == self._pid:
+            return False
+        self._tell(FORKED)
+        return True
 
     def _start(self) -> None:
         if self._thread is None and not self._is_closing:
@@ -109,13 +116,6 @@ class KVWriter:
     def _wake(self) -> None:
         self._start()
         self._state.notify_all()
-
-    def _is_forked(self) -> bool:
-        """Whether this is a copy in another process, with neither thread nor connections."""
-        if os.getpid() == self._pid:
-            return False
-        self._tell(FORKED)
-        return True
 
     def _wait(self) -> None:
         """Until there is something to do; for what is not urgent, until some of it is together."""
@@ -144,6 +144,7 @@ class KVWriter:
                 self._failures += not is_written
                 if write is not None:
                     self._waiting_bytes -= write.size_bytes
+                write = None  # its arrays go now, and not with the next
                 if is_last:
                     self._done = wanted
                     self._state.notify_all()
@@ -158,7 +159,7 @@ class KVWriter:
                 self._blocks.delete(damaged)
             if used:
                 self._blocks.use(used, counts)
-            is_kept = write is None or self._blocks.store(write, counts)
+            refusal = self._blocks.store(write, counts) if write is not None else ""
             self._blocks.sweep()
             if counts != Counts():
                 self._blocks.count(counts)
@@ -168,15 +169,21 @@ class KVWriter:
             self._tell(exc.message)
             return False
         except Exception as exc:  # the thread lives as long as the engine
+            with self._state:
+                _add(self._counts, counts)
             logger.exception("keys and values were not kept: %s", type(exc).__name__)
             return False
         self._told &= ONCE
-        return is_kept
+        if refusal:
+            self._tell(refusal)
+        return not refusal
 
     def _tell(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
-            logger.warning("keys and values were not kept: %s", message)
+            # That a beginning went meanwhile is how caches are.
+            level = logging.INFO if message == UNLINKED else logging.WARNING
+            logger.log(level, "keys and values were not kept: %s", message)
 
 
 def _add(to: Counts, more: Counts) -> None:

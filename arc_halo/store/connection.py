@@ -26,7 +26,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from arc_halo.config import redact
 from arc_halo.errors import ConnectionFailedError
@@ -91,6 +91,23 @@ class Pool(ConnectionPool[Connection]):
         with translate(), super().connection(timeout) as conn:
             yield conn
 
+    settings: Mapping[str, str]
+    """What it connects with, to say why it could not."""
+
+    def getconn(self, timeout: float | None = None) -> Connection:
+        try:
+            return super().getconn(timeout)
+        except PoolTimeout as exc:
+            waited = str(exc)
+        connection, reason = _attempt({**self.settings, "connect_timeout": "2"})
+        if connection is None:
+            raise ConnectionFailedError(
+                f"cannot connect to {_where(self.settings)}: {reason}",
+                hint=failure_for(reason).hint,
+            )
+        connection.close()
+        raise ConnectionFailedError(f"all connections are at work: {waited}")
+
     @classmethod
     def _jitter(cls, value: float, min_pc: float, max_pc: float) -> float:
         # psycopg's own would draw from the program's generator, at moments that nobody knows.
@@ -100,7 +117,7 @@ class Pool(ConnectionPool[Connection]):
 def pool(url: str, size: int, *, direct: bool = False, application_name: str = "arc-halo") -> Pool:
     """A pool of at most `size` connections like those of `connect`, for a `with` to open."""
     settings = parameters(url, direct=direct, application_name=application_name)
-    return Pool(
+    opened = Pool(
         make_conninfo("", **settings),
         kwargs=dict(_SESSION),
         check=_check_resting,
@@ -111,6 +128,8 @@ def pool(url: str, size: int, *, direct: bool = False, application_name: str = "
         name=application_name,
         open=False,
     )
+    opened.settings = settings
+    return opened
 
 
 def parameters(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from uuid import UUID
 
 from arc_halo.store.rows import Connection
@@ -11,18 +11,15 @@ from arc_halo.store.rows import Connection
 RECOGNISE = """
 INSERT INTO loaded_weights (weights_root, weight_set_id)
 SELECT %(weights_root)s::bytea, held.weight_set_id
-FROM unnest(%(names)s::text[], %(digests)s::bytea[], %(are_parameters)s::boolean[])
-     AS given (name, digest, is_parameter)
+FROM unnest(%(names)s::text[], %(digests)s::bytea[], %(places)s::int4[])
+     AS given (name, digest, place)
 JOIN tensor_metadata AS tensor ON tensor.digest = given.digest
 JOIN weight_set_tensors AS held ON held.tensor_id = tensor.id AND held.tensor_name = given.name
 JOIN weight_sets AS stored ON stored.id = held.weight_set_id AND stored.root IS NOT NULL
 GROUP BY held.weight_set_id, stored.tensor_count
 HAVING count(*) = stored.tensor_count
-   AND count(DISTINCT given.digest) FILTER (WHERE given.is_parameter) = (
-       SELECT count(DISTINCT digest)
-       FROM unnest(%(digests)s::bytea[], %(are_parameters)s::boolean[])
-            AS each (digest, is_parameter)
-       WHERE is_parameter)
+   AND count(DISTINCT given.place) = (
+       SELECT count(DISTINCT place) FROM unnest(%(places)s::int4[]) AS all_of_them (place))
 ON CONFLICT DO NOTHING
 """
 
@@ -36,17 +33,17 @@ def recognise(
     conn: Connection,
     weights_root: bytes,
     tensors: Mapping[str, bytes],
-    parameters: Collection[str],
+    parameters: Mapping[str, int],
 ) -> None:
-    """Note whose weights a module has, by the digests of its tensors, some of which are
-    parameters."""
+    """Note whose weights a module has, by the digests of its tensors. Some of these are parameters,
+    each with a number that tied ones have in common: all of them must be in the set."""
     conn.execute(
         RECOGNISE,
         {
             "weights_root": weights_root,
             "names": list(tensors),
             "digests": list(tensors.values()),
-            "are_parameters": [name in parameters for name in tensors],
+            "places": [parameters.get(name) for name in tensors],
         },
     )
 

@@ -159,31 +159,40 @@ def test_what_was_exported_is_not_the_memory_of_the_cache() -> None:
 
 
 @pytest.mark.parametrize("name", models.NAMES)
-def test_without_a_copy_it_stays_what_it_was_while_the_cache_goes_on(name: str) -> None:
+def test_a_snapshot_stays_what_it_was_while_the_cache_goes_on(name: str) -> None:
     from arc_halo.inference import dynamic_cache
 
     model, ids = models.tiny(name), models.tokens(LENGTH)
-    cache = models.prefilled(model, ids)
+    cache = models.prefilled(model, ids[:40])
+    models.logits(model, ids[40:], cache)
     layout = dynamic_cache.layout_of(model)
-    copied, shared = (dynamic_cache.export(cache, layout, copy=copy) for copy in (True, False))
+    copied, seen = dynamic_cache.export(cache, layout), dynamic_cache.snapshot(cache, layout)
     models.logits(model, ids, cache)
-    for one, other in zip(copied, shared, strict=True):
+    for one, other in zip(copied, seen, strict=True):
         assert one.start == other.start
-        assert one.keys.tobytes() == other.keys.tobytes()
-        assert one.values.tobytes() == other.values.tobytes()
+        for array, view in zip(one.both, other.both, strict=True):
+            assert (array.shape, array.dtype, array.nbytes) == (view.shape, view.dtype, view.nbytes)
+            assert array.tobytes() == view[:, :].tobytes()
+            assert array[1:, 7:45].tobytes() == view[1:, 7:45].tobytes()
+            assert view[:, :0].shape == array[:, :0].shape
 
 
-def test_without_a_copy_no_memory_is_taken_for_most_of_a_cache_and_some_for_little() -> None:
+def test_what_was_written_over_is_not_given_out() -> None:
+    import torch
+
     from arc_halo.inference import dynamic_cache
 
     model = models.tiny("llama")
-    cache = models.prefilled(model, models.tokens(LENGTH))
     layout = dynamic_cache.layout_of(model)
-    for start, is_shared in ((0, True), (LENGTH - 2, False)):
-        for given, layer in zip(
-            dynamic_cache.export(cache, layout, start=start, copy=False), cache.layers, strict=True
-        ):
-            assert np.shares_memory(given.keys, layer.keys.numpy()) == is_shared
+    cache = models.prefilled(model, models.tokens(LENGTH))
+    (layer, *_) = dynamic_cache.snapshot(cache, layout)
+    cache.layers[0].keys[0, 0, 0, 0] += 1
+    with pytest.raises(InvalidInputError, match="written over"):
+        layer.keys[:, :1]
+    with torch.inference_mode():
+        cache = models.prefilled(model, models.tokens(LENGTH))
+        (layer, *_) = dynamic_cache.snapshot(cache, layout)
+    assert layer.keys[:, :1].shape == (2, 1, 8)
 
 
 def test_a_copy_of_a_cache_records_for_itself() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import arc_halo
 from arc_halo.api import Halo
-from arc_halo.errors import ArcHaloError, InvalidInputError, NotFoundError
+from arc_halo.errors import ArcHaloError, DatabaseError, InvalidInputError, NotFoundError
 from tests.inference.conftest import FULL, computed, same, shortened, tokens_of
 
 
@@ -84,3 +85,29 @@ def test_a_cache_that_nobody_closed_is_closed_with_the_rest(database: str, tmp_p
         halo.inference.kv_cache(FULL, weights=bytes(32), block_tokens=16) as cache,
     ):
         assert cache.load(tokens).length == 96
+
+
+def test_a_forked_process_leaves_the_connections_alone(halo: Halo) -> None:
+    tokens = tokens_of(1, 100)
+    with halo.inference.kv_cache(FULL, weights="mine", block_tokens=16) as cache:
+        assert cache.store(tokens, computed(FULL, tokens))
+        assert cache.flush(30)
+        read, write = os.pipe()
+        if os.fork() == 0:
+            refused = 0
+            for ask in (cache.match, cache.load, cache.pin, cache.unpin, _drawn(cache)):
+                try:
+                    ask(tokens)
+                except DatabaseError as exc:
+                    refused += "was forked from the one that opened" in exc.message
+            os.write(write, bytes([refused, cache.store(tokens, computed(FULL, tokens))]))
+            os._exit(0)
+        os.close(write)
+        assert os.read(read, 10) == bytes([5, False])
+        os.close(read)
+        os.wait()
+        assert cache.load(tokens).length == 96
+
+
+def _drawn(cache: Any) -> Callable[[Any], Any]:
+    return lambda _: list(cache.sample(1))

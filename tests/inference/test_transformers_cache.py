@@ -22,10 +22,10 @@ from arc_halo.inference import housekeeping
 from arc_halo.store import cache_policies
 from arc_halo.store import kv_cache_reading as reading
 from tests.inference import torch_models as models
+from tests.inference.prompts import BLOCK, PROMPT, greedy, one_weight, opened, written
 
 pytestmark = pytest.mark.torch
 WEIGHTS = Path(__file__).parents[2] / "examples" / "weights"
-BLOCK, PROMPT = 16, 100
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 
@@ -34,30 +34,6 @@ Sql = Callable[..., list[tuple[Any, ...]]]
 def halo(tmp_path: Path, database: str) -> Iterator[Halo]:
     with arc_halo.connect(database, project=tmp_path) as opened:
         yield opened
-
-
-def opened(halo: Halo, model: Any, **options: Any) -> Any:
-    return halo.inference.transformers_cache(model, **{"block_tokens": BLOCK, **options})
-
-
-def greedy(model: Any, ids: list[int], count: int = 12) -> list[int]:
-    """What the model writes without any of this."""
-    import torch
-
-    given = torch.tensor([ids])
-    mask = torch.ones_like(given)
-    output = model.generate(
-        input_ids=given, attention_mask=mask, max_new_tokens=count, do_sample=False
-    )
-    found: list[int] = output[0].tolist()
-    return found
-
-
-def written(cache: Any, ids: list[int], count: int = 12, **options: Any) -> list[int]:
-    output = cache.generate(ids, max_new_tokens=count, do_sample=False, **options)
-    assert cache.flush(30)
-    found: list[int] = output[0].tolist()
-    return found
 
 
 @pytest.mark.parametrize("dtype", models.DTYPES)
@@ -96,24 +72,6 @@ def test_the_tokens_are_those_of_the_model_alone(halo: Halo, name: str) -> None:
         assert (written(cache, shorter), cache.cached_tokens) == (greedy(model, shorter), 63)
 
 
-def test_what_is_there_is_not_copied_out_again(halo: Halo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arc_halo.inference import kv_cache
-
-    starts = []
-    store = kv_cache.KVCache.store
-
-    def seen(self: Any, tokens: Any, layers: Any) -> bool:
-        starts.append([layer.start for layer in layers])
-        return store(self, tokens, layers)
-
-    monkeypatch.setattr(kv_cache.KVCache, "store", seen)
-    with opened(halo, models.tiny("gemma3_text")) as cache:
-        for _ in range(2):
-            written(cache, models.tokens(PROMPT))
-        written(cache, models.tokens(PROMPT), count=24)
-    assert starts == [[0, 0], [96, 96]]
-
-
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
 def test_without_records_a_conversation_goes_on_where_it_ended(halo: Halo, name: str) -> None:
     model, ids = models.tiny(name, sliding_window=40), models.tokens(PROMPT)
@@ -124,14 +82,6 @@ def test_without_records_a_conversation_goes_on_where_it_ended(halo: Halo, name:
         assert (written(cache, longer), cache.cached_tokens) == (greedy(model, longer), 96)
         longest = written(cache, longer) + models.tokens(5, seed=3)
         assert (written(cache, longest), cache.cached_tokens) == (greedy(model, longest), 144)
-
-
-def one_weight(model: Any) -> Any:
-    import torch
-
-    with torch.no_grad():
-        model.get_input_embeddings().weight[0, 0] += 1
-    return model
 
 
 def with_layer(model: Any, **state: Any) -> Any:
@@ -209,70 +159,6 @@ def test_weights_that_change_under_way_are_a_miss_and_come_back(halo: Halo) -> N
             model.lm_head.weight.data[0] += 1  # which torch does not count
         cache.refresh()
         assert cache.prefix(ids)[1] == 0
-
-
-def test_keys_of_weights_that_went_are_not_stored(halo: Halo, sql: Sql) -> None:
-    model, ids = models.tiny("llama"), models.tokens(PROMPT)
-    with opened(halo, model) as cache:
-        prefix, _ = cache.prefix(ids)
-        models.logits(model, ids, prefix)
-        one_weight(model)
-        assert not cache.store(ids, prefix)
-    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
-
-
-@pytest.mark.parametrize(("token", "blocks"), [(1, 0), (2, PROMPT // BLOCK)])
-def test_what_was_computed_with_weights_that_changed_is_not_stored(
-    halo: Halo, sql: Sql, token: int, blocks: int
-) -> None:
-    """Before the first token is there nothing is stored; after it the prompt, and no more."""
-    model = models.tiny("llama")
-
-    def change(input_ids: Any, scores: Any) -> Any:
-        if input_ids.shape[1] == PROMPT + token - 1:
-            one_weight(model)
-        return scores
-
-    with opened(halo, model) as cache:
-        cache.generate(models.tokens(PROMPT), max_new_tokens=40, logits_processor=[change])
-    assert sql("SELECT count(*) FROM kv_cache") == [(blocks,)]
-
-
-@pytest.mark.parametrize("name", models.NAMES)
-def test_a_prompt_is_kept_once_its_first_token_is_there(halo: Halo, name: str) -> None:
-    """Whatever becomes of the answer; and tokens that end in other blocks are kept after it."""
-    model, ids = models.tiny(name), models.tokens(PROMPT)
-
-    def interrupt(input_ids: Any, scores: Any) -> Any:
-        if input_ids.shape[1] == PROMPT + 3:
-            raise KeyboardInterrupt
-        return scores
-
-    with opened(halo, model) as cache:
-        with pytest.raises(KeyboardInterrupt):
-            cache.generate(ids, max_new_tokens=40, logits_processor=[interrupt])
-        assert cache.flush(30)
-        assert cache.prefix(ids)[1] == 96
-        answered = written(cache, ids, count=40)
-        assert answered == greedy(model, ids, count=40)
-        assert cache.prefix(answered)[1] == 128
-
-
-@pytest.mark.parametrize("count", [1, 8])
-def test_what_is_stored_is_what_was_computed_whoever_has_the_cache(
-    halo: Halo, database: str, count: int
-) -> None:
-    """Nobody can write yet, and the cache that is returned is written over meanwhile."""
-    model, ids = models.tiny("llama"), models.tokens(PROMPT)
-    with opened(halo, model) as cache:
-        with psycopg.connect(database) as conn:
-            conn.execute("LOCK kv_cache IN EXCLUSIVE MODE")
-            output = cache.generate(ids, max_new_tokens=count, return_dict_in_generate=True)
-            for layer in output.past_key_values.layers:
-                layer.keys.zero_()
-        assert cache.flush(30)
-        assert written(cache, ids) == greedy(model, ids)
-        assert cache.cached_tokens == 96
 
 
 def test_criteria_of_ones_own_stop_it(halo: Halo) -> None:
@@ -431,33 +317,6 @@ def test_a_match_tells_what_seems_to_be_there_and_loads_nothing(halo: Halo, sql:
         sql("DELETE FROM kv_cache_bodies")
         assert cache.match(ids) == 96
         assert cache.prefix(ids)[1] == 0
-
-
-def test_a_session_records_what_each_prompt_took(halo: Halo, sql: Sql) -> None:
-    ids = models.tokens(PROMPT)
-
-    def interrupt(input_ids: Any, scores: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with (
-        halo.inference.session("tiny@1") as session,
-        opened(halo, models.tiny("llama")) as cache,
-    ):
-        written(cache, ids, session=session)
-        written(cache, ids, session=session, num_return_sequences=2, num_beams=2)
-        with pytest.raises(InvalidInputError):
-            cache.generate(ids, session=session, max_new_token=3)
-        with pytest.raises(KeyboardInterrupt):
-            cache.generate(ids, session=session, logits_processor=[interrupt], max_new_tokens=2)
-    found = sql(
-        "SELECT prompt_tokens, cached_tokens, generated_tokens, succeeded, "
-        "first_token_ms < latency_ms FROM inference_metrics ORDER BY id"
-    )
-    assert found == [
-        (PROMPT, 0, 12, True, True),
-        (PROMPT, 96, 24, True, True),
-        (PROMPT, None, None, False, None),
-    ]
 
 
 def test_padding_without_a_mask_is_refused(halo: Halo) -> None:
@@ -637,86 +496,6 @@ def frozen(database: str) -> Iterator[None]:
         finally:
             for (pid,) in rows:
                 os.kill(pid, signal.SIGCONT)
-
-
-def test_an_answer_outlives_what_fails_after_it(
-    halo: Halo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from arc_halo.inference import kv_cache
-
-    model, ids = models.tiny("llama"), models.tokens(PROMPT)
-
-    def fails(*_: Any) -> bool:
-        raise MemoryError("no room")
-
-    class Training:
-        """A streamer after which the model is in training."""
-
-        def put(self, value: Any) -> None:
-            pass
-
-        def end(self) -> None:
-            model.train()
-
-    options = {"max_new_tokens": 12, "do_sample": False}
-    expected = greedy(model, ids)
-    with opened(halo, model) as cache:
-        assert cache.generate(ids, streamer=Training(), **options)[0].tolist() == expected
-        assert "was not kept: InvalidInputError" in caplog.text
-        model.eval()
-        monkeypatch.setattr(kv_cache.KVCache, "store", fails)
-        ids = models.tokens(PROMPT, seed=2)
-        assert cache.generate(ids, **options)[0].tolist() == greedy(model, ids)
-        assert "was not kept: MemoryError: no room" in caplog.text
-
-
-def test_it_warns_once_where_too_much_waits(
-    halo: Halo, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from arc_halo.inference import kv_cache
-
-    made = kv_cache.KVCache.__init__
-    monkeypatch.setattr(
-        kv_cache.KVCache,
-        "__init__",
-        lambda self, *args, **kwargs: made(self, *args, **kwargs, queue_bytes=1),
-    )
-    with opened(halo, models.tiny("llama")) as cache, psycopg.connect(database) as conn:
-        conn.execute("LOCK kv_cache IN EXCLUSIVE MODE")
-        for _ in range(3):
-            cache.generate(models.tokens(PROMPT), max_new_tokens=2)
-    assert the_warnings(caplog, "too much waits") == 1
-
-
-@pytest.mark.parametrize(
-    "other", [{"storage": "planes"}, {"adapter": "b"}, {"tenant": "b"}, {"block_tokens": 8}]
-)
-def test_a_prefix_of_one_cache_is_not_stored_by_another(
-    halo: Halo, sql: Sql, other: dict[str, Any]
-) -> None:
-    model, ids = models.tiny("llama"), models.tokens(PROMPT)
-    with (
-        opened(halo, model, storage="int8", adapter="a") as first,
-        opened(halo, model, **{"storage": "int8", "adapter": "a", **other}) as second,
-    ):
-        written(first, ids)
-        count = sql("SELECT count(*) FROM kv_cache")
-        prefix, length = first.prefix(ids)
-        models.logits(model, ids[length:], prefix)
-        assert not second.store(ids, prefix)
-        assert second.flush(30)
-        assert sql("SELECT count(*) FROM kv_cache") == count
-        assert first.store(ids, prefix)
-
-
-def test_of_an_empty_cache_there_is_nothing_to_store(halo: Halo, sql: Sql) -> None:
-    from transformers import DynamicCache
-
-    model = models.tiny("llama")
-    with opened(halo, model) as cache:
-        assert cache.store(models.tokens(PROMPT), DynamicCache(config=model.config))
-        assert cache.flush(30)
-    assert sql("SELECT count(*) FROM kv_cache") == [(0,)]
 
 
 def test_a_tenant_that_cannot_be_written_is_refused(halo: Halo) -> None:
