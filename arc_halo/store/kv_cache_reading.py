@@ -90,13 +90,27 @@ ROOTS_OF_MODEL = """
 SELECT DISTINCT known.weights_root
 FROM (SELECT weights_root, model FROM kv_cache_counters
       UNION ALL
-      SELECT weights_root, model_name || '@' || version FROM v_models_by_weights) AS known
+      SELECT weights_root, model_name || '@' || version FROM v_models_by_weights
+      UNION ALL
+      SELECT model.weights_root, alias.model_name || ':' || alias.alias
+      FROM v_models_by_weights AS model JOIN model_aliases AS alias USING (model_id)) AS known
 WHERE known.model = %(model)s OR split_part(known.model, '@', 1) = %(model)s
 """
 
 ROOTS_THAT_BEGIN = """
-SELECT DISTINCT weights_root FROM kv_cache_counters
+SELECT weights_root
+FROM (SELECT weights_root FROM kv_cache_counters
+      UNION
+      SELECT weights_root FROM v_models_by_weights) AS known
 WHERE starts_with(encode(weights_root, 'hex'), %(digits)s::text)
+"""
+
+ROOTS_OF_SAME_MODEL = """
+SELECT %(weights_root)s::bytea
+UNION
+SELECT other.weights_root
+FROM v_models_by_weights AS model JOIN v_models_by_weights AS other USING (model_id)
+WHERE model.weights_root = %(weights_root)s
 """
 
 # The keys first, so that only the sample's bodies are touched.
@@ -200,13 +214,19 @@ def prompts(
 
 
 def roots_of_model(conn: Connection, model: str) -> list[bytes]:
-    """Roots of weights by the name of a model, with or without its version."""
+    """Roots of weights by the name of a model, with or without its version, or an alias."""
     return [bytes(row[0]) for row in conn.execute(ROOTS_OF_MODEL, {"model": model}).fetchall()]
 
 
 def roots_that_begin(conn: Connection, digits: str) -> list[bytes]:
-    """Roots of weights that the cache knows, by their first hex digits."""
+    """Roots of weights that the cache or the registry knows, by their first hex digits."""
     return [bytes(row[0]) for row in conn.execute(ROOTS_THAT_BEGIN, {"digits": digits}).fetchall()]
+
+
+def roots_of_same_model(conn: Connection, weights_root: bytes) -> list[bytes]:
+    """A root, and all that the registered models with these weights are known by."""
+    rows = conn.execute(ROOTS_OF_SAME_MODEL, {"weights_root": weights_root}).fetchall()
+    return [bytes(row[0]) for row in rows]
 
 
 def written_bytes(conn: Connection) -> tuple[int, int]:

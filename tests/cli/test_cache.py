@@ -26,6 +26,21 @@ SELECT sha256(block_key || number::text::bytea), generation, block_index, token_
 FROM kv_cache, generate_series(1, 2) AS number
 """
 
+STORED = bytes([3]) * 32
+
+REGISTERED = """
+WITH stored AS (
+    INSERT INTO weight_sets (root, tensor_count, parameter_count, size_bytes)
+    VALUES (%(stored)s, 1, 6, 24) RETURNING id
+), loaded AS (
+    INSERT INTO loaded_weights SELECT %(loaded)s, id FROM stored
+), model AS (
+    INSERT INTO models (model_name, version, model_type, architecture_config, weight_set_id)
+    SELECT 'tale', '1.0.0', 'transformer', '{}', id FROM stored RETURNING id
+)
+INSERT INTO model_aliases SELECT 'tale', 'production', id FROM model
+"""
+
 
 @pytest.fixture
 def filled(database, tmp_path, monkeypatch):
@@ -160,7 +175,20 @@ def test_prompts_are_listed_by_model_and_tenant(filled, capsys):
     assert "`--limit` lists more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", ["stroy", "", "%", "0202", "story@"])
+@pytest.mark.parametrize(
+    "model",
+    ["tale", "tale@1.0.0", "tale:production", STORED.hex(), "030303", f"sha256:{STORED.hex()}",
+     STORY.hex()],
+)  # fmt: skip
+def test_a_registered_model_is_found_by_each_of_its_names_and_roots(filled, capsys, model):
+    with connect(filled) as conn:
+        conn.execute(REGISTERED, {"stored": STORED, "loaded": STORY})
+    found = json.loads(output(capsys, "ls", "--model", model, "--output", "json"))["prefixes"]
+    assert [each["model"] for each in found] == ["tale@1.0.0"]
+    assert output(capsys, "evict", "--model", model).startswith("4 blocks of")
+
+
+@pytest.mark.parametrize("model", ["stroy", "", "%", "0202", "030303", "story@", "story:"])
 def test_a_model_that_nobody_knows_is_told(filled, capsys, model):
     assert run(["cache", "evict", "--model", model]) == 1
     assert "neither the KV cache nor the registry knows" in capsys.readouterr().err

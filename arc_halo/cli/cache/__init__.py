@@ -14,8 +14,8 @@ from arc_halo.cli.cache.verify import verify
 def cache() -> None:
     """Look at the KV cache: keys and values of prompts, kept for the next that begins alike.
 
-    Where MODEL is asked for it is a name, name@version, or the beginning of a root of
-    weights in hex, 6 digits or more.
+    Where MODEL is asked for it is a name, name@version, name:alias, or the beginning of a root
+    of weights in hex, 6 digits or more; of a registered model any of its roots.
 
     \b
     Examples:

@@ -14,8 +14,8 @@ DIGITS = re.compile("[0-9a-f]{6,64}")
 
 
 def roots_of(conn: Connection, model: str | None) -> list[bytes] | None:
-    """Roots of the weights of a model, by its name, or the one that begins so; None where none is
-    asked for. Raises `NotFoundError`, and `InvalidInputError` where several begin so."""
+    """Roots of the weights of a model, by its name, or by one of them that begins so; None where
+    none is asked for. Raises `NotFoundError`, and `InvalidInputError` where several begin so."""
     from arc_halo.plain import check_texts
     from arc_halo.store import kv_cache_reading as reading
 
@@ -36,4 +36,4 @@ def roots_of(conn: Connection, model: str | None) -> list[bytes] | None:
             f"neither the KV cache nor the registry knows a model {model!r}",
             hint="`arc-halo cache stats` lists those that the cache knows",
         )
-    return found
+    return reading.roots_of_same_model(conn, found[0])
