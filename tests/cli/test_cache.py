@@ -209,10 +209,19 @@ def test_a_model_is_evicted_and_what_is_pinned_stays(filled, capsys):
     assert output(capsys, "evict", "--tenant", "acme").startswith("3 blocks of")
     found = json.loads(output(capsys, "ls", "--output", "json"))["prefixes"]
     assert [(each["tokens"], each["label"]) for each in found] == [(16, "system")]
-    assert output(capsys, "evict", "--tenant", "acme", "--pinned").startswith("1 block of")
+    assert output(capsys, "evict", "--tenant", "acme", "--pinned", "--yes").startswith("1 block of")
     assert output(capsys, "ls", "--output", "json") == '{\n  "prefixes": []\n}\n'
     assert run(["cache", "evict"]) == 64
     assert run(["cache", "evict", "--idle", "soon"]) == 64
+
+
+def test_what_is_pinned_goes_when_that_is_said(filled, capsys):
+    words = ("evict", "--tenant", "acme", "--pinned")
+    assert run(["cache", *words]) == 5
+    assert "say `--yes`" in capsys.readouterr().err
+    assert output(capsys, *words, "--dry-run").startswith("4 blocks of")
+    assert output(capsys, *words, "--yes").startswith("4 blocks of")
+    assert output(capsys, *words).startswith("0 blocks of")
 
 
 def test_it_is_emptied_when_that_is_said(filled, capsys):

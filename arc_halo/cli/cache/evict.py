@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--idle", metavar="TIME", help="Unused for so long: 90m, 24h, 7d.")
 @click.option("--pinned", is_flag=True, help="Those that are pinned, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and let nothing go.")
+@click.option("--yes", is_flag=True, help="Let what is pinned go without asking.")
 @click.pass_obj
 def evict(
     invocation: Invocation,
@@ -27,9 +29,10 @@ def evict(
     idle: str | None,
     pinned: bool,
     dry_run: bool,
+    yes: bool,
 ) -> None:
     """Let blocks go that meet every condition given; at least one is. What is pinned stays, unless
-    `--pinned` is given.
+    `--pinned` is given, which says how much would go and asks first.
 
     The cache keeps to its budget by itself. This is for a model that is retired, a tenant that
     left, or prompts that must not be kept. What goes is computed again when it is asked for.
@@ -53,14 +56,16 @@ def evict(
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:
-            done = housekeeping.evict(
-                conn,
-                tenant=tenant,
-                roots=roots_of(conn, model),
-                idle=period,
-                pinned=pinned,
-                dry_run=dry_run,
+            roots = roots_of(conn, model)
+            find = partial(
+                housekeeping.evict, tenant=tenant, roots=roots, idle=period, pinned=pinned
             )
+            done = find(conn, dry_run=dry_run or pinned)
+        if pinned and not dry_run:
+            if done.blocks and not yes:
+                _confirm(invocation, f"let {_what(done)} go, pinned ones too")
+            with project.connection() as conn:
+                done = find(conn)
     _render(invocation, done, is_done=not dry_run)
 
 
@@ -86,21 +91,20 @@ def clear(invocation: Invocation, dry_run: bool, yes: bool) -> None:
             done = housekeeping.clear(conn, dry_run=True)
         if not dry_run and done.blocks:
             if not yes:
-                _confirm(invocation, done)
+                _confirm(invocation, f"empty the KV cache of {_what(done)}")
             with project.connection() as conn:
                 done = housekeeping.clear(conn)
     _render(invocation, done, is_done=not dry_run)
 
 
-def _confirm(invocation: Invocation, told: Eviction) -> None:
-    what = _what(told)
+def _confirm(invocation: Invocation, deed: str) -> None:
     if not invocation.console.is_interactive:
         raise RefusedError(
-            f"this empties the KV cache of {what}, and nobody can be asked",
+            f"this would {deed}, and nobody can be asked",
             hint="if that is what you want, say `--yes`",
             code="AH054",
         )
-    if not invocation.console.confirm(f"Empty the KV cache of {what}?"):
+    if not invocation.console.confirm(f"{deed[0].upper()}{deed[1:]}?"):
         raise RefusedError("nothing was changed", code="AH054")
 
 
