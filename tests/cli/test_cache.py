@@ -11,7 +11,7 @@ import pytest
 from arc_halo.cli.main import run
 from arc_halo.inference.keys import Scope
 from arc_halo.inference.kv_cache import KVCache
-from arc_halo.store import cache_policies
+from arc_halo.store import cache_policies, kv_cache
 from arc_halo.store.connection import connect, pool
 from tests.inference.conftest import CODECS, FULL, computed, tokens_of
 
@@ -231,6 +231,20 @@ def test_it_is_emptied_when_that_is_said(filled, capsys):
     assert "8 blocks" in output(capsys, "clear", "--yes")
     assert "0 blocks" in output(capsys, "clear", "--yes")
     assert "0 blocks" in output(capsys, "stats")
+
+
+def test_emptied_it_has_all_of_its_budget_again_though_no_block_was_left(filled, capsys):
+    def taken():
+        return json.loads(output(capsys, "stats", "--output", "json"))["caches"][0]["taken_bytes"]
+
+    output(capsys, "evict", "--idle", "0", "--pinned", "--yes")
+    assert taken() > 0
+    output(capsys, "clear", "--dry-run")
+    assert taken() > 0
+    assert "0 blocks" in output(capsys, "clear", "--yes")
+    assert taken() == 0
+    with connect(filled) as conn:
+        assert kv_cache.generations(conn) == []
 
 
 def test_a_damaged_block_is_told_and_let_go(filled, capsys):

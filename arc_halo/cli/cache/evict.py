@@ -89,7 +89,7 @@ def clear(invocation: Invocation, dry_run: bool, yes: bool) -> None:
         project.check_schema()
         with project.connection() as conn:
             done = housekeeping.clear(conn, dry_run=True)
-        if not dry_run and done.blocks:
+        if not dry_run:
             if not yes:
                 _confirm(invocation, f"empty the KV cache of {_what(done)}")
             with project.connection() as conn:
