@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from arc_halo.errors import RefusedError
 from arc_halo.inference.evicting import make_room, oldest
-from arc_halo.inference.policies import kv_policy
+from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.sizes import format_size, manifest_size
 from arc_halo.store import kv_cache as store
+from arc_halo.store import kv_cache_reading as reading
 from arc_halo.store.kv_cache import PINNED, Place
 from arc_halo.store.rows import Connection
 
@@ -23,7 +24,7 @@ def pin(
     """Keep blocks until every pin that needs them is gone; `ends` are those that no other of them
     follows, `pin_key` is what the prefix is called. Call it under the lock.
 
-    Raises `RefusedError` for more than half of the budget.
+    Raises `RefusedError` for more than half of the budget, or of a tenant's quota.
     """
     policy = kv_policy(conn)
     new = [block for block in blocks if block.generation != PINNED]
@@ -36,6 +37,8 @@ def pin(
             f"{manifest_size(policy.budget_bytes)}",
             hint="unpin others, or raise `inference.kv_cache.budget`",
         )
+    for tenant in {block.tenant for block in blocks}:
+        _check_quota(conn, policy, tenant, new)
     store.open_generation(conn, PINNED, 0)
     store.move(conn, new, PINNED)
     store.pin(conn, pin_key, ends, label)
@@ -72,3 +75,16 @@ def release(conn: Connection) -> None:
     store.open_generation(conn, room.generation, room.sequence)
     store.move(conn, freed, room.generation)
     store.empty(conn, room.evict)
+
+
+def _check_quota(conn: Connection, policy: KVPolicy, tenant: str, new: Sequence[Place]) -> None:
+    """What is pinned counts, so that with all of a quota pinned nothing new would be kept."""
+    quota = policy.quota_of(tenant)
+    size = reading.pinned_bytes(conn, tenant)
+    size += sum(block.stored_bytes for block in new if block.tenant == tenant)
+    if quota is not None and size > quota // 2:
+        raise RefusedError(
+            f"{format_size(size)} would be pinned, more than half of the tenant's quota of "
+            f"{manifest_size(quota)}",
+            hint="unpin others, or raise its quota in `inference.kv_cache`",
+        )

@@ -132,6 +132,11 @@ SELECT coalesce(sum(written_bytes), 0)::bigint,
 FROM kv_cache_generations
 """
 
+PINNED_BYTES = """
+SELECT coalesce(sum(stored_bytes), 0)::bigint FROM kv_cache_usage
+WHERE tenant = %(tenant)s AND generation = -1
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
@@ -234,6 +239,13 @@ def written_bytes(conn: Connection) -> tuple[int, int]:
     row = conn.execute(WRITTEN).fetchone()
     assert row is not None
     return int(str(row[0])), int(str(row[1]))
+
+
+def pinned_bytes(conn: Connection, tenant: str) -> int:
+    """What is pinned of a tenant."""
+    row = conn.execute(PINNED_BYTES, {"tenant": tenant}).fetchone()
+    assert row is not None
+    return int(str(row[0]))
 
 
 def sample(conn: Connection, limit: int | None) -> Generator[SampledPart]:

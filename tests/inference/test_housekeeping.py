@@ -10,6 +10,7 @@ import pytest
 from arc_halo.errors import InvalidInputError, RefusedError
 from arc_halo.inference import housekeeping
 from arc_halo.inference.policies import KVPolicy
+from arc_halo.store import kv_cache as store
 from arc_halo.store.rows import Pool
 from tests.inference.conftest import FULL, MakeCache, computed, tokens_of
 
@@ -98,3 +99,40 @@ def test_a_pin_beyond_half_of_the_budget_is_refused_in_the_units_of_a_manifest(
     policy.append(KVPolicy(budget_bytes=2**13))
     with pytest.raises(RefusedError, match="budget of 8KiB"):
         cache.pin(TOKENS)
+
+
+def test_a_tenant_pins_half_of_its_quota_at_most(
+    make_cache: MakeCache, policy: list[KVPolicy], open_pool: Pool
+) -> None:
+    cache, other = make_cache(tenant="acme"), make_cache(tenant="other")
+    for each in (cache, other):
+        each.store(TOKENS, computed(FULL, TOKENS))
+        assert each.flush(30)
+    with open_pool.connection() as conn:
+        block = store.tenant_bytes(conn, "acme") // 2
+    policy.append(KVPolicy(quotas={"acme": 3 * block}))
+    assert cache.pin(TOKENS[:16]) == 16
+    with pytest.raises(RefusedError, match="half of the tenant's quota") as refused:
+        cache.pin(TOKENS)
+    assert refused.value.hint
+    assert other.pin(TOKENS) == 32
+    assert cache.unpin(TOKENS)
+    policy.append(KVPolicy(quotas={"acme": 4 * block}))
+    assert cache.pin(TOKENS) == 32
+
+
+def test_with_what_is_pinned_of_a_tenant_new_prompts_are_kept(
+    make_cache: MakeCache, policy: list[KVPolicy], open_pool: Pool
+) -> None:
+    cache = make_cache(tenant="acme")
+    cache.store(TOKENS, computed(FULL, TOKENS))
+    assert cache.flush(30)
+    with open_pool.connection() as conn:
+        policy.append(KVPolicy(quotas={"acme": 2 * store.tenant_bytes(conn, "acme")}))
+    assert cache.pin(TOKENS) == 32
+    for seed in (2, 3):
+        prompt = tokens_of(seed, 16)
+        cache.store(prompt, computed(FULL, prompt))
+        assert cache.flush(30)
+        assert cache.match(prompt) == 16
+    assert cache.match(TOKENS) == 32
