@@ -62,6 +62,7 @@ def evict(
     """Let blocks go: of a tenant, of models by the roots of their weights, what nobody used for
     so long; all that meet every condition. Pinned ones stay unless they are asked for.
 
+    Of a tenant of which nothing is left the counters go, too, unless only what is idle goes.
     Raises `InvalidInputError` for what is no condition.
     """
     _check_conditions(tenant, roots, idle)
@@ -76,11 +77,13 @@ def evict(
         if found and not dry_run:
             store.delete(conn, found)
             release(conn)
+        if tenant is not None and idle is None and not dry_run:
+            store.forget_counters(conn, tenant, roots)
     return Eviction(blocks=len(found), size_bytes=sum(place.stored_bytes for place in found))
 
 
 def clear(conn: Connection, *, dry_run: bool = False) -> Eviction:
-    """Empty the cache, pinned prefixes and all. It takes no longer for more."""
+    """Empty the cache, pinned prefixes, counters and all. It takes no longer for more."""
     _check_truths(dry_run=dry_run)
     with conn.transaction():
         store.lock(conn)
@@ -88,6 +91,7 @@ def clear(conn: Connection, *, dry_run: bool = False) -> Eviction:
         if not dry_run:
             store.empty(conn, range(store.PINNED, store.SLOTS))
             store.forget_pins(conn)
+            store.forget_counters(conn)
     return Eviction(
         blocks=sum(each.blocks for each in held), size_bytes=sum(each.held_bytes for each in held)
     )

@@ -264,6 +264,16 @@ SET model = excluded.model,
     counted_at = now()
 """
 
+FORGET_COUNTERS = """
+DELETE FROM kv_cache_counters AS counter
+WHERE (%(tenant)s::text IS NULL OR counter.tenant = %(tenant)s)
+  AND (%(roots)s::bytea[] IS NULL OR counter.weights_root = ANY(%(roots)s))
+  AND NOT EXISTS (
+      SELECT FROM kv_cache_usage AS usage
+      WHERE (usage.tenant, usage.weights_root) = (counter.tenant, counter.weights_root)
+        AND usage.blocks > 0)
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -524,6 +534,14 @@ def count(conn: Connection, tenant: str, weights_root: bytes, model: str, counts
     """Add to the counters of a tenant and model."""
     fields = {"tenant": tenant, "weights_root": weights_root, "model": model}
     conn.execute(COUNT, {**fields, **asdict(counts)})
+
+
+def forget_counters(
+    conn: Connection, tenant: str | None = None, roots: Sequence[bytes] | None = None
+) -> None:
+    """Forget what was counted of a tenant, of models, or of all, where no block is left."""
+    wanted = None if roots is None else list(roots)
+    conn.execute(FORGET_COUNTERS, {"tenant": tenant, "roots": wanted})
 
 
 _BLOCK_TYPES = (

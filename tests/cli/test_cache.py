@@ -224,6 +224,25 @@ def test_what_is_pinned_goes_when_that_is_said(filled, capsys):
     assert output(capsys, *words).startswith("0 blocks of")
 
 
+def test_a_tenant_that_left_is_named_no_more(filled, capsys):
+    def tenants():
+        found = json.loads(output(capsys, "stats", "--all", "--output", "json"))["models"]
+        return {each["tenant"] for each in found}
+
+    output(capsys, "evict", "--tenant", "acme")
+    assert tenants() == {"", "acme"}  # what is pinned is left
+    output(capsys, "evict", "--tenant", "acme", "--model", "story", "--pinned", "--yes")
+    output(capsys, "evict", "--tenant", "acme", "--idle", "0", "--pinned", "--yes")
+    output(capsys, "evict", "--tenant", "acme", "--dry-run")
+    assert tenants() == {"", "acme"}
+    output(capsys, "evict", "--tenant", "acme")
+    assert tenants() == {""}
+    output(capsys, "evict", "--model", "story")
+    assert tenants() == {""}
+    output(capsys, "clear", "--yes")
+    assert tenants() == set()
+
+
 def test_it_is_emptied_when_that_is_said(filled, capsys):
     assert run(["cache", "clear"]) == 5
     assert "say `--yes`" in capsys.readouterr().err

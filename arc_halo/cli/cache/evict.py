@@ -35,7 +35,8 @@ def evict(
     `--pinned` is given, which says how much would go and asks first.
 
     The cache keeps to its budget by itself. This is for a model that is retired, a tenant that
-    left, or prompts that must not be kept. What goes is computed again when it is asked for.
+    left, or prompts that must not be kept. What goes is computed again when it is asked for. Where
+    nothing is left of a tenant its counters go, too, unless `--idle` is given.
 
     \b
     Examples:
@@ -74,7 +75,7 @@ def evict(
 @click.option("--yes", is_flag=True, help="Empty it without asking.")
 @click.pass_obj
 def clear(invocation: Invocation, dry_run: bool, yes: bool) -> None:
-    """Empty the KV cache, pinned prompts and all. Counters stay.
+    """Empty the KV cache, pinned prompts, counters and all.
 
     It says how much would go and asks first. Engines at work go on, and fill it again.
 
@@ -91,7 +92,7 @@ def clear(invocation: Invocation, dry_run: bool, yes: bool) -> None:
             done = housekeeping.clear(conn, dry_run=True)
         if not dry_run:
             if not yes:
-                _confirm(invocation, f"empty the KV cache of {_what(done)}")
+                _confirm(invocation, f"empty the KV cache of {_what(done)}, and its counters")
             with project.connection() as conn:
                 done = housekeeping.clear(conn)
     _render(invocation, done, is_done=not dry_run)

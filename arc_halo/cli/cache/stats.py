@@ -32,7 +32,8 @@ def stats(invocation: Invocation, all_: bool) -> None:
     A lookup is a hit when it found at least one block; `tokens had` is the part of all tokens
     asked for that were there. Of its `quota` a tenant has used so much with all models. Blocks are
     refused where budget, quota or queue had no place, and damaged ones were treated as not there.
-    Counters begin with the database, and stay when it crashes, which empties the cache.
+    Counters begin with the database or the last `arc-halo cache clear`, and stay when the database
+    crashes, which empties the cache.
 
     \b
     Examples:
