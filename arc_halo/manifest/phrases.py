@@ -91,7 +91,9 @@ def _unknown(refusal: Refusal) -> Phrase:
         message = f"the field {field} belongs in the project file"
         return Phrase(code="AH003", message=message, hint=f"move it to {PROJECT_FILE}")
     place = f" in {refusal.parent}" if refusal.parent else ""
-    hint = _guess(refusal.name, refusal.schema.get("properties", {}), "known are") or "remove it"
+    meant = refusal.notes.get("spellings", {}).get(refusal.name)
+    known = refusal.schema.get("properties", {})
+    hint = f"write {meant}" if meant else _guess(refusal.name, known, "known are") or "remove it"
     return Phrase(code="AH003", message=f"unknown field {field}{place}", hint=hint)
 
 

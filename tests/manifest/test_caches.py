@@ -122,3 +122,10 @@ def test_a_number_too_large_is_not_written_out_in_the_hint(tmp_path: Path) -> No
         specs(tmp_path, "inference: {kv_cache: {budget: 1e99}}")
     (problem,) = refused.value.problems
     assert problem.hint == "write a number and a unit, such as 256MiB"
+
+
+def test_what_python_calls_storage_is_told_to_be_the_codec(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as refused:
+        specs(tmp_path, "inference: {kv_cache: {storage: int8}}")
+    (problem,) = refused.value.problems
+    assert (problem.code, problem.hint) == ("AH003", "write codec")
