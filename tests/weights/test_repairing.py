@@ -274,5 +274,6 @@ def test_periods_of_grace() -> None:
 
 @pytest.mark.parametrize("text", ["", "h", "1", "-1h", "1.5h", "999999999w", "1y"])
 def test_a_period_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as refused:
         parse_grace(text)
+    assert refused.value.hint == "write 30s, 90m, 24h, 7d, 2w, or 0 for none"

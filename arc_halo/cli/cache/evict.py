@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("evict")
 @click.option("--model", metavar="MODEL", help="Of this model.")
 @click.option("--tenant", metavar="TENANT", help="Of this tenant.")
-@click.option("--idle", metavar="TIME", help="Unused for so long: 90m, 24h, 7d.")
+@click.option("--idle", metavar="TIME", help="Unused for so long: 90m, 24h, 7d, 2w.")
 @click.option("--pinned", is_flag=True, help="Those that are pinned, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and let nothing go.")
 @click.option("--yes", is_flag=True, help="Let what is pinned go without asking.")

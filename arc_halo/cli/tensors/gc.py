@@ -96,7 +96,7 @@ def parse_grace(text: str) -> timedelta:
         if int(match[1]) <= timedelta(days=MAX_DAYS) / unit:
             return int(match[1]) * unit
     raise UsageError(
-        f"{text!r} is no period of time", hint="write 30s, 90m, 24h, 7d, or 0 for none"
+        f"{text!r} is no period of time", hint="write 30s, 90m, 24h, 7d, 2w, or 0 for none"
     )
 
 
