@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ from arc_halo.inference.kv_cache import KVCache
 from arc_halo.store import cache_policies, kv_cache
 from arc_halo.store.connection import connect, pool
 from tests.inference.conftest import CODECS, FULL, computed, tokens_of
+
+REPOSITORY = Path(__file__).parents[2]
 
 STORY, OTHER = bytes([1]) * 32, bytes([2]) * 32
 
@@ -264,6 +267,17 @@ def test_emptied_it_has_all_of_its_budget_again_though_no_block_was_left(filled,
     assert taken() == 0
     with connect(filled) as conn:
         assert kv_cache.generations(conn) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("stats",), ("ls",), ("evict", "--idle", "0"), ("clear", "--yes"), ("verify",)]
+)
+def test_the_reference_has_the_fields_of_the_json(filled, capsys, words):
+    found = json.loads(output(capsys, *words, "--output", "json"))
+    page = (REPOSITORY / "docs/reference/commands.md").read_text()
+    _, _, section = page.partition(f"## `arc-halo cache {words[0]}`\n")
+    (told,) = re.findall("^JSON: (.*)$", section.partition("\n## ")[0], re.MULTILINE)
+    assert set(re.findall("`([a-z_]+)`", told)) == found.keys()
 
 
 def test_a_damaged_block_is_told_and_let_go(filled, capsys):
