@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from uuid import UUID
 
-from arc_halo.errors import NotFoundError
+from arc_halo.errors import DatabaseError, NotFoundError
 from arc_halo.inference.metrics import Batch
 from arc_halo.store import inference_metrics, inference_sessions
 from arc_halo.store.patience import PATIENCE_SECONDS, PatientConnection
+from arc_halo.store.rounds import RETRY_SECONDS
 from arc_halo.store.rows import Connection
 
 
@@ -51,9 +53,19 @@ class Delivery:
             raise _gone(self._session_id)
 
     def end(self, status: str, error: str | None, *, timeout: float) -> None:
+        """Say how it ended, as often as has to be tried, for so many seconds."""
+        until = time.monotonic() + timeout
         self._line.patience_seconds = min(timeout, self._line.patience_seconds)
-        with self._line.guarded() as conn:
-            inference_sessions.end(conn, self._session_id, status, error)
+        while True:
+            try:
+                with self._line.guarded() as conn:
+                    inference_sessions.end(conn, self._session_id, status, error)
+            except DatabaseError:
+                if time.monotonic() + RETRY_SECONDS > until:
+                    raise
+                time.sleep(RETRY_SECONDS)
+            else:
+                return
 
     def give_up(self) -> None:
         """Write nothing more: whoever waits for the database gets an error."""

@@ -100,8 +100,10 @@ class InferenceSession:
         return self._log.dropped
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until what was recorded is in the database; False where it waits still.
+        """Wait until what was recorded is in the database, for `timeout` seconds; False where it
+        waits still.
 
+        Without a timeout a database that is away is tried once, and one that works is waited for.
         Raises `InvalidInputError` for a `timeout` that is no number of seconds.
         """
         if timeout is not None:
@@ -111,9 +113,9 @@ class InferenceSession:
     def finish(self, status: str = "completed", error: str | None = None) -> None:
         """Write what waits, and end the session.
 
-        A database that does not answer is waited for some 5 seconds: then what waits is lost, which
-        is told, and the session counts as crashed after a minute. Who has more time calls `flush`
-        before. Raises `InvalidInputError` for a status that is no end.
+        A database that is away or does not answer is waited for some 5 seconds: then what waits is
+        lost, which is told, and the session counts as crashed after a minute. Who has more time
+        calls `flush(60)` before. Raises `InvalidInputError` for a status that is no end.
         """
         if error is not None and not isinstance(error, str):
             raise InvalidInputError(

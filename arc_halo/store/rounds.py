@@ -13,6 +13,8 @@ from queue import Empty, SimpleQueue
 from arc_halo.errors import ArcHaloError
 
 MAX_PAUSE_SECONDS = 30.0
+RETRY_SECONDS = 0.1
+"""Between two tries that somebody waits for."""
 
 
 class Rounds(ABC):
@@ -34,7 +36,8 @@ class Rounds(ABC):
         self._idle = threading.Condition()
         self._rounds_wanted = self._rounds_done = 0
         self._is_closing = self._is_over = False
-        self._failures, self._retry_at = 0, 0.0
+        self._failures = 0
+        self._away_since = self._retry_at = 0.0
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
@@ -44,18 +47,21 @@ class Rounds(ABC):
         return self._pid != os.getpid()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait for a whole round; False where it failed, or is not over yet."""
+        """Wait for a round that does not fail, for `timeout` seconds; without one, for one try.
+
+        False where it was in vain.
+        """
         # The thread is in the other process, and so may be who has the lock.
-        if self.is_forked or self.is_lost:
+        if self.is_forked:
             return False
-        with self._idle:
-            self._rounds_wanted += 1
-            wanted = self._rounds_wanted
-            self._retry_at = 0.0
-            self._wake.put(None)
-            self._idle.wait_for(lambda: self._is_over or self._rounds_done >= wanted, timeout)
-            is_done = self._rounds_done >= wanted or (self._is_over and not self._has_more())
-            return is_done and not self._failures and not self.is_lost
+        if timeout is None:
+            return self._had_round(None)
+        until = time.monotonic() + timeout
+        while not self._had_round(max(0.0, until - time.monotonic())):
+            if self.is_lost or self._is_over or time.monotonic() + RETRY_SECONDS > until:
+                return False
+            time.sleep(RETRY_SECONDS)
+        return True
 
     def tell(self, about: str, message: str) -> None:
         """Warn of a thing once."""
@@ -71,6 +77,19 @@ class Rounds(ABC):
         """Whether another round has to come before the end."""
         return False
 
+    def _had_round(self, timeout: float | None) -> bool:
+        """Whether a whole round was had by then, and did not fail."""
+        if self.is_lost:
+            return False
+        with self._idle:
+            self._rounds_wanted += 1
+            wanted = self._rounds_wanted
+            self._retry_at = 0.0
+            self._wake.put(None)
+            self._idle.wait_for(lambda: self._is_over or self._rounds_done >= wanted, timeout)
+            is_done = self._rounds_done >= wanted or (self._is_over and not self._has_more())
+            return is_done and not self._failures and not self.is_lost
+
     def _stop(self, timeout: float | None) -> None:
         """End the thread when its round is over."""
         self._is_closing = True
@@ -79,9 +98,13 @@ class Rounds(ABC):
 
     def _failed(self, error: Exception) -> None:
         """Let the next try wait; of the first in a row that failed it is told."""
+        now = time.monotonic()
+        if self._failures == 0:
+            self._away_since = now
         self._failures += 1
-        pause = self._seconds * 2.0 ** min(self._failures, 16)
-        self._retry_at = time.monotonic() + min(MAX_PAUSE_SECONDS, pause)
+        # As long as it has lasted, however often somebody made it try.
+        pause = max(self._seconds * 2, now - self._away_since)
+        self._retry_at = now + min(MAX_PAUSE_SECONDS, pause)
         if self._failures == 1 and not self._is_closing:
             said = error.message if isinstance(error, ArcHaloError) else type(error).__name__
             self._logger.warning("%s: %s", self._waiting, said)

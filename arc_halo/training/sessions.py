@@ -138,9 +138,10 @@ class TrainingSession(Checkpointing, Recording):
         return self._log.dropped
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was logged is in the database.
+        """Wait until all that was logged is in the database, for `timeout` seconds.
 
-        False where it is not: the database is away, and the points wait in the spool.
+        False where it is not: the database is away, and the points wait in the spool. Without a
+        timeout it is tried once.
         """
         return self._log.flush(timeout) and self._gradients.settle()
 

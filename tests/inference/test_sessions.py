@@ -279,8 +279,9 @@ def test_of_too_many_that_wait_the_oldest_are_lost_but_counted(halo: Halo, ask: 
 
 
 def test_the_end_does_not_raise_where_the_database_is_away(
-    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture
+    halo: Halo, ask: Ask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sessions, "END_SECONDS", 0.3)
     with halo.inference.session("story@1.0.0") as session:
         away(ask)
         session.record(latency_ms=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 
@@ -63,8 +64,28 @@ def test_of_an_outage_its_beginning_and_its_end_are_told_once(
 
 def test_an_outage_may_last_for_months(tries: Tries) -> None:
     tries.is_away = True
-    tries._failures = 10**6
+    tries._failures, tries._away_since = 10**6, time.monotonic() - 10**7
     assert not tries.flush()
     assert tries._retry_at <= time.monotonic() + MAX_PAUSE_SECONDS
     tries.is_away = False
     assert tries.flush()
+
+
+def test_who_gives_it_time_waits_for_the_end_of_an_outage(tries: Tries) -> None:
+    tries.is_away = True
+    threading.Timer(0.3, lambda: setattr(tries, "is_away", False)).start()
+    assert not tries.flush()
+    assert tries.flush(60)
+
+
+def test_who_gives_it_time_waits_no_longer_than_that(tries: Tries) -> None:
+    tries.is_away = True
+    assert not tries.flush(0.3)
+    assert not tries.flush(0)
+
+
+def test_many_tries_in_a_short_outage_make_no_long_pause(tries: Tries) -> None:
+    tries.is_away = True
+    for _ in range(100):
+        assert not tries.flush()
+    assert tries._retry_at - time.monotonic() < time.monotonic() - tries._away_since + 1
