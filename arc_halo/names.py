@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from uuid import UUID
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,127}"
 VERSION = r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}"
@@ -66,6 +67,13 @@ def root_digits(text: str) -> str:
     digits = text.lower().removeprefix("sha256:")
     is_beginning = len(digits) >= ID_DIGITS and re.fullmatch("[0-9a-f]{1,64}", digits)
     return digits if is_beginning else ""
+
+
+def shown(given: object) -> str:
+    """What was given for a name or an id, as an error tells it: of what is neither, the type."""
+    if isinstance(given, str | UUID):
+        return repr(str(given)[:80])
+    return "None" if given is None else f"of the type {type(given).__name__}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

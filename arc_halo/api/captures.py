@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from arc_halo.inference.attention import AttentionCapture
     from arc_halo.inference.attention_captures import Attention
     from arc_halo.inference.keeping import Keeping
+    from arc_halo.inference.reading import GivenSession
     from arc_halo.inference.selections import Positions
     from arc_halo.store.activations_reading import CaptureRow as ActivationCaptureRow
     from arc_halo.store.attention_reading import CaptureRow
@@ -141,7 +142,7 @@ class Captures:
         dtype: str = "F16",
         tokens: Any = None,
         label: str | None = None,
-        session: Any = None,
+        session: GivenSession | None = None,
         budget_bytes: int | None = None,
         ttl_seconds: float | None = None,
     ) -> AttentionCapture:
@@ -200,8 +201,8 @@ class Captures:
         with self._project.connection() as conn:
             return keeping(conn, cache, budget_bytes, ttl_seconds)
 
-    def _session_id(self, session: Any) -> UUID:
+    def _session_id(self, session: GivenSession) -> UUID:
         from arc_halo.inference import reading
 
         with self._project.connection() as conn:
-            return reading.session(conn, getattr(session, "id", session)).id
+            return reading.session(conn, session).id

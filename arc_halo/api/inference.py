@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from arc_halo.inference.keys import Scope
     from arc_halo.inference.kv_cache import KVCache
     from arc_halo.inference.layouts import KVLayout
+    from arc_halo.inference.reading import GivenSession
     from arc_halo.inference.sessions import InferenceSession
     from arc_halo.inference.transformers_cache import TransformersCache
     from arc_halo.store.inference_metrics import Latency
@@ -111,21 +112,22 @@ class Inference(Captures):
         with self._project.connection() as conn:
             return reading.sessions(conn, model=model, tenant=tenant, status=status, limit=limit)
 
-    def get(self, session: str | UUID) -> SessionRow:
-        """A session as it stands, by its id or the beginning of that. Raises `NotFoundError`."""
+    def get(self, session: GivenSession) -> SessionRow:
+        """A session as it stands, by its id or the beginning of that, or by what `session`, `list`
+        or `get` gave. Raises `NotFoundError`."""
         from arc_halo.inference import reading
 
         with self._project.connection() as conn:
             return reading.session(conn, session)
 
-    def latency(self, session: str | UUID) -> Latency:
+    def latency(self, session: GivenSession) -> Latency:
         """What the requests of a session took, in percentiles. Raises `NotFoundError`."""
         from arc_halo.inference import reading
 
         with self._project.connection() as conn:
             return reading.latency(conn, reading.session(conn, session).id)
 
-    def delete(self, *sessions: str | UUID) -> Deletion:
+    def delete(self, *sessions: GivenSession) -> Deletion:
         """Delete sessions, named as for `get`, with what their requests took and the attention that
         was captured in them; all or none, and tell what went.
 

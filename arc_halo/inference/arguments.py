@@ -7,6 +7,7 @@ from typing import Any
 
 from arc_halo.errors import InvalidInputError
 from arc_halo.inference.checking import check_given
+from arc_halo.inference.sessions import InferenceSession
 from arc_halo.names import did_you_mean
 
 BESIDE_SETTINGS = frozenset(
@@ -44,6 +45,16 @@ def check_names(*, tenant: str, adapter: str) -> None:
             f"a tenant of {len(tenant.encode())} bytes",
             hint=f"name it with {MAX_TENANT_BYTES} at most",
             code="AH006",
+        )
+
+
+def check_session(session: Any) -> None:
+    """Raise `InvalidInputError` for what is no session at work; None is none."""
+    if session is not None and not isinstance(session, InferenceSession):
+        raise InvalidInputError(
+            f"a {type(session).__name__} is no session that could record what a prompt takes",
+            hint="give what `halo.inference.session(...)` returned",
+            code="AH004",
         )
 
 

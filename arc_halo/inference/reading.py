@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from arc_halo.errors import InvalidInputError, NotFoundError
 from arc_halo.inference.checking import check_limit
-from arc_halo.names import ID_DIGITS, id_digits
+from arc_halo.names import ID_DIGITS, id_digits, shown
 from arc_halo.plain import check_texts
 from arc_halo.store import inference_metrics, inference_sessions
 from arc_halo.store.inference_metrics import Latency
 from arc_halo.store.inference_sessions import SessionRow
 from arc_halo.store.rows import Connection
+
+if TYPE_CHECKING:
+    from arc_halo.inference.sessions import InferenceSession
+
+    GivenSession = str | UUID | SessionRow | InferenceSession
 
 STATUSES = ("active", "completed", "failed", "crashed")
 
@@ -49,12 +55,14 @@ def model_filter(model: str | None) -> tuple[str | None, str | None]:
     return name or None, version if at else None
 
 
-def session(conn: Connection, named: str | UUID) -> SessionRow:
-    """The session with this id, or whose id begins so, with 6 digits or more.
+def session(conn: Connection, given: GivenSession) -> SessionRow:
+    """The session with this id, or whose id begins so, with 6 digits or more; of one at work, or
+    read before, how it stands now.
 
     Raises `NotFoundError`, and `InvalidInputError` for the beginning of several ids.
     """
-    digits = id_digits(str(named))
+    named: Any = getattr(given, "id", given)
+    digits = id_digits(str(named)) if isinstance(named, str | UUID) else ""
     ids = inference_sessions.find(conn, digits) if digits else []
     if len(ids) > 1:
         listed = ", ".join(str(each) for each in ids[:10]) + (", …" if ids[10:] else "")
@@ -66,7 +74,7 @@ def session(conn: Connection, named: str | UUID) -> SessionRow:
     found = inference_sessions.sessions(conn, ids=ids) if ids else []
     if not found:
         raise NotFoundError(
-            f"there is no inference session {str(named)!r}",
+            f"there is no inference session {shown(named)}",
             hint=f"give its id, or {ID_DIGITS} digits of it or more: `arc-halo inference ls`",
         )
     return found[0]

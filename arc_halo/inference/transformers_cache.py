@@ -13,6 +13,7 @@ from arc_halo.errors import DatabaseError, InvalidInputError
 from arc_halo.inference import causal_models, dynamic_cache
 from arc_halo.inference.arguments import (
     check_arguments,
+    check_session,
     generated_tokens,
     rows_of,
     sequences_of,
@@ -110,6 +111,7 @@ class TransformersCache:
         A `session` records what it took. Raises `InvalidInputError` for arguments that change more
         than what is chosen.
         """
+        check_session(session)
         prompt = tokens_of(input_ids)
         causal_models.check_generates(self._model)
         settings = check_arguments(self._model, kwargs, prompt)

@@ -225,6 +225,9 @@ def test_a_session_records_what_each_prompt_took(halo: Halo, sql: Sql) -> None:
             cache.generate(ids, session=session, max_new_token=3)
         with pytest.raises(KeyboardInterrupt):
             cache.generate(ids, session=session, logits_processor=[interrupt], max_new_tokens=2)
+        for given in (session.id, halo.inference.get(session)):
+            with pytest.raises(InvalidInputError, match="is no session that could record"):
+                cache.generate(ids, session=given)
     found = sql(
         "SELECT prompt_tokens, cached_tokens, generated_tokens, succeeded, "
         "first_token_ms < latency_ms FROM inference_metrics ORDER BY id"

@@ -540,6 +540,22 @@ def test_what_is_no_id_names_no_session(halo: Halo, given: Any) -> None:
         assert unknown.value.hint
 
 
+def test_a_session_is_named_by_what_the_api_gave(halo: Halo) -> None:
+    with halo.inference.session("story@1.0.0") as session:
+        session.record(latency_ms=1)
+        assert session.flush()
+        (row,) = halo.inference.list()
+        for given in (session, row, session.id, str(session.id)):
+            assert halo.inference.get(given).id == session.id
+            assert halo.inference.latency(given).requests == 1
+    assert halo.inference.get(row).status == "completed"
+    assert [each.id for each in halo.inference.delete(row, session).sessions] == [row.id]
+    with pytest.raises(NotFoundError, match=f"no inference session '{row.id}'"):
+        halo.inference.get(row)
+    with pytest.raises(NotFoundError, match="session of the type list"):
+        halo.inference.get([row])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("timeout", ["soon", math.nan, math.inf, -1, True], ids=shown)
 def test_a_flush_refuses_what_is_no_time(halo: Halo, timeout: Any) -> None:
     with halo.inference.session("story@1.0.0") as session:
