@@ -269,6 +269,37 @@ def test_what_names_no_model_is_not_found(halo: Halo, what: Any) -> None:
     assert halo.models.list("a\0") == []
 
 
+def test_a_record_names_its_model_as_it_stands_now(halo: Halo) -> None:
+    record = halo.models.get(create(halo))
+    halo.tensors.write(record, {"w": np.ones((3, 2), np.float32)})
+    assert halo.models.get(record).status == "ready"
+    assert halo.tensors.read(record, "w").sum() == 6
+    with pytest.raises(NotFoundError, match=r"^poet@1\.0\.0 has no tensor 'b'"):
+        halo.tensors.read(record, "b")
+    layout = arc_halo.KVLayout(
+        dtype="F32", layers=(arc_halo.LayerShape(heads=1, key_size=8, value_size=8),)
+    )
+    for given in (record, record.id, "poet"):
+        with halo.inference.session(given) as session:
+            assert session.model == "poet@1.0.0"
+        halo.inference.kv_cache(layout, weights=given).close()
+    with pytest.raises(InvalidInputError, match="None is no root of weights"):
+        halo.inference.kv_cache(layout, weights=None)  # type: ignore[arg-type]
+    assert halo.training.session(record, name="one").model == "poet@1.0.0"
+    halo.models.delete(record)
+
+
+@pytest.mark.parametrize("what", [None, object()], ids=["None", "an object"])
+def test_what_is_no_model_is_told_without_its_repr(halo: Halo, what: Any) -> None:
+    for ask in (halo.models.get, halo.inference.session, halo.tensors.names):
+        with pytest.raises(NotFoundError) as told:
+            ask(what)
+        assert told.value.message in (
+            "there is no model None",
+            "there is no model of the type object",
+        )
+
+
 def test_a_config_that_json_cannot_hold_is_our_error(halo: Halo) -> None:
     for value in (float("nan"), "\0", "\ud800"):
         with pytest.raises(ArcHaloError):

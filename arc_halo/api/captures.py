@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from arc_halo.api._finding import find_roots
+from arc_halo.api._finding import GivenModel, find_roots
 from arc_halo.project import Project
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Captures:
         from arc_halo.tensors import dtypes
         from arc_halo.tensors.torch_tensors import as_torch
 
-        if isinstance(model, str | bytes):
+        if isinstance(model, bytes | GivenModel):
             with self._project.connection() as conn:
                 model = find_roots(conn, model)
         found = activation_lookup.load(

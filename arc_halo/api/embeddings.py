@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import SupportsIndex
-from uuid import UUID
 
-from arc_halo.api._finding import find_model
+from arc_halo.api._finding import GivenModel, find_model
 from arc_halo.project import Project
 from arc_halo.store import embeddings
 from arc_halo.store.embeddings import EmbeddingMatrix
@@ -23,7 +22,7 @@ class Embeddings:
 
     def nearest(
         self,
-        model: str | UUID,
+        model: GivenModel,
         query: SupportsIndex | Iterable[float],
         *,
         k: int = 10,
@@ -41,7 +40,7 @@ class Embeddings:
             self._project.weights, matrix, query, k=k, metric=metric, exact=exact
         ).neighbours
 
-    def index(self, model: str | UUID, *, kind: str = "token") -> int:
+    def index(self, model: GivenModel, *, kind: str = "token") -> int:
         """Index an embedding with pgvector, unless it is; how many rows are indexed.
 
         Raises `DatabaseError` where pgvector cannot be had, `RefusedError` for a matrix that is
@@ -49,18 +48,18 @@ class Embeddings:
         """
         return index_matrix(self._project.weights, self._matrix(model, kind)).row_count
 
-    def drop_index(self, model: str | UUID, *, kind: str = "token") -> bool:
+    def drop_index(self, model: GivenModel, *, kind: str = "token") -> bool:
         """Drop the index, for every model that shares the matrix; False when there was none."""
         matrix = self._matrix(model, kind)
         with self._project.connection() as conn:
             return embeddings.drop_index(conn, matrix.id)
 
-    def _matrix(self, model: str | UUID, kind: str) -> EmbeddingMatrix:
+    def _matrix(self, model: GivenModel, kind: str) -> EmbeddingMatrix:
         with self._project.connection() as conn:
             record = find_model(conn, model)
             return find_matrix(conn, record.id, record.full_name, kind)
 
-    def list(self, model: str | UUID | None = None) -> list[EmbeddingMatrix]:
+    def list(self, model: GivenModel | None = None) -> list[EmbeddingMatrix]:
         """The embedding matrices of all models, or of one."""
         with self._project.connection() as conn:
             return embeddings.matrices(conn, None if model is None else find_model(conn, model).id)

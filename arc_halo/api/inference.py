@@ -7,13 +7,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 from weakref import WeakSet
 
-from arc_halo.api._finding import find_model, find_root
+from arc_halo.api._finding import GivenModel, find_model, find_root
 from arc_halo.api.captures import Captures
 from arc_halo.errors import NotFoundError
-from arc_halo.names import parse_reference
+from arc_halo.names import parse_reference, shown
 from arc_halo.project import Project
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject
@@ -51,7 +50,7 @@ class Inference(Captures):
 
     def session(
         self,
-        model: str | UUID,
+        model: GivenModel,
         *,
         config: JsonObject | None = None,
         tenant: str = "",
@@ -198,7 +197,7 @@ class Inference(Captures):
         self,
         layout: KVLayout,
         *,
-        weights: bytes | str,
+        weights: bytes | GivenModel,
         adapter: str = "",
         tenant: str = "",
         storage: str | None = None,
@@ -221,7 +220,7 @@ class Inference(Captures):
             weights=root,
             adapter=adapter.encode(),
             tenant=tenant,
-            model=weights if isinstance(weights, str) else "",
+            model=weights if isinstance(weights, str) else getattr(weights, "full_name", ""),
         )
         cache = self._opener(storage, block_tokens)(layout, scope)
         self._caches.add(cache)
@@ -248,7 +247,7 @@ class Inference(Captures):
         )
 
 
-def _named(conn: Connection, model: str | UUID) -> tuple[str, str, bytes | None]:
+def _named(conn: Connection, model: GivenModel) -> tuple[str, str, bytes | None]:
     """Name, version and root of a model. One that is written out need not be registered."""
     reference = parse_reference(model) if isinstance(model, str) else None
     try:
@@ -256,8 +255,10 @@ def _named(conn: Connection, model: str | UUID) -> tuple[str, str, bytes | None]
     except NotFoundError as exc:
         if reference is not None and reference.version is not None:
             return reference.name, reference.version, None
+        if reference is None:
+            raise
         raise NotFoundError(
-            f"there is no model {str(model)!r}",
+            f"there is no model {shown(model)}",
             hint="one that is not registered has a version: write name@1.0.0",
         ) from exc
     return found.name, found.version, found.root

@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import UUID
 
 from arc_halo.api._checks import check_choice, check_name, refuse_existing, refuse_managed
-from arc_halo.api._finding import find_model
+from arc_halo.api._finding import GivenModel, find_model
 from arc_halo.errors import NotFoundError, RefusedError
 from arc_halo.formats.finding import find_format
 from arc_halo.manifest.documents import MODEL, MODEL_TYPES
@@ -69,7 +69,7 @@ class Models:
         model_type: str | None = None,
         config: Path | str | None = None,
         codec: str | None = None,
-        delta_from: str | UUID | None = None,
+        delta_from: GivenModel | None = None,
         format: str | None = None,
         force: bool = False,
         progress: Progress | None = None,
@@ -111,7 +111,7 @@ class Models:
         cache = self._project.digests if is_kept else DigestCache(None)
         return register(self._project.weights, wanted, cache, progress or Silent())
 
-    def delete(self, model: str | UUID) -> None:
+    def delete(self, model: GivenModel) -> None:
         """Delete a model that no project manages; its weights stay until they are collected.
 
         Raises `RefusedError` for a managed one, and for one that a reactor or a training uses.
@@ -128,7 +128,7 @@ class Models:
                 )
             kinds.BY_NAME[MODEL].delete(conn, [record.full_name])
 
-    def get(self, model: str | UUID) -> ModelRecord:
+    def get(self, model: GivenModel) -> ModelRecord:
         """A model by `name`, `name@version`, `name:alias` or id. Raises `NotFoundError`."""
         with self._project.connection() as conn:
             return find_model(conn, model)

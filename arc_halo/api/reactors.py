@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from arc_halo.api._checks import check_choice, check_name, refuse_existing, refuse_managed
-from arc_halo.api._finding import as_uuid, find_model
+from arc_halo.api._finding import GivenModel, as_uuid, find_model
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.manifest.documents import REACTOR, REACTOR_TYPES, ROLES
 from arc_halo.manifest.params import params_problems, with_defaults
@@ -153,7 +153,7 @@ class Reactors:
     def add_model(
         self,
         reactor: str,
-        model: str | UUID,
+        model: GivenModel,
         *,
         role: str = "secondary",
         weight: float = 1.0,
@@ -219,7 +219,7 @@ def _write_reactor(conn: Connection, name: str, spec: JsonObject) -> UUID:
     return kinds.write_reactors(conn, [kinds.Written(name=name, spec=spec)], None)[name]
 
 
-def _member(conn: Connection, model: str | UUID) -> JsonObject:
+def _member(conn: Connection, model: GivenModel) -> JsonObject:
     record = find_model(conn, model)
     return {
         "model": record.full_name,

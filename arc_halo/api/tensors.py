@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from arc_halo.api._checks import refuse_managed
-from arc_halo.api._finding import find_model
+from arc_halo.api._finding import GivenModel, find_model
 from arc_halo.errors import InvalidInputError, NotFoundError
 from arc_halo.manifest.documents import MODEL
 from arc_halo.names import did_you_mean, is_storable
@@ -40,11 +39,11 @@ class Tensors:
     def __init__(self, project: Project) -> None:
         self._project = project
 
-    def names(self, model: str | UUID) -> list[str]:
+    def names(self, model: GivenModel) -> list[str]:
         """The tensors of a model, in the order of their file."""
         return list(self._rows(model))
 
-    def read(self, model: str | UUID, name: str, *, rows: slice | None = None) -> NDArray[Any]:
+    def read(self, model: GivenModel, name: str, *, rows: slice | None = None) -> NDArray[Any]:
         """One tensor, or some of its rows, every digest verified.
 
         `rows` is a slice of the first axis; only the chunks it lies in are read. Raises
@@ -52,21 +51,21 @@ class Tensors:
         """
         return self.open(model, name).read(rows)
 
-    def open(self, model: str | UUID, name: str) -> Tensor:
+    def open(self, model: GivenModel, name: str) -> Tensor:
         """A handle of one tensor: its dtype and shape now, its values when they are asked for."""
         rows = self._rows(model)
         if name not in rows:
             raise NotFoundError(
-                f"{model} has no tensor {name!r}",
+                f"{_named(model)} has no tensor {name!r}",
                 hint=did_you_mean(name, rows) or "`halo.tensors.names(model)` lists them",
             )
         return self._handle(rows[name])
 
-    def handles(self, model: str | UUID) -> dict[str, Tensor]:
+    def handles(self, model: GivenModel) -> dict[str, Tensor]:
         """A handle of each tensor by name, in the order of their file; nothing is read yet."""
         return {name: self._handle(row) for name, row in self._rows(model).items()}
 
-    def load(self, model: str | UUID) -> Arrays:
+    def load(self, model: GivenModel) -> Arrays:
         """All tensors of a model by name, in the order of their file, in one stream.
 
         The arrays are views of one allocation, which lives as long as any of them.
@@ -77,7 +76,7 @@ class Tensors:
         return {} if set_id is None else read_arrays(self._project.weights, set_id, rows)
 
     def write(
-        self, model: str | UUID, arrays: Arrays, *, metadata: Mapping[str, str] | None = None
+        self, model: GivenModel, arrays: Arrays, *, metadata: Mapping[str, str] | None = None
     ) -> str:
         """Make `arrays` the weights of a model, all of them at once; their root.
 
@@ -121,12 +120,16 @@ class Tensors:
             spec["weights"] = {"root": root, "metadata": metadata, "source": None}
             kinds.write_models(conn, [kinds.Written(name=record.full_name, spec=spec)], None)
 
-    def _rows(self, model: str | UUID) -> dict[str, builds.NamedTensor]:
+    def _rows(self, model: GivenModel) -> dict[str, builds.NamedTensor]:
         with self._project.connection() as conn:
             record = find_model(conn, model)
             if record.weight_set_id is None:
                 return {}
             return {row.name: row for row in builds.set_tensors(conn, record.weight_set_id)}
+
+
+def _named(model: GivenModel) -> str:
+    return model.full_name if isinstance(model, ModelRecord) else str(model)
 
 
 def _check_tensor_name(name: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakSet
 
-from arc_halo.api._finding import as_uuid, find_model
+from arc_halo.api._finding import GivenModel, as_uuid, find_model
 from arc_halo.api.training_records import RecordedSession
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.names import parse_reference
@@ -52,7 +52,7 @@ class Training:
 
     def session(
         self,
-        model: str | UUID | None = None,
+        model: GivenModel | None = None,
         *,
         training: str | None = None,
         config: JsonObject | None = None,
@@ -282,7 +282,7 @@ def _declared(conn: Connection, training: str) -> DeclaredTraining:
 
 
 def _full_name(
-    conn: Connection, model: str | UUID | None, declared: DeclaredTraining | None
+    conn: Connection, model: GivenModel | None, declared: DeclaredTraining | None
 ) -> str:
     """`name@version` of a model. One that is written out need not be registered yet."""
     if model is None:
