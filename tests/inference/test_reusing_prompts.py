@@ -1,4 +1,4 @@
-"""What the page about prompts shows is run, each block in a database of its own."""
+"""What pages show of stored prompts is run, each block in a database of its own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ import pytest
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "how-to" / "reuse-prompts.md"
-BLOCKS = re.findall(
-    r"(?ms)^## ([^\n]+)$(?:(?!^## ).)*?^```python norun\n(.*?)^```$", PAGE.read_text()
-)
+BLOCKS = [
+    found
+    for page in ("reuse-prompts", "record-inference")
+    for found in re.findall(
+        r"(?ms)^## ([^\n]+)$(?:(?!^## ).)*?^```python norun\n(.*?)^```$",
+        (ROOT / "docs" / "how-to" / f"{page}.md").read_text(),
+    )
+]
 
 
 @pytest.mark.parametrize(("title", "block"), BLOCKS, ids=[title for title, _ in BLOCKS])
-def test_what_the_page_shows_happens(title: str, block: str, database: str, tmp_path: Path) -> None:
+def test_what_a_page_shows_happens(title: str, block: str, database: str, tmp_path: Path) -> None:
     environment = os.environ | {"ARC_HALO_DATABASE_URL": database, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
