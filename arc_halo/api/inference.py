@@ -102,9 +102,10 @@ class Inference(Captures):
         status: str | None = None,
         limit: int | None = None,
     ) -> list[SessionRow]:
-        """Sessions as they stand, the newest first. `model` is a name or name@version.
+        """Sessions as they stand, the newest first. `model` is a name, name@version or name:alias.
 
-        Raises `InvalidInputError` for no status, and what is no text or no number.
+        Raises `InvalidInputError` for no status, and what is no text or no number, and
+        `NotFoundError` for an alias of no model.
         """
         from arc_halo.inference import reading
 

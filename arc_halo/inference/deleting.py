@@ -77,7 +77,7 @@ def prune(
             hint="write a timedelta, such as timedelta(days=30)",
             code="AH007",
         )
-    name, version = model_filter(model)
+    name, version = model_filter(conn, model)
     with conn.transaction():
         old = inference_deleting.old(conn, older_than, model=name, version=version, tenant=tenant)
         at_work = [id for id, is_at_work in old.items() if is_at_work]

@@ -9,7 +9,7 @@ from arc_halo.errors import InvalidInputError, NotFoundError
 from arc_halo.inference.checking import check_limit
 from arc_halo.names import ID_DIGITS, id_digits, shown
 from arc_halo.plain import check_texts
-from arc_halo.store import inference_metrics, inference_sessions
+from arc_halo.store import inference_metrics, inference_sessions, models
 from arc_halo.store.inference_metrics import Latency
 from arc_halo.store.inference_sessions import SessionRow
 from arc_halo.store.rows import Connection
@@ -30,9 +30,9 @@ def sessions(
     status: str | None = None,
     limit: int | None = None,
 ) -> list[SessionRow]:
-    """Sessions, the newest first. `model` is a name or name@version.
+    """Sessions, the newest first. `model` is a name, name@version or name:alias.
 
-    Raises `InvalidInputError` for what is no status, no text or no number.
+    Raises `InvalidInputError` for what is no status, no text or no number, and `NotFoundError`.
     """
     check_texts(tenant=tenant, status=status)
     check_limit(limit)
@@ -42,15 +42,23 @@ def sessions(
             hint=f"write {', '.join(STATUSES)}",
             code="AH006",
         )
-    name, version = model_filter(model)
+    name, version = model_filter(conn, model)
     return inference_sessions.sessions(
         conn, model=name, version=version, tenant=tenant, status=status, limit=limit
     )
 
 
-def model_filter(model: str | None) -> tuple[str | None, str | None]:
-    """The name, and the version, that a model is asked for by. Raises `InvalidInputError`."""
+def model_filter(conn: Connection, model: str | None) -> tuple[str | None, str | None]:
+    """The name, and the version, that a model is asked for by.
+
+    Raises `InvalidInputError`, and `NotFoundError` for an alias of none.
+    """
     check_texts(model=model)
+    name, _, alias = (model or "").partition(":")
+    if alias:
+        for record in models.find(conn, name=name, alias=alias):
+            return record.name, record.version
+        raise NotFoundError(f"there is no model {shown(model)}", hint="`arc-halo ls models`")
     name, at, version = (model or "").partition("@")
     return name or None, version if at else None
 

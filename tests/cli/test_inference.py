@@ -54,6 +54,33 @@ def test_sessions_are_listed_the_newest_first(database: str, session: str) -> No
     assert "No inference session" in run(database, "inference", "ls", "--tenant", "x").stdout
 
 
+def test_sessions_are_listed_by_an_alias_of_their_model(
+    database: str, session: str, tmp_path: Path
+) -> None:
+    (tmp_path / "arc_halo.yaml").write_text(
+        "version: 1\nproject: p\nmodels: {story@1.0.0: {aliases: [live]}}\n"
+    )
+    with arc_halo.Project(tmp_path, database_url=database, environ={}) as project:
+        project.apply(project.plan())
+    found = facts(database, "inference", "ls", "--model", "story:live")["sessions"]
+    assert [each["id"] for each in found] == [session]
+    run(database, "inference", "prune", "--older-than", "0", "--model", "story:live", "--yes")
+    assert len(facts(database, "inference", "ls")["sessions"]) == 1
+    result = CliRunner().invoke(
+        program, ["inference", "ls", "--model", "story:dead", "--database-url", database]
+    )
+    assert isinstance(result.exception, NotFoundError)
+
+
+def test_the_keys_of_the_json_are_in_the_reference(database: str, session: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
+    section = page.read_text().partition("## `arc-halo inference`")[2]
+    listed = facts(database, "inference", "ls")["sessions"][0]
+    shown = facts(database, "inference", "show", session)
+    text = section.partition("## `arc-halo inference rm")[0]
+    assert [key for key in (*listed, *shown) if f"`{key}`" not in text] == []
+
+
 def test_a_session_is_shown_with_its_percentiles(database: str, session: str) -> None:
     text = run(database, "inference", "show", session[:8]).stdout
     shown = {line.split("  ")[0]: line.split()[-1] for line in text.splitlines() if line}

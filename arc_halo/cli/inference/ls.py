@@ -18,7 +18,9 @@ HEADER = ("id", "model", "tenant", "status", "requests", "failed", "generated", 
 
 
 @click.command("ls")
-@click.option("--model", metavar="MODEL", help="Only of this model: its name, or name@version.")
+@click.option(
+    "--model", metavar="MODEL", help="Only of this model: name, name@version or name:alias."
+)
 @click.option("--tenant", metavar="TENANT", help="Only on behalf of this one.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only those that are so.")
 @limit_option("the newest")

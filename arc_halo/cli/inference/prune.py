@@ -17,7 +17,9 @@ from arc_halo.cli.invocation import Invocation
     required=True,
     help="Over for so long: 90m, 24h, 30d; 0 for all that are over.",
 )
-@click.option("--model", metavar="MODEL", help="Only of this model: its name, or name@version.")
+@click.option(
+    "--model", metavar="MODEL", help="Only of this model: name, name@version or name:alias."
+)
 @click.option("--tenant", metavar="TENANT", help="Only on behalf of this one.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
