@@ -24,7 +24,7 @@ from arc_halo.inference.blocks import (
     check_arrays,
     empty_layers,
 )
-from arc_halo.inference.checking import check_count
+from arc_halo.inference.checking import check_count, check_limit
 from arc_halo.inference.keys import Scope, Tokens, chain, namespace, token_blocks
 from arc_halo.inference.layouts import KVLayout, check_layout, usable_length
 from arc_halo.inference.pinning import pin, unpin
@@ -119,7 +119,8 @@ class KVCache:
         seconds where the database is away or hangs.
         """
         cuts = self._cuts(tokens)
-        limit = len(tokens) if limit is None else min(max(limit, 0), len(tokens))
+        check_limit(limit)
+        limit = len(tokens) if limit is None else min(limit, len(tokens))
         cuts = [cut[: -(-limit // self.block_tokens)] for cut in cuts]
         counts = Counts(lookups=1, asked_tokens=limit)
         with self._asking(counts) as conn:
@@ -173,7 +174,8 @@ class KVCache:
 
     def pin(self, tokens: Tokens, label: str = "") -> int:
         """Keep the blocks of the longest prefix that is there, whatever else has to go; how many
-        tokens that is. Raises `RefusedError` where the pinned ones would have half of the budget.
+        tokens that is. Raises `RefusedError` where the pinned ones would have more than half of the
+        budget, or of the tenant's quota.
         """
         check_texts(label=label)
         cuts = self._cuts(tokens)

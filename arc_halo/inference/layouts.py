@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.plain import check_plain
 from arc_halo.tensors.dtypes import get_dtype
 from arc_halo.types import JsonObject
 
@@ -98,6 +100,12 @@ def check_layout(layout: KVLayout, block_tokens: int) -> None:
         raise InvalidInputError(
             f"block_tokens={block_tokens!r}: write 1 to {MAX_BLOCK_TOKENS}", code="AH006"
         )
+    if not isinstance(layout, KVLayout) or not _are_shapes(layout.layers):
+        raise InvalidInputError(
+            "a layout is a KVLayout, with a LayerShape of whole numbers for each layer",
+            code="AH006",
+        )
+    check_plain(engine=layout.engine)
     if not layout.layers:
         raise InvalidInputError("a layout without layers has no keys and values", code="AH006")
     if not layout.item_bytes:
@@ -112,6 +120,15 @@ def check_layout(layout: KVLayout, block_tokens: int) -> None:
                 hint="make block_tokens smaller",
                 code="AH006",
             )
+
+
+def _are_shapes(layers: Any) -> bool:
+    return isinstance(layers, Sequence) and all(
+        isinstance(each, LayerShape)
+        and all(type(size) is int for size in (each.heads, *each.sizes))
+        and (each.window is None or type(each.window) is int)
+        for each in layers
+    )
 
 
 def usable_length(

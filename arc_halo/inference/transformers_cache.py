@@ -130,7 +130,7 @@ class TransformersCache:
         """Keep what is stored of a prompt, whatever else has to go; how many tokens that is.
 
         Call `flush` before, for a prompt that was just computed. Raises `RefusedError` where what
-        is pinned would have half of the budget.
+        is pinned would have more than half of the budget, or of the tenant's quota.
         """
         check_texts(label=label)
         return self._states.current().kv.pin(tokens_of(input_ids), label or "")

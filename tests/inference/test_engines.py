@@ -13,6 +13,7 @@ import pytest
 import arc_halo
 from arc_halo.api import Halo
 from arc_halo.errors import ArcHaloError, DatabaseError, InvalidInputError, NotFoundError
+from arc_halo.inference.layouts import KVLayout, LayerShape
 from tests.inference.conftest import FULL, computed, same, shortened, tokens_of
 
 
@@ -73,6 +74,24 @@ def test_what_are_no_layers_is_refused(halo: Halo, layers: Any) -> None:
         pytest.raises(InvalidInputError),
     ):
         cache.store(tokens_of(1, 100), layers)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "x",
+        None,
+        KVLayout(dtype="F32", layers=({"heads": 2},)),  # type: ignore[arg-type]
+        KVLayout(dtype="F32", layers=(LayerShape(heads="2", key_size=8, value_size=8),)),  # type: ignore[arg-type]
+        KVLayout(dtype="F32", layers=FULL.layers, engine={"x": np.float32(3)}),
+        KVLayout(dtype="F32", layers=FULL.layers, engine={"x": float("nan")}),
+        KVLayout(dtype="F32", layers=FULL.layers, engine="mine"),  # type: ignore[arg-type]
+        KVLayout(dtype="F99", layers=FULL.layers),
+    ],
+)
+def test_what_is_no_layout_is_refused(halo: Halo, layout: Any) -> None:
+    with pytest.raises(ArcHaloError):
+        halo.inference.kv_cache(layout, weights="mine")
 
 
 def test_a_cache_that_nobody_closed_is_closed_with_the_rest(database: str, tmp_path: Path) -> None:

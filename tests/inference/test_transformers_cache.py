@@ -621,3 +621,41 @@ def test_a_model_of_the_registry_is_known_by_its_tensors(halo: Halo, tmp_path: P
         assert names == [*3 * [str(tmp_path / "tiny")], "story@1.0.0, tale@2.0.0"]
         for name in ("story", "story@1.0.0", "tale"):
             assert len(reading.roots_of_model(conn, name)) == 2  # as stored, and as loaded
+
+
+def test_a_model_with_more_parameters_is_not_taken_for_a_registered_one(
+    halo: Halo, tmp_path: Path
+) -> None:
+    """Norms of ones, whose bytes are those of others that are there."""
+    from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
+
+    model = models.tiny("qwen3", **{**models.SIZES, "head_dim": 32})
+    stored = {
+        name: tensor.detach().clone()
+        for name, tensor in model.named_parameters()
+        if "q_norm" not in name and "k_norm" not in name
+    }
+    save_file(stored, tmp_path / "plain.safetensors")
+    halo.models.import_weights(
+        "plain@1.0.0", tmp_path / "plain.safetensors", model_type="transformer"
+    )
+    with opened(halo, model) as cache:
+        written(cache, models.tokens(PROMPT))
+    with halo.project.connection() as conn:
+        assert [each.model for each in reading.usage(conn)] != ["plain@1.0.0"]
+
+
+def test_weights_made_in_inference_mode_are_looked_at_each_time(
+    halo: Halo, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    ids = models.tokens(PROMPT)
+    with torch.inference_mode():
+        model = models.tiny("llama")
+        with opened(halo, model) as cache:
+            written(cache, ids)
+            assert cache.prefix(ids)[1] == 96
+            model.lm_head.weight[0] += 1
+            assert cache.prefix(ids)[1] == 0
+    assert caplog.text.count("outside of torch.inference_mode") == 1
