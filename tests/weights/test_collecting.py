@@ -43,6 +43,7 @@ HOLDERS = {
 PARTS = {
     ("weight_sets", "weight_set_tensors", "weight_set_id"),
     ("weight_sets", "weight_builds", "weight_set_id"),
+    ("weight_sets", "loaded_weights", "weight_set_id"),
     ("tensor_metadata", "embedding_indexes", "tensor_id"),
     ("tensor_metadata", "tensor_data", "tensor_id"),
 }
