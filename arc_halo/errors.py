@@ -77,6 +77,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH053": "a resource belongs to another project, or to nobody",
         "AH054": "a deletion was not confirmed",
         "AH055": "the thing asked for does not exist",
+        "AH056": "a policy refuses the plan",
         "AH060": "stored bytes do not have the digest they are named by",
         "AH061": "a stored chunk is missing",
         "AH062": "a codec cannot encode or decode",

@@ -9,6 +9,7 @@ import pluggy
 from arc_halo.types import (
     BodyStore,
     FusionStrategy,
+    JsonObject,
     ModelRunner,
     Predictor,
     TensorCodec,
@@ -146,5 +147,39 @@ def arc_halo_predictors() -> Iterable[Predictor]:
 
         def toss(inputs):
             return Outputs(scores=np.full((len(inputs), 2), 0.5), classes=("heads", "tails"))
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_before_apply(plan: JsonObject) -> Iterable[str] | None:
+    """Say why a plan must not be applied, one text a reason; with none it may be.
+
+    `plan` is what `arc-halo plan --output json` prints, a copy. It is asked when a plan is made, so
+    that its reasons are shown, and again when it is applied.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_before_apply(plan):
+            for change in plan["resource_changes"]:
+                if "delete" in change["change"]["actions"]:
+                    yield f"{change['address']} would be deleted"
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def arc_halo_after_apply(plan: JsonObject, report: JsonObject) -> None:
+    """Hear of an apply that is committed; an implementation may ask for one of the two.
+
+    `report` is what `arc-halo apply --output json` prints. An exception is told, and undoes
+    nothing.
+
+    Example:
+
+        @hookimpl
+        def arc_halo_after_apply(report):
+            print(f"revision {report['revision']} of {report['project']}")
     """
     raise NotImplementedError

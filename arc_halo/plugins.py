@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +177,45 @@ class PluginManager:
         """Every provider once, built-ins first."""
         return tuple(dict.fromkeys(self._providers.values()))
 
+    @cached_property
+    def has_policies(self) -> bool:
+        """Whether any plugin wants to see plans before or after they are applied."""
+        hooks = (self._pm.hook.arc_halo_before_apply, self._pm.hook.arc_halo_after_apply)
+        return any(hook.get_hookimpls() for hook in hooks)
+
+    def refusals(self, plan: JsonObject) -> list[tuple[str, Provider]]:
+        """What each `arc_halo_before_apply` says against a plan.
+
+        Raises `PluginError` for one that fails: what cannot be asked has not agreed.
+        """
+        hook = "arc_halo_before_apply"
+        found = []
+        for impl, provider in self._impls(hook):
+            for reason in _called(impl, provider, hook, _texts, plan=plan):
+                if not isinstance(reason, str):
+                    raise PluginError(f"{provider}: {hook} gave {reason!r}, which is no text")
+                found.append((redact(reason), provider))
+        return found
+
+    def applied(self, plan: JsonObject, report: JsonObject) -> None:
+        """Tell each `arc_halo_after_apply`; one that fails keeps no other from being told.
+
+        Raises `PluginError` for the first that failed, once all are told.
+        """
+        hook = "arc_halo_after_apply"
+        failed: list[PluginError] = []
+        for impl, provider in self._impls(hook):
+            try:
+                _called(impl, provider, hook, _texts, plan=plan, report=report)
+            except PluginError as exc:
+                failed.append(exc)
+        for error in failed[:1]:
+            raise PluginError(
+                f"revision {report['revision']} of {report['project']} is applied, but "
+                f"{error.message}",
+                hint="repair the plugin; the apply need not be done again",
+            ) from error
+
     def strategy(self, name: str) -> Provided[FusionStrategy]:
         return _find(self.strategies, name, "fusion strategy")
 
@@ -278,18 +318,38 @@ class PluginManager:
         return MappingProxyType({name: found[name] for name in sorted(found)})
 
     def _items(self, hook: str) -> Iterator[tuple[Any, Provider]]:
+        for impl, provider in self._impls(hook):
+            for item in _called(impl, provider, hook, list):
+                yield item, provider
+
+    def _impls(self, hook: str) -> Iterator[tuple[pluggy.HookImpl, Provider]]:
         for impl in getattr(self._pm.hook, hook).get_hookimpls():
             provider = self._providers[impl.plugin_name]
             if impl.wrapper or impl.hookwrapper:
                 raise PluginError(f"{provider}: {hook} may not be wrapped")
-            try:
-                items = list(impl.function())
-            except PluginError as exc:
-                raise PluginError(f"{provider}: {exc.message}", hint=exc.hint) from exc
-            except Exception as exc:
-                raise PluginError(f"{provider}: {hook} failed: {_words(exc)}") from exc
-            for item in items:
-                yield item, provider
+            yield impl, provider
+
+
+def _texts(said: Any) -> list[Any]:
+    """What a policy says: nothing, a text, or several."""
+    return [said] if isinstance(said, str) else list(said or ())
+
+
+def _called(
+    impl: pluggy.HookImpl,
+    provider: Provider,
+    hook: str,
+    collect: Callable[[Any], list[Any]],
+    **given: JsonObject,
+) -> list[Any]:
+    """What an implementation yields, of the arguments that it asks for a copy of its own."""
+    arguments = [copy.deepcopy(given[name]) for name in impl.argnames]
+    try:
+        return collect(impl.function(*arguments))
+    except PluginError as exc:
+        raise PluginError(f"{provider}: {exc.message}", hint=exc.hint) from exc
+    except Exception as exc:
+        raise PluginError(f"{provider}: {hook} failed: {_words(exc)}") from exc
 
 
 def _place(exc: BaseException, path: Path, label: str) -> str:

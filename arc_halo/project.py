@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from arc_halo.reactors.running import RunningReactor
     from arc_halo.reconcile.applying import Report
     from arc_halo.reconcile.changes import Plan
+    from arc_halo.reconcile.limits import Limits
     from arc_halo.reconcile.progress import Progress
+    from arc_halo.reconcile.saved import SavedPlan
     from arc_halo.store.connection import Waiting
     from arc_halo.store.rows import Connection, Pool
     from arc_halo.transfer.sources import Advance, DigestCache
@@ -238,26 +240,54 @@ class Project:
         return resolve(self.manifest.sources, self.manifest.plugins, allow_paths=self._allow_paths)
 
     @property
-    def max_deletes(self) -> int | None:
-        """`settings.max_deletes`: how many resources one apply may delete."""
-        limit = self.manifest.head.get("settings", {}).get("max_deletes")
-        return None if limit is None else int(limit)
-
-    @property
     def retain_revisions(self) -> int:
         """`settings.retain_revisions`: how many weight sets of a model's history are kept."""
         return self._settings.retain_revisions
 
-    def plan(self, *, prune: bool | None = None, advance: Advance | None = None) -> Plan:
-        """What apply would do. Nothing is written, in the database or anywhere but the cache."""
-        from arc_halo.reconcile.planning import make_plan
+    def plan(
+        self,
+        *,
+        prune: bool | None = None,
+        targets: Sequence[str] = (),
+        excludes: Sequence[str] = (),
+        advance: Advance | None = None,
+    ) -> Plan:
+        """What apply would do, and what policies say of it.
+
+        `targets` and `excludes` are globs over addresses that limit it to a part of the manifest.
+        Nothing is written, in the database or anywhere but the cache.
+        """
+        from arc_halo.reconcile.planning import make_plan, select_wanted
+        from arc_halo.reconcile.policies import with_refusals
+        from arc_halo.reconcile.selecting import Selection
         from arc_halo.reconcile.sources import read_sources
 
         desired = self.desired()
-        sources = read_sources(desired, self.plugins, self.digests, advance=advance)
-        wanted = desired.settings.prune if prune is None else prune
+        prune = desired.settings.prune if prune is None else prune
+        selection = Selection(targets=tuple(targets), excludes=tuple(excludes))
         with self.connection() as conn:
-            return make_plan(conn, desired, sources, self.plugins, prune=wanted)
+            wanted = select_wanted(conn, desired, self.plugins, selection, prune=prune)
+        sources = read_sources(wanted.desired, self.plugins, self.digests, advance=advance)
+        with self.connection() as conn:
+            plan = make_plan(conn, wanted, sources)
+        return with_refusals(plan, self.plugins)
+
+    def plan_again(
+        self, saved: SavedPlan, *, is_migrated: bool = False, advance: Advance | None = None
+    ) -> Plan:
+        """The plan that was saved, made anew.
+
+        `is_migrated` says that its migrations are applied meanwhile. Raises `StalePlanError`, with
+        what moved, if it is not the same any more.
+        """
+        from arc_halo.reconcile.saved import check_unmoved
+
+        plan = self.plan(
+            prune=saved.prune, targets=saved.targets, excludes=saved.excludes, advance=advance
+        )
+        with self.connection() as conn:
+            check_unmoved(conn, saved.migrated() if is_migrated else saved, plan)
+        return plan
 
     def plan_destroy(self) -> Plan:
         """What destroy would do: everything the project manages, gone."""
@@ -265,7 +295,7 @@ class Project:
 
         from arc_halo.manifest.documents import Desired
         from arc_halo.manifest.resolve import manifest_digest, read_settings
-        from arc_halo.reconcile.planning import make_plan
+        from arc_halo.reconcile.planning import Wanted, make_plan
         from arc_halo.reconcile.sources import Sources
 
         desired = Desired(
@@ -275,11 +305,45 @@ class Project:
             manifest_digest=manifest_digest(self.manifest.sources, self.plugins),
         )
         with self.connection() as conn:
-            plan = make_plan(conn, desired, Sources(), self.plugins, prune=True)
+            wanted = Wanted(desired=desired, plugins=self.plugins, prune=True)
+            plan = make_plan(conn, wanted, Sources())
         return replace(plan, changes=tuple(replace(c, reason=None) for c in plan.changes))
 
-    def apply(self, plan: Plan, *, progress: Progress | None = None) -> Report:
-        """Carry out a plan, all of it or nothing."""
+    def apply(
+        self, plan: Plan, *, limits: Limits | None = None, progress: Progress | None = None
+    ) -> Report:
+        """Carry out a plan, all of it or nothing.
+
+        `limits` are those of the settings unless given. Raises `RefusedError` for what goes
+        beyond them, and where a policy refuses.
+        """
+        from arc_halo.reconcile.policies import check_policies, tell_policies
+
+        (limits or self.limits()).check(plan)
+        check_policies(plan, self.plugins)
+        report = self._carry_out(plan, progress)
+        if plan.changes:
+            tell_policies(plan, report, self.plugins)
+        return report
+
+    def try_plan(self, plan: Plan, *, limits: Limits | None = None) -> Report:
+        """Carry out a plan in a transaction that is rolled back; weights are not built."""
+        from arc_halo.reconcile.applying import try_plan
+        from arc_halo.reconcile.policies import check_policies
+
+        (limits or self.limits()).check(plan)
+        check_policies(plan, self.plugins)
+        return try_plan(self.pool, plan, project_directory=self.directory)
+
+    def limits(self, *, max_deletes: int | None = None, allow_empty: bool = False) -> Limits:
+        """How far an apply may go: what is given, else what `settings` say."""
+        from arc_halo.reconcile.limits import Limits
+
+        declared = self._settings.max_deletes
+        chosen = declared if max_deletes is None else max_deletes
+        return Limits(max_deletes=chosen, allow_empty=allow_empty)
+
+    def _carry_out(self, plan: Plan, progress: Progress | None) -> Report:
         from arc_halo.reconcile.applying import apply_plan
 
         try:

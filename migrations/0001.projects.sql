@@ -96,6 +96,11 @@ CREATE TABLE revisions (
     manifest_digest bytea NOT NULL CHECK (octet_length(manifest_digest) = 32),
     plan_digest bytea NOT NULL CHECK (octet_length(plan_digest) = 32),
     summary jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(summary) = 'object'),
+    database_role text NOT NULL DEFAULT current_user,
+    run_url text,
+    environment text,
+    is_partial boolean NOT NULL DEFAULT false,
+    rolled_back_to bigint CHECK (rolled_back_to >= 0 AND rolled_back_to < revision),
     PRIMARY KEY (project, revision),
     UNIQUE (project, plan_digest)
 );
@@ -105,6 +110,16 @@ COMMENT ON COLUMN revisions.plan_digest IS
     'SHA-256 of the plan, its base revision included, so that a plan is applied at most once.';
 COMMENT ON COLUMN revisions.summary IS
     'Counts of the changes by action, bytes and seconds.';
+COMMENT ON COLUMN revisions.actor IS
+    'Who: the login name, or what the CI system calls the person.';
+COMMENT ON COLUMN revisions.run_url IS
+    'The page of the CI run that applied it, where there is one.';
+COMMENT ON COLUMN revisions.environment IS
+    'The name of the overlay it was applied with; NULL without one.';
+COMMENT ON COLUMN revisions.is_partial IS
+    'Whether some of the manifest was left out, by --target or --exclude.';
+COMMENT ON COLUMN revisions.rolled_back_to IS
+    'The revision whose state this one restored; NULL unless it is a rollback.';
 
 CREATE TRIGGER revisions_immutable BEFORE UPDATE ON revisions
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
@@ -118,8 +133,11 @@ CREATE TABLE revision_changes (
         ('create', 'update', 'replace', 'delete', 'rename', 'adopt', 'forget')),
     kind text NOT NULL,
     name text NOT NULL,
+    old_name text,
     before jsonb,
     after jsonb,
+    protected boolean NOT NULL DEFAULT false,
+    deletion text NOT NULL DEFAULT 'delete' CHECK (deletion IN ('delete', 'orphan')),
     PRIMARY KEY (project, revision, ordinal),
     FOREIGN KEY (project, revision) REFERENCES revisions ON DELETE CASCADE
 );
@@ -127,6 +145,11 @@ COMMENT ON TABLE revision_changes IS
     'The changes of a revision in the order they were made, each with the document before and after.';
 COMMENT ON COLUMN revision_changes.before IS 'NULL for what was created.';
 COMMENT ON COLUMN revision_changes.after IS 'NULL for what was deleted or forgotten.';
+COMMENT ON COLUMN revision_changes.old_name IS 'The name before, of what was renamed.';
+COMMENT ON COLUMN revision_changes.protected IS
+    'Whether the resource is protected after the change.';
+COMMENT ON COLUMN revision_changes.deletion IS
+    'What a later deletion does; see managed_resources.';
 
 CREATE INDEX revision_changes_resource_idx ON revision_changes (kind, name);
 

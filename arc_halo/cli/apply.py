@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from arc_halo.cli.choosing import limit_options, selection_options
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.errors import RefusedError
+from arc_halo.cli.plan import show_plan
+from arc_halo.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.project import Project
     from arc_halo.reconcile.changes import Plan
+    from arc_halo.reconcile.limits import Limits
 
 
 @click.command("apply")
-@click.option("--prune/--no-prune", default=None, help="Delete what left the manifest, or not.")
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@selection_options
+@limit_options
 @click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option("--dry-run", is_flag=True, help="Do it all in a transaction, and roll it back.")
 @click.option(
     "--executor",
     metavar="NAME[://ADDRESS]",
     help="Where merges are computed: threads, processes, dask://HOST:PORT.",
 )
 @click.pass_obj
-def apply(invocation: Invocation, prune: bool | None, yes: bool, executor: str | None) -> None:
+def apply(
+    invocation: Invocation,
+    file: Path | None,
+    prune: bool | None,
+    targets: tuple[str, ...],
+    excludes: tuple[str, ...],
+    max_deletes: int | None,
+    allow_empty: bool,
+    yes: bool,
+    dry_run: bool,
+    executor: str | None,
+) -> None:
     """Make the database match the manifest.
 
     Migrates it first. New weights are imported or fused, then everything changes in one
     transaction: all of it or nothing. An interrupted apply goes on where it stopped.
 
+    With a FILE that `arc-halo plan --out` wrote, exactly that is done: if the manifest or the
+    database has moved since, nothing is, and what moved is told.
+
     \b
     Examples:
       arc-halo apply
+      arc-halo apply plan.json --yes
+      arc-halo apply --dry-run           try it all, constraints and policies too, and undo it
       arc-halo apply --output json
       arc-halo apply --prune --yes       delete what left the manifest, without asking
+      arc-halo apply --target "model/poet*"
       arc-halo apply --database-url postgresql://me@db.example.org/models
       arc-halo apply --executor processes
     """
-    from arc_halo.reconcile.applying import check_applicable
-    from arc_halo.reconcile.report import as_json, plan_json, plan_lines, plan_markdown
-
+    if file is not None and (prune is not None or targets or excludes):
+        raise UsageError(
+            "a saved plan says itself what it is limited to",
+            hint="leave out --prune, --target and --exclude, or plan again with them",
+        )
     with invocation.open(executor=executor) as project:
         project.desired_without_database()
         project.check_executor()
-        _migrate(invocation, project)
-        with invocation.console.task("read weight files", 0) as advance:
-            plan = project.plan(prune=prune, advance=advance)
-        if plan.changes and not plan.conflicts:
-            check_applicable(plan, max_deletes=project.max_deletes)
+        limits = project.limits(max_deletes=max_deletes, allow_empty=allow_empty)
+        if file is not None:
+            plan = _saved(invocation, project, file, is_dry_run=dry_run)
+        else:
+            if not dry_run:
+                _migrate(invocation, project)
+            with invocation.console.task("read weight files", 0) as advance:
+                plan = project.plan(
+                    prune=prune, targets=targets, excludes=excludes, advance=advance
+                )
+        if dry_run:
+            _try(invocation, project, plan, limits)
+        elif plan.changes and not plan.conflicts:
+            limits.check(plan)
             _confirm_deletions(invocation, plan, yes)
-            _carry_out(invocation, project, plan)
-            return
-        render(
-            invocation,
-            text=lambda: invocation.console.lines(plan_lines(plan)),
-            json=lambda: as_json(plan_json(plan)),
-            markdown=lambda: plan_markdown(plan),
-        )
-        check_applicable(plan)
+            _carry_out(invocation, project, plan, limits)
+        else:
+            show_plan(invocation, project, plan)
+            limits.check(plan)
 
 
 @click.command("destroy")
@@ -74,17 +105,63 @@ def destroy(invocation: Invocation, yes: bool) -> None:
       arc-halo destroy
       arc-halo destroy --yes
     """
-    from arc_halo.reconcile.applying import check_applicable
+    from arc_halo.reconcile.limits import UNLIMITED
 
     with invocation.open() as project:
         project.check_schema()
         plan = project.plan_destroy()
-        check_applicable(plan)
+        UNLIMITED.check(plan)
         if not plan.changes:
             invocation.console.print(f"Nothing to destroy: {plan.project} manages nothing.")
             return
         _confirm_deletions(invocation, plan, yes)
-        _carry_out(invocation, project, plan)
+        _carry_out(invocation, project, plan, UNLIMITED)
+
+
+def _saved(invocation: Invocation, project: Project, file: Path, *, is_dry_run: bool) -> Plan:
+    """The plan in the file, if it is still what an apply would do; its migrations are applied."""
+    from arc_halo.reconcile.saved import read_plan
+
+    saved = read_plan(file)
+    with invocation.console.task("read weight files", 0) as advance:
+        plan = project.plan_again(saved, advance=advance)
+    if not plan.migrations or is_dry_run:
+        return plan
+    _migrate(invocation, project)
+    if plan.changes:
+        return project.plan_again(saved, is_migrated=True)
+    invocation.console.note("the plan was for the migrations alone: plan again for the rest")
+    return replace(plan, migrations=())
+
+
+def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
+    """Carry out and roll back, and say what it came to."""
+    from arc_halo.reconcile.plan_document import report_json
+    from arc_halo.reconcile.report import Line, as_json, plan_lines, plan_markdown
+
+    limits.check(plan)
+    if plan.migrations:
+        show_plan(invocation, project, plan)
+        invocation.console.note(
+            "the database is to be migrated first: `arc-halo migrate up --dry-run` tries that"
+        )
+        return
+    report = project.try_plan(plan, limits=limits)
+    unbuilt = sum(change.build is not None for change in plan.changes)
+    notes = [f"{unbuilt} models were tried without their new weights"] if unbuilt else []
+    done = Line("Dry run: all of it would be applied, and is rolled back.", "bold")
+
+    def text() -> None:
+        *lines, summary = plan_lines(plan)
+        told = [Line(f"note: {note}", "dim") for note in notes]
+        invocation.console.lines([*lines, *told, summary, *([done] if plan.changes else [])])
+
+    render(
+        invocation,
+        text=text,
+        json=lambda: as_json(report_json(report)),
+        markdown=lambda: plan_markdown(plan) + f"\n{done.text}\n",
+    )
 
 
 def _migrate(invocation: Invocation, project: Project) -> None:
@@ -115,17 +192,17 @@ def _confirm_deletions(invocation: Invocation, plan: Plan, yes: bool) -> None:
     )
 
 
-def _carry_out(invocation: Invocation, project: Project, plan: Plan) -> None:
+def _carry_out(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
+    from arc_halo.reconcile.plan_document import report_json
     from arc_halo.reconcile.report import (
         Line,
         as_json,
         plan_lines,
-        report_json,
         report_lines,
         report_markdown,
     )
 
-    report = project.apply(plan, progress=invocation.console)
+    report = project.apply(plan, limits=limits, progress=invocation.console)
     notes = [Line(f"note: {note}", "dim") for note in plan.notes]
     notes += [line for line in plan_lines(plan) if line.text.startswith("?")]
 

@@ -2,39 +2,80 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
+from arc_halo.cli.choosing import limit_options, selection_options
 from arc_halo.cli.invocation import Invocation, render
+
+if TYPE_CHECKING:
+    from arc_halo.project import Project
+    from arc_halo.reconcile.changes import Plan
 
 CHANGES_PENDING = 2
 
 
 @click.command("plan")
-@click.option("--prune/--no-prune", default=None, help="Delete what left the manifest, or not.")
+@selection_options
+@limit_options
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the plan here, for `arc-halo apply FILE`.",
+)
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
 @click.pass_context
-def plan(context: click.Context, prune: bool | None, detailed_exitcode: bool) -> None:
+def plan(
+    context: click.Context,
+    prune: bool | None,
+    targets: tuple[str, ...],
+    excludes: tuple[str, ...],
+    max_deletes: int | None,
+    allow_empty: bool,
+    out: Path | None,
+    detailed_exitcode: bool,
+) -> None:
     """Show what apply would do, and change nothing.
 
     \b
     Examples:
       arc-halo plan
+      arc-halo plan --out plan.json && arc-halo apply plan.json
+      arc-halo plan --target "model/poet*" --exclude reactor/story
       arc-halo plan --output markdown >> "$GITHUB_STEP_SUMMARY"
       arc-halo plan --detailed-exitcode || echo "changes or an error"
     """
     invocation: Invocation = context.obj
-    from arc_halo.reconcile.applying import check_applicable
-    from arc_halo.reconcile.report import as_json, plan_json, plan_lines, plan_markdown
-
     with invocation.open() as project:
         with invocation.console.task("read weight files", 0) as advance:
-            made = project.plan(prune=prune, advance=advance)
-        render(
-            invocation,
-            text=lambda: invocation.console.lines(plan_lines(made)),
-            json=lambda: as_json(plan_json(made)),
-            markdown=lambda: plan_markdown(made),
-        )
-        check_applicable(made)
+            made = project.plan(prune=prune, targets=targets, excludes=excludes, advance=advance)
+        if out is not None:
+            _save(project, made, out)
+        show_plan(invocation, project, made)
+        project.limits(max_deletes=max_deletes, allow_empty=allow_empty).check(made)
         if detailed_exitcode and made.has_changes:
             context.exit(CHANGES_PENDING)
+
+
+def show_plan(invocation: Invocation, project: Project, plan: Plan) -> None:
+    """Print a plan in the form asked for."""
+    from arc_halo.reconcile.git import git_state
+    from arc_halo.reconcile.plan_document import plan_json
+    from arc_halo.reconcile.report import as_json, plan_lines, plan_markdown
+
+    render(
+        invocation,
+        text=lambda: invocation.console.lines(plan_lines(plan)),
+        json=lambda: as_json(plan_json(plan, git=git_state(project.directory))),
+        markdown=lambda: plan_markdown(plan),
+    )
+
+
+def _save(project: Project, plan: Plan, out: Path) -> None:
+    from arc_halo.reconcile.git import git_state
+    from arc_halo.reconcile.saved import save_plan
+
+    save_plan(out, plan, git_state(project.directory))

@@ -43,18 +43,28 @@ def validate(invocation: Invocation) -> None:
 
 
 @click.command("schema")
+@click.argument(
+    "document", type=click.Choice(["manifest", "plan", "report", "drift"]), default="manifest"
+)
 @click.pass_obj
-def schema(invocation: Invocation) -> None:
+def schema(invocation: Invocation, document: str) -> None:
     """Print the JSON Schema of the manifest, the params of every loaded plugin included.
 
-    Editors use it through a first line `# yaml-language-server: $schema=FILE`.
+    Editors use it through a first line `# yaml-language-server: $schema=FILE`. The schemas of what
+    `plan`, `apply` and `drift` print with `--output json` are there, too.
 
     \b
-    Example:
+    Examples:
       arc-halo schema > manifest.schema.json
+      arc-halo schema plan > plan.schema.json
     """
     from arc_halo.manifest.reading import schema_of
     from arc_halo.reconcile.report import as_json
 
+    if document != "manifest":
+        from arc_halo.reconcile.saved import published_schema
+
+        invocation.console.print(as_json(published_schema(document)))
+        return
     plugins = invocation.open(needs_manifest=False).plugins
     invocation.console.print(as_json(schema_of(plugins)))

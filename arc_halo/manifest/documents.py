@@ -417,6 +417,7 @@ class Desired:
     declarations: Mapping[Key, Declaration]
     settings: Settings
     manifest_digest: bytes
+    environment: str | None = None
     registered: Mapping[str, RegisteredModel] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
 

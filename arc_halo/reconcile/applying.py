@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arc_halo.errors import RefusedError
+from arc_halo.errors import ConnectionFailedError
 from arc_halo.fusion.driving import LOCAL, Workers
+from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.manifest.documents import spec_digest
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile.building import Builder
 from arc_halo.reconcile.changes import Change, Plan
 from arc_halo.reconcile.committing import Commit
 from arc_halo.reconcile.progress import Progress, Silent
+from arc_halo.store import revisions
+from arc_halo.store.revisions import check_constraints
+from arc_halo.store.rows import Pool
 from arc_halo.tensors.digests import format_digest
 from arc_halo.types import JsonObject, Key
 from arc_halo.weights.building import Built
@@ -23,11 +27,15 @@ from arc_halo.weights.store import WeightStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What an apply did. Byte counts are of raw weights read, new to the store, and stored."""
+    """What an apply did, or would have done. Byte counts are of raw weights read, new to the
+    store, and stored. `plan_digest` names the plan as it was made.
+    """
 
     plan: Plan
     revision: int
     seconds: float
+    plan_digest: bytes
+    is_dry_run: bool = False
     builds: Mapping[Key, Built] = field(default_factory=dict)
 
     @property
@@ -43,20 +51,6 @@ class Report:
         return sum(built.stored_bytes for built in self.builds.values())
 
 
-def check_applicable(plan: Plan, *, max_deletes: int | None = None) -> None:
-    """Raise `RefusedError` when the plan has conflicts or deletes more than is allowed."""
-    if plan.conflicts:
-        first = plan.conflicts[0]
-        more = f" (and {len(plan.conflicts) - 1} more)" if len(plan.conflicts) > 1 else ""
-        raise RefusedError(first.message + more, hint=first.hint, code=first.code)
-    if max_deletes is not None and len(plan.deletions) > max_deletes:
-        raise RefusedError(
-            f"the plan deletes {len(plan.deletions)} resources, at most {max_deletes} are allowed",
-            hint="raise `settings.max_deletes`, if that is what you want",
-            code="AH054",
-        )
-
-
 def apply_plan(
     store: WeightStore,
     plan: Plan,
@@ -70,25 +64,91 @@ def apply_plan(
 
     Weights are built before, tensor by tensor, and are found again when this is interrupted.
     Raises `StalePlanError` when another apply came in between, `LockNotHadError` when one is
-    running.
+    running, `ConnectionFailedError` when the server went away and nothing was changed.
     """
-    check_applicable(plan)
     started = time.monotonic()
     if not plan.changes:
-        return Report(plan=plan, revision=plan.base_revision, seconds=0.0)
+        return Report(plan=plan, revision=plan.base_revision, seconds=0.0, plan_digest=plan.digest)
     builder = Builder(store, plan, plugins, workers, progress or Silent())
     built = builder.run()
     changes = [_with_weights(change, built) for change in plan.changes]
     recipes = {c.key: recipe for c in changes if (recipe := builder.recipe(c)) is not None}
     summary = _summary(plan, built, time.monotonic() - started)
-    with store.pool.connection() as conn, conn.transaction():
-        revision = Commit(conn, plan, changes, recipes).run(summary, project_directory)
+    revision = _commit(store.pool, plan, changes, recipes, summary, project_directory)
     return Report(
         plan=replace(plan, changes=tuple(changes)),
         revision=revision,
         seconds=time.monotonic() - started,
         builds=built,
+        plan_digest=plan.digest,
     )
+
+
+def try_plan(pool: Pool, plan: Plan, *, project_directory: Path) -> Report:
+    """Do all that `apply_plan` does in its transaction, constraints included, and undo it.
+
+    Weights are not built: a model that would get new ones is tried without them.
+    """
+    started = time.monotonic()
+    changes = [_without_unbuilt(change) for change in plan.changes]
+    revision = plan.base_revision
+    if changes:
+        with pool.connection() as conn, conn.transaction(force_rollback=True):
+            summary = _summary(plan, {}, 0.0)
+            revision = Commit(conn, plan, changes, {}).run(summary, project_directory)
+            check_constraints(conn)
+    return Report(
+        plan=plan,
+        revision=revision,
+        seconds=time.monotonic() - started,
+        plan_digest=plan.digest,
+        is_dry_run=True,
+    )
+
+
+def _commit(
+    pool: Pool,
+    plan: Plan,
+    changes: Sequence[Change],
+    recipes: Mapping[Key, FusionRecipe],
+    summary: JsonObject,
+    project_directory: Path,
+) -> int:
+    is_connected = False
+    try:
+        with pool.connection() as conn:
+            is_connected = True
+            with conn.transaction():
+                return Commit(conn, plan, changes, recipes).run(summary, project_directory)
+    except ConnectionFailedError as lost:
+        if not is_connected:
+            raise
+        # It may have gone away after it committed: what the database says is the truth.
+        return _revision_after_all(pool, plan, lost)
+
+
+def _revision_after_all(pool: Pool, plan: Plan, lost: ConnectionFailedError) -> int:
+    try:
+        with pool.connection() as conn:
+            found = revisions.by_plan(conn, plan.project, plan.digest)
+    except ConnectionFailedError:
+        raise ConnectionFailedError(
+            f"{lost.message}; whether the apply was committed is not known",
+            hint="once the server is there: `arc-halo history` tells; applying again is safe",
+        ) from lost
+    if found is None:
+        raise ConnectionFailedError(
+            f"{lost.message}; nothing was changed", hint="run the command again"
+        ) from lost
+    return found.revision
+
+
+def _without_unbuilt(change: Change) -> Change:
+    """The change without weights that are still to be made: its rows could not point to them."""
+    if change.build is None or change.after is None:
+        return change
+    after = {**change.after, "weights": None}
+    return replace(change, after=after, digest=spec_digest(after), build=None)
 
 
 def _with_weights(change: Change, built: Mapping[Key, Built]) -> Change:

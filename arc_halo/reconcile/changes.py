@@ -11,16 +11,25 @@ from typing import Any, Literal
 
 from arc_halo.fusion.estimating import Estimate
 from arc_halo.fusion.recipes import FusionRecipe
-from arc_halo.manifest.documents import Lifecycle, ReactorSpec, WeightsSource, canonical
+from arc_halo.manifest.documents import (
+    Lifecycle,
+    ReactorSpec,
+    WeightsSource,
+    canonical,
+    spec_digest,
+)
 from arc_halo.manifest.tokenizers import Tokenizer
+from arc_halo.reconcile.selecting import EVERYTHING, Selection
 from arc_halo.types import JsonObject, Key
 
-Action = Literal["create", "update", "rename", "delete", "forget"]
+Action = Literal["create", "update", "replace", "rename", "adopt", "delete", "forget"]
 
 SYMBOLS: Mapping[Action, str] = {
     "create": "+",
     "update": "~",
+    "replace": "-/+",
     "rename": ">",
+    "adopt": "<",
     "delete": "-",
     "forget": "x",
 }
@@ -106,8 +115,19 @@ class FieldChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """What a deletion takes along: raw bytes of weights, and how many rows of each kind."""
+
+    size_bytes: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One thing apply will do. `before` and `after` are whole documents."""
+    """One thing apply will do. `before` and `after` are whole documents.
+
+    A model is replaced where its weights become others; `losses` are known of deletions.
+    """
 
     action: Action
     key: Key
@@ -122,10 +142,24 @@ class Change:
     is_drift: bool = False
     old_key: Key | None = None
     reason: str | None = None
+    losses: Losses | None = None
 
     @property
     def symbol(self) -> str:
         return SYMBOLS[self.action]
+
+    @property
+    def identity(self) -> list[str | bool | None]:
+        """What tells the change from another one: where it starts from, and what it comes to."""
+        return [
+            self.action,
+            str(self.key),
+            str(self.old_key) if self.old_key else None,
+            spec_digest(self.before).hex() if self.before is not None else None,
+            self.digest.hex() if self.digest else None,
+            self.lifecycle.protected,
+            self.lifecycle.deletion,
+        ]
 
     def as_json(self) -> JsonObject:
         return {
@@ -167,7 +201,9 @@ class Orphan:
 class Plan:
     """An ordered list of changes from one base revision. The printer and apply walk it alike.
 
-    `tokenizers` are those that its documents name, by digest.
+    `tokenizers` are those that its documents name, by digest. `selection` is what it was limited
+    to, `managed_count` how many resources the project manages now, `declared_count` how many it
+    declares. A plan that rolls back says to which revision.
     """
 
     project: str
@@ -180,6 +216,27 @@ class Plan:
     migrations: tuple[str, ...] = ()
     unchanged_count: int = 0
     tokenizers: Mapping[bytes, Tokenizer] = field(default_factory=dict)
+    environment: str | None = None
+    selection: Selection = EVERYTHING
+    prune: bool = False
+    managed_count: int = 0
+    declared_count: int = 0
+    rolled_back_to: int | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of the manifest was left out."""
+        return self.selection != EVERYTHING
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the database matches the manifest, and nothing else, once this is applied."""
+        return not self.is_partial and self.rolled_back_to is None
+
+    @property
+    def is_emptying(self) -> bool:
+        """Whether nothing is declared, so that everything would go."""
+        return not self.declared_count and bool(self.deletions) and self.is_whole
 
     @property
     def has_changes(self) -> bool:
@@ -201,12 +258,11 @@ class Plan:
             "project": self.project,
             "base_revision": self.base_revision,
             "manifest": self.manifest_digest.hex(),
-            "changes": [
-                [change.action, str(change.key), change.digest.hex() if change.digest else None]
-                for change in self.changes
-            ],
+            "environment": self.environment,
+            "rolled_back_to": self.rolled_back_to,
+            "changes": [change.identity for change in self.changes],
         }
-        return hashlib.sha256(b"arc-halo/plan/1\0" + canonical(identity)).digest()
+        return hashlib.sha256(b"arc-halo/plan/2\0" + canonical(identity)).digest()
 
 
 def _build_json(build: Build | None) -> JsonObject | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.reconcile import kinds, state
 from arc_halo.reconcile.changes import Change, FuseBuild, ImportBuild, Plan
 from arc_halo.reconcile.git import git_state
-from arc_halo.store import projects, reactors, tokenizers
+from arc_halo.reconcile.who import actor, run_url
+from arc_halo.store import projects, reactors, revisions, tokenizers
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
@@ -141,30 +141,42 @@ class Commit:
 
     def _record_revision(self, revision: int, summary: JsonObject, project_directory: Path) -> None:
         git = git_state(project_directory)
-        projects.record_revision(
+        plan = self._plan
+        revisions.record(
             self._conn,
-            project=self._plan.project,
-            revision=revision,
-            actor=_actor(),
-            host=socket.gethostname(),
-            tool_version=__version__,
-            git_commit=git.commit if git else None,
-            git_dirty=git.is_dirty if git else None,
-            manifest_digest=self._plan.manifest_digest,
-            plan_digest=self._plan.digest,
+            revisions.NewRevision(
+                project=plan.project,
+                revision=revision,
+                actor=actor(),
+                host=socket.gethostname(),
+                tool_version=__version__,
+                git_commit=git.commit if git else None,
+                git_dirty=git.is_dirty if git else None,
+                manifest_digest=plan.manifest_digest,
+                plan_digest=plan.digest,
+                run_url=run_url(),
+                environment=plan.environment,
+                is_partial=plan.is_partial,
+                rolled_back_to=plan.rolled_back_to,
+            ),
             summary=summary,
-            changes=[
-                {
-                    "ordinal": ordinal,
-                    "action": change.action,
-                    "kind": change.key.kind,
-                    "name": change.key.name,
-                    "before": change.before,
-                    "after": change.after,
-                }
-                for ordinal, change in enumerate(self._changes)
-            ],
+            changes=[_recorded(change, n) for n, change in enumerate(self._changes)],
+            head_digest=plan.manifest_digest if plan.is_whole else None,
         )
+
+
+def _recorded(change: Change, ordinal: int) -> JsonObject:
+    return {
+        "ordinal": ordinal,
+        "action": change.action,
+        "kind": change.key.kind,
+        "name": change.key.name,
+        "old_name": change.old_key.name if change.old_key else None,
+        "before": change.before,
+        "after": change.after,
+        "protected": change.lifecycle.protected,
+        "deletion": change.lifecycle.deletion,
+    }
 
 
 def _new_tokenizers(plan: Plan) -> dict[bytes, tokenizers.NewTokenizer]:
@@ -181,10 +193,3 @@ def _weights_source(change: Change) -> JsonObject | None:
         return None
     source = change.build.source
     return {"source": source.label, "format": source.format}
-
-
-def _actor() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"

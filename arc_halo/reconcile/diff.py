@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,15 @@ def diff(
     *,
     project: str,
     prune: bool = False,
+    may_go: Callable[[Key], bool] = lambda key: True,
 ) -> Difference:
     """The changes that turn `live` into `desired`.
 
     Creations and updates come in the order of `desired`, deletions last and in the opposite
     order of kinds. Three states are compared: desired, applied last, and live; a live row that
     differs from what was applied is drift, and is set right. With `prune`, what `project`
-    manages and `desired` does not name is deleted; without, it is listed as orphaned.
+    manages and `desired` does not name is deleted; without, it is listed as orphaned; what `may_go`
+    denies is left out of both.
     """
     changes: list[Change] = []
     conflicts: list[Conflict] = []
@@ -51,10 +53,11 @@ def diff(
         old = None if old in renamed else old
         found = live.get(key) or (live[old] if old else None)
         conflict = _conflict(resource.key, found, project)
+        change = None if conflict else _change(resource, found, old)
+        conflict = conflict or _protected(change, found)
         if conflict is not None:
             conflicts.append(conflict)
             continue
-        change = _change(resource, found, old)
         if change is None:
             unchanged += 1
         else:
@@ -64,7 +67,7 @@ def diff(
     gone = [
         resource
         for key, resource in live.items()
-        if resource.owner == project and key not in desired and key not in renamed
+        if resource.owner == project and key not in desired and key not in renamed and may_go(key)
     ]
     deletions, refused, orphans = _departed(gone, prune)
     return Difference(
@@ -114,14 +117,14 @@ def _conflict(key: Key, found: LiveResource | None, project: str) -> Conflict | 
         return None
     if found.owner is None:
         message = f"{key} exists, and no project manages it"
-        hint = "delete the row that was made outside of a manifest"
+        hint = f"`arc-halo adopt {key}` takes it over"
     else:
         message = f"{key} belongs to the project {found.owner!r}"
-        hint = "declare it in one project only"
+        hint = f"`arc-halo adopt {key}` takes it from there"
     if key.kind == INFERENCE:
-        hint = f"{hint}: a database has one {key.name}"
+        hint = f"{hint}; a database has one {key.name}"
     else:
-        hint = f"choose another name, or {hint}"
+        hint = f"choose another name; or {hint}"
     return Conflict(key=key, code="AH053", message=message, hint=hint)
 
 
@@ -153,7 +156,7 @@ def _change(
     if not fields and old is None:
         return None
     return Change(
-        action="rename" if old else "update",
+        action="rename" if old else "replace" if _replaces_weights(before, after) else "update",
         key=resource.key,
         before=before,
         after=after,
@@ -166,6 +169,28 @@ def _change(
         is_drift=found.is_drifted,
         old_key=old,
         reason="it was changed outside of apply" if found.is_drifted else None,
+    )
+
+
+def _replaces_weights(before: JsonObject, after: JsonObject) -> bool:
+    """Whether the weights that a model has become others, or none."""
+    had, has = before.get("weights") or {}, after.get("weights") or {}
+    return had.get("root") is not None and had["root"] != has.get("root")
+
+
+def _protected(change: Change | None, found: LiveResource | None) -> Conflict | None:
+    """Protection holds as the row has it: a change that lifts it cannot make use of that."""
+    if change is None or found is None or not found.protected:
+        return None
+    # What was applied last, not what stands there now: to put drift right is no replacement.
+    if not _replaces_weights(found.spec or {}, change.after or {}):
+        return None
+    return Conflict(
+        key=change.key,
+        code="AH052",
+        message=f"{change.key} is protected, and its weights would be replaced",
+        hint="give them a version of their own; or declare it with `protected: false`, apply, and "
+        "replace them then",
     )
 
 

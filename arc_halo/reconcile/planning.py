@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from arc_halo.manifest.documents import (
     MODEL,
@@ -16,25 +18,67 @@ from arc_halo.reconcile import diff, state
 from arc_halo.reconcile.changes import (
     Change,
     Conflict,
+    DesiredResource,
+    Losses,
     Plan,
 )
 from arc_halo.reconcile.resources import Planner
+from arc_halo.reconcile.selecting import EVERYTHING, Selection, select
 from arc_halo.reconcile.sources import Sources
 from arc_halo.reconcile.tokenizers import Tokenizers
-from arc_halo.store import aliases, migrate, models, reactors
+from arc_halo.store import aliases, losses, migrate, models, reactors
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
 
 
-def make_plan(
-    conn: Connection,
-    desired: Desired,
-    sources: Sources,
-    plugins: PluginManager,
-    *,
-    prune: bool = False,
-) -> Plan:
-    """The plan that makes the database match `desired`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a plan is made for: the desired state, or a part of it.
+
+    `left_out` are declared resources that the selection leaves alone.
+    """
+
+    desired: Desired
+    plugins: PluginManager
+    prune: bool = False
+    selection: Selection = EVERYTHING
+    left_out: frozenset[Key] = frozenset()
+
+    def may_go(self, key: Key) -> bool:
+        """Whether a resource that is not desired may be deleted."""
+        return key not in self.left_out and self.selection.names(key)
+
+    def plan(self, **facts: Any) -> Plan:
+        return Plan(
+            project=self.desired.project,
+            manifest_digest=self.desired.manifest_digest,
+            environment=self.desired.environment,
+            selection=self.selection,
+            prune=self.prune,
+            declared_count=len(self.desired.declarations),
+            **facts,
+        )
+
+
+def select_wanted(
+    conn: Connection, desired: Desired, plugins: PluginManager, selection: Selection, *, prune: bool
+) -> Wanted:
+    """The part of `desired` that is selected. Raises what `select` does."""
+    if selection == EVERYTHING:
+        return Wanted(desired=desired, plugins=plugins, prune=prune)
+    managed = [] if migrate.pending(conn) else state.managed_keys(conn, desired.project)
+    chosen = select(desired, selection, managed)
+    return Wanted(
+        desired=chosen,
+        plugins=plugins,
+        prune=prune,
+        selection=selection,
+        left_out=frozenset(desired.declarations.keys() - chosen.declarations.keys()),
+    )
+
+
+def make_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
+    """The plan that makes the database match what is wanted.
 
     Reads in one snapshot and writes nothing. A database without our schema counts as empty, one
     with an older schema cannot be compared before it is migrated.
@@ -46,22 +90,20 @@ def make_plan(
             migrate.check(conn)
         pending = tuple(each.id for each in states if each.state == "pending")
         if not pending:
-            return _plan_of_live(conn, desired, sources, plugins, prune)
+            return _plan_of_live(conn, wanted, sources)
         if len(pending) == len(states):
-            return _plan_of_empty(desired, sources, plugins, pending)
-        return _plan_of_older(desired, pending)
+            return _plan_of_empty(wanted, sources, pending)
+        note = "resources are compared once the database is migrated: `arc-halo migrate up`"
+        return wanted.plan(base_revision=0, notes=(note,), migrations=pending)
 
 
-def _plan_of_empty(
-    desired: Desired, sources: Sources, plugins: PluginManager, pending: tuple[str, ...]
-) -> Plan:
+def _plan_of_empty(wanted: Wanted, sources: Sources, pending: tuple[str, ...]) -> Plan:
+    desired = wanted.desired
     tokenizers = Tokenizers(desired, sources.tokenizers, {}, None)
-    planner = Planner(desired, sources, plugins, {}, tokenizers, None)
+    planner = Planner(desired, sources, wanted.plugins, {}, tokenizers, None)
     found = diff.diff(planner.resources(), {}, project=desired.project)
-    return Plan(
-        project=desired.project,
+    return wanted.plan(
         base_revision=0,
-        manifest_digest=desired.manifest_digest,
         changes=found.changes,
         conflicts=(*planner.conflicts, *found.conflicts),
         notes=tuple(planner.notes),
@@ -70,51 +112,79 @@ def _plan_of_empty(
     )
 
 
-def _plan_of_older(desired: Desired, pending: tuple[str, ...]) -> Plan:
-    note = "resources are compared once the database is migrated: `arc-halo migrate up`"
-    return Plan(
-        project=desired.project,
-        base_revision=0,
-        manifest_digest=desired.manifest_digest,
-        notes=(note,),
-        migrations=pending,
-    )
-
-
-def _plan_of_live(
-    conn: Connection, desired: Desired, sources: Sources, plugins: PluginManager, prune: bool
-) -> Plan:
+def _plan_of_live(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
+    desired = wanted.desired
     live = state.read(conn, desired.project, desired.declarations)
     recorded = state.applied_weights(conn, sources.absent)
     absent = [key for key in desired.declarations if key not in sources.tokenizers]
     known = state.applied_tokenizers(conn, [key for key in absent if key.kind == MODEL])
     tokenizers = Tokenizers(desired, sources.tokenizers, known, conn)
-    planner = Planner(desired, sources, plugins, recorded, tokenizers, conn)
-    resources = planner.resources()
+    planner = Planner(desired, sources, wanted.plugins, recorded, tokenizers, conn)
+    found = compare(conn, wanted, live, planner.resources())
+    return wanted.plan(
+        base_revision=live.head_revision,
+        changes=found.changes,
+        conflicts=(*planner.conflicts, *found.conflicts, *_taken_aliases(conn, desired)),
+        orphans=found.orphans,
+        notes=(*planner.notes, *_unfit(conn, wanted.plugins, found.changes)),
+        unchanged_count=found.unchanged,
+        tokenizers=tokenizers.used,
+        managed_count=live.managed_count(desired.project),
+    )
+
+
+def compare(
+    conn: Connection,
+    wanted: Wanted,
+    live: state.LiveState,
+    resources: Mapping[Key, DesiredResource],
+) -> diff.Difference:
+    """What separates `resources` from the database, and what speaks against changing that."""
     differing = [
         key
         for key, resource in resources.items()
         if diff.needs_details(resource, live.resources.get(key))
     ]
-    renamed = [key for key in live.resources if key not in resources]
-    detailed = state.with_details(conn, live.resources, [*differing, *renamed])
-    found = diff.diff(resources, detailed, project=desired.project, prune=prune)
-    return Plan(
-        project=desired.project,
-        base_revision=live.head_revision,
-        manifest_digest=desired.manifest_digest,
-        changes=found.changes,
-        conflicts=(
-            *planner.conflicts,
-            *found.conflicts,
-            *_still_used(conn, found.changes),
-            *_taken_aliases(conn, desired),
-        ),
-        orphans=found.orphans,
-        notes=(*planner.notes, *_unfit(conn, plugins, found.changes)),
-        unchanged_count=found.unchanged,
-        tokenizers=tokenizers.used,
+    others = [key for key in live.resources if key not in resources and key not in wanted.left_out]
+    detailed = state.with_details(conn, live.resources, [*differing, *others])
+    found = diff.diff(
+        resources,
+        detailed,
+        project=wanted.desired.project,
+        prune=wanted.prune,
+        may_go=wanted.may_go,
     )
+    return replace(
+        found,
+        changes=with_losses(conn, found.changes),
+        conflicts=(*found.conflicts, *_still_used(conn, found.changes)),
+    )
+
+
+def with_losses(conn: Connection, changes: Sequence[Change]) -> tuple[Change, ...]:
+    """`changes`, each deletion with what it takes along."""
+    gone = {
+        kind: [c.key.name for c in changes if c.action == "delete" and c.key.kind == kind]
+        for kind in (MODEL, REACTOR)
+    }
+    if not any(gone.values()):
+        return tuple(changes)
+    found = {
+        **{Key(kind=MODEL, name=n): row for n, row in losses.of_models(conn, gone[MODEL]).items()},
+        **{
+            Key(kind=REACTOR, name=n): row
+            for n, row in losses.of_reactors(conn, gone[REACTOR]).items()
+        },
+    }
+    return tuple(
+        replace(change, losses=_losses(found[change.key])) if change.key in found else change
+        for change in changes
+    )
+
+
+def _losses(row: Mapping[str, int]) -> Losses:
+    rows = {name: count for name, count in row.items() if name != "size_bytes" and count}
+    return Losses(size_bytes=row.get("size_bytes", 0), rows=rows)
 
 
 def _still_used(conn: Connection, changes: Sequence[Change]) -> list[Conflict]:

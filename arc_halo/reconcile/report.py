@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -22,17 +22,30 @@ from arc_halo.reconcile.changes import (
     Orphan,
     Plan,
 )
+from arc_halo.reconcile.selecting import Selection
 from arc_halo.sizes import format_count, format_seconds, format_size
 from arc_halo.types import JsonObject
 from arc_halo.weights.building import Built
 
-PLAN_FORMAT = "arc-halo.plan/1"
-REPORT_FORMAT = "arc-halo.report/1"
 LISTED = 20
 """Creations of one kind that are listed one by one; beyond it the rest is counted."""
 
 FEW = 3
 """Tensors that are named in the line of a merge; beyond it the rest is counted."""
+
+GRAVITY: tuple[Action, ...] = (
+    "delete", "forget", "replace", "update", "create", "rename", "adopt",
+)  # fmt: skip
+"""The order in which changes are shown."""
+
+GOING = {
+    "weight_sets": "weight set",
+    "aliases": "alias",
+    "states": "state",
+    "metrics": "metric",
+}
+STAYING = {"training_sessions": "training session", "inference_sessions": "inference session"}
+"""Rows that go with what is deleted, and rows that stay without it, in the singular."""
 
 VALUE_WIDTH = 60
 ROOT_WIDTH = 19
@@ -42,14 +55,18 @@ Style = Literal["plain", "create", "update", "delete", "warn", "error", "dim", "
 _STYLES: dict[Action, Style] = {
     "create": "create",
     "update": "update",
+    "replace": "delete",
     "rename": "update",
+    "adopt": "update",
     "delete": "delete",
     "forget": "warn",
 }
 _VERBS: dict[Action, tuple[str, str]] = {
     "create": ("to create", "created"),
     "update": ("to update", "updated"),
+    "replace": ("to replace", "replaced"),
     "rename": ("to rename", "renamed"),
+    "adopt": ("to adopt", "adopted"),
     "delete": ("to delete", "deleted"),
     "forget": ("to let go", "let go"),
 }
@@ -62,16 +79,53 @@ class Line:
 
 
 def plan_lines(plan: Plan) -> Iterator[Line]:
-    """A plan as text: what blocks it first, deletions before the rest, the summary last."""
+    """A plan as text: what blocks it first, then what is lost, then the rest, the summary last."""
     yield from _conflict_lines(plan.conflicts)
+    if plan.is_partial:
+        yield Line(f"Partial: {_selection_text(plan.selection)}; the rest is left alone.", "warn")
     if plan.migrations:
         yield Line(f"+ {format_count(len(plan.migrations), 'migration')} of the database", "create")
-    yield from _change_lines(plan.deletions)
-    yield from _change_lines([c for c in plan.changes if c.action != "delete"])
+    for title, changes in sections(plan.changes):
+        if title:
+            yield Line(title, "bold")
+        yield from _change_lines(changes)
     yield from _orphan_lines(plan.orphans)
     for note in plan.notes:
         yield Line(f"note: {note}", "dim")
     yield Line(plan_summary(plan), "bold")
+
+
+def sections(changes: Sequence[Change]) -> Iterator[tuple[str | None, list[Change]]]:
+    """Changes as a reader wants them, the gravest first, drift last; some parts have a title."""
+    ordered = sorted(changes, key=_gravity)
+    for rank, group in groupby(ordered, key=_gravity):
+        listed = list(group)
+        yield _title(rank, listed), listed
+
+
+def _gravity(change: Change) -> int:
+    if change.is_drift:
+        return len(GRAVITY)
+    return GRAVITY.index(change.action)
+
+
+def _title(rank: int, changes: Sequence[Change]) -> str | None:
+    if rank == len(GRAVITY):
+        return "Changed outside of apply:"
+    if GRAVITY[rank] != "delete":
+        return None
+    size_bytes = sum(change.losses.size_bytes for change in changes if change.losses)
+    weights = f", with {format_size(size_bytes)} of weights" if size_bytes else ""
+    return f"Deletions: {format_count(len(changes), 'resource')}{weights}."
+
+
+def _selection_text(selection: Selection) -> str:
+    parts = []
+    if selection.targets:
+        parts.append(f"only {', '.join(selection.targets)} and what that needs")
+    if selection.excludes:
+        parts.append(f"without {', '.join(selection.excludes)} and what needs that")
+    return ", ".join(parts)
 
 
 def plan_summary(plan: Plan) -> str:
@@ -106,53 +160,13 @@ def report_summary(report: Report) -> str:
     )
 
 
-def plan_json(plan: Plan) -> JsonObject:
-    """A plan for programs; `resource_changes` has the shape Terraform's policies know."""
-    return {
-        "format": PLAN_FORMAT,
-        "project": plan.project,
-        "base_revision": plan.base_revision,
-        "manifest_digest": plan.manifest_digest.hex(),
-        "plan_digest": plan.digest.hex(),
-        "has_changes": plan.has_changes,
-        "summary": {**dict(plan.counts), "unchanged": plan.unchanged_count},
-        "migrations": list(plan.migrations),
-        "resource_changes": [_change_json(change) for change in plan.changes],
-        "conflicts": [
-            {"address": str(c.key), "code": c.code, "message": c.message, "hint": c.hint}
-            for c in plan.conflicts
-        ],
-        "orphans": [
-            {"address": str(o.key), "protected": o.protected, "deletion": o.deletion}
-            for o in plan.orphans
-        ],
-        "notes": list(plan.notes),
-    }
-
-
-def report_json(report: Report) -> JsonObject:
-    return {
-        "format": REPORT_FORMAT,
-        "project": report.plan.project,
-        "revision": report.revision,
-        "summary": dict(report.plan.counts),
-        "weights": {
-            "size_bytes": report.size_bytes,
-            "new_bytes": report.new_bytes,
-            "stored_bytes": report.stored_bytes,
-        },
-        "seconds": round(report.seconds, 3),
-        "resource_changes": [_change_json(change) for change in report.plan.changes],
-    }
-
-
 def plan_markdown(plan: Plan) -> str:
     """A plan for a pull request."""
     lines = [f"### Arc-Halo plan for `{plan.project}`", "", f"**{plan_summary(plan)}**", ""]
     if plan.conflicts:
         lines += ["#### Blocked", ""]
         lines += [f"- `{c.key}`: {c.message} ({c.code})" for c in plan.conflicts] + [""]
-    ordered = [*plan.deletions, *(c for c in plan.changes if c.action != "delete")]
+    ordered = [change for _, changes in sections(plan.changes) for change in changes]
     return "\n".join([*lines, *_markdown_changes(ordered), *_markdown_rest(plan)]) + "\n"
 
 
@@ -204,10 +218,29 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
 
 
 def _planned_text(change: Change) -> str:
-    details = [_build_text(change), change.reason]
+    details = [_build_text(change), change.reason, _losses_text(change)]
     if change.old_key is not None:
         details.insert(0, f"was {change.old_key}")
     return _line(change, [d for d in details if d])
+
+
+def _losses_text(change: Change) -> str | None:
+    """What a deletion takes along, and what is left without it."""
+    if change.losses is None:
+        return None
+    rows = change.losses.rows
+    parts = [format_size(change.losses.size_bytes)] if change.losses.size_bytes else []
+    parts += _counts(rows, GOING)
+    left = _counts(rows, STAYING)
+    goes = f"{', '.join(parts)} {'goes' if len(parts) == 1 else 'go'} too" if parts else ""
+    stays = f"{' and '.join(left)} {'loses' if len(left) == 1 else 'lose'} it" if left else ""
+    return "; ".join(part for part in (goes, stays) if part) or None
+
+
+def _counts(rows: Mapping[str, int], names: Mapping[str, str]) -> list[str]:
+    """`3 weight sets` for each of the kinds that there are any of."""
+    found = [(rows[name], one, name) for name, one in names.items() if name in rows]
+    return [f"1 {one}" if n == 1 else f"{n:,} {name.replace('_', ' ')}" for n, one, name in found]
 
 
 def _done_text(change: Change, report: Report) -> str:
@@ -312,28 +345,6 @@ def _orphan_lines(orphans: Sequence[Orphan]) -> Iterator[Line]:
         yield Line(
             "    hint: `--prune`, or `settings.prune: true`, deletes what left the manifest", "dim"
         )
-
-
-def _change_json(change: Change) -> JsonObject:
-    actions = {"create": ["create"], "update": ["update"], "rename": ["update"]}
-    whole = change.as_json()
-    return {
-        "address": str(change.key),
-        "kind": change.key.kind,
-        "name": change.key.name,
-        "old_name": whole["old_name"],
-        "source": change.source_file,
-        "change": {
-            "actions": actions.get(change.action, [change.action]),
-            "before": change.before,
-            "after": change.after,
-        },
-        "fields": whole["fields"],
-        "build": whole["build"],
-        "remark": change.remark,
-        "is_drift": change.is_drift,
-        "reason": change.reason,
-    }
 
 
 def _markdown_changes(changes: Sequence[Change]) -> list[str]:

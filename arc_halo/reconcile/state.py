@@ -21,6 +21,9 @@ class LiveState:
     manifest_digest: bytes | None
     resources: Mapping[Key, LiveResource]
 
+    def managed_count(self, project: str) -> int:
+        return sum(each.owner == project for each in self.resources.values())
+
 
 def read(conn: Connection, project: str, keys: Iterable[Key]) -> LiveState:
     """The live state, without documents. Call it inside one transaction."""
@@ -36,6 +39,11 @@ def read(conn: Connection, project: str, keys: Iterable[Key]) -> LiveState:
         manifest_digest=head.manifest_digest,
         resources=resources,
     )
+
+
+def managed_keys(conn: Connection, project: str) -> list[Key]:
+    """What the project manages."""
+    return [row.key for row in projects.managed(conn, project, ()).values()]
 
 
 def with_details(

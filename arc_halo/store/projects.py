@@ -1,4 +1,4 @@
-"""SQL of projects: what each manages, and every revision it went through."""
+"""SQL of projects: what each manages, and how far it has come."""
 
 from __future__ import annotations
 
@@ -67,26 +67,6 @@ DELETE_MANAGED = """
 DELETE FROM managed_resources AS managed
 USING unnest(%(kinds)s::text[], %(names)s::text[]) AS item (kind, name)
 WHERE managed.kind = item.kind AND managed.name = item.name AND managed.project = %(project)s
-"""
-
-ADVANCE = """
-UPDATE projects SET head_revision = %(revision)s, manifest_digest = %(manifest_digest)s
-WHERE name = %(project)s
-"""
-
-INSERT_REVISION = """
-INSERT INTO revisions (project, revision, actor, host, tool_version, git_commit, git_dirty,
-                       manifest_digest, plan_digest, summary)
-VALUES (%(project)s, %(revision)s, %(actor)s, %(host)s, %(tool_version)s, %(git_commit)s,
-        %(git_dirty)s, %(manifest_digest)s, %(plan_digest)s, %(summary)s)
-"""
-
-INSERT_CHANGES = """
-INSERT INTO revision_changes (project, revision, ordinal, action, kind, name, before, after)
-SELECT %(project)s, %(revision)s, item.ordinal, item.action, item.kind, item.name, item.before,
-       item.after
-FROM jsonb_to_recordset(%(items)s) AS item (
-    ordinal int, action text, kind text, name text, before jsonb, after jsonb)
 """
 
 LIST_MANAGED = """
@@ -195,45 +175,6 @@ def rename_managed(conn: Connection, kind: str, old: str, new: str) -> None:
 
 def delete_managed(conn: Connection, project: str, keys: Iterable[Key]) -> None:
     conn.execute(DELETE_MANAGED, {"project": project, **_split(keys)})
-
-
-def record_revision(
-    conn: Connection,
-    *,
-    project: str,
-    revision: int,
-    actor: str,
-    host: str,
-    tool_version: str,
-    git_commit: str | None,
-    git_dirty: bool | None,
-    manifest_digest: bytes,
-    plan_digest: bytes,
-    summary: JsonObject,
-    changes: Sequence[JsonObject],
-) -> None:
-    """Write a revision with its changes and make it the project's head."""
-    conn.execute(
-        INSERT_REVISION,
-        {
-            "project": project,
-            "revision": revision,
-            "actor": actor,
-            "host": host,
-            "tool_version": tool_version,
-            "git_commit": git_commit,
-            "git_dirty": git_dirty,
-            "manifest_digest": manifest_digest,
-            "plan_digest": plan_digest,
-            "summary": Jsonb(summary),
-        },
-    )
-    conn.execute(
-        INSERT_CHANGES, {"project": project, "revision": revision, "items": Jsonb(changes)}
-    )
-    conn.execute(
-        ADVANCE, {"project": project, "revision": revision, "manifest_digest": manifest_digest}
-    )
 
 
 def list_managed(

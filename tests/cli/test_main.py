@@ -116,7 +116,7 @@ def test_a_changed_field_is_shown_before_and_after(shop, project, capsys):
 def test_json_and_markdown_say_the_same_as_text(shop, capsys):
     shop("plan", "--output", "json")
     plan = json.loads(capsys.readouterr().out)
-    assert plan["format"] == "arc-halo.plan/1"
+    assert plan["format_version"] == "1.0"
     assert plan["summary"] == {"create": 3, "unchanged": 0}
     addresses = [change["address"] for change in plan["resource_changes"]]
     assert addresses == ["strategy/even", "model/first@1.0.0", "model/second@1.0.0"]

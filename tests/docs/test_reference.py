@@ -168,7 +168,7 @@ def test_every_error_class_is_listed_with_its_exit_code_and_code() -> None:
 
 def test_every_hook_is_explained_with_its_exact_arguments_and_no_other_is() -> None:
     hooks = {
-        f"`{name}{inspect.signature(function).replace(return_annotation=inspect.Signature.empty)}`"
+        f"`{name}({', '.join(inspect.signature(function).parameters)})`"
         for name, function in vars(hookspecs).items()
         if name.startswith("arc_halo_")
     }

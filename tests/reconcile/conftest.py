@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ import numpy as np
 import psycopg
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from arc_halo import Project
 from arc_halo.reconcile.applying import Report
 from arc_halo.reconcile.changes import Plan
+from arc_halo.reconcile.limits import UNLIMITED, Limits
+from arc_halo.reconcile.plan_document import plan_json, report_json
+from arc_halo.reconcile.saved import published_schema
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 
@@ -119,21 +123,32 @@ class Workshop:
     def project(self) -> Project:
         return Project(self.directory, database_url=self.url, environ={})
 
-    def plan(self, *, prune: bool | None = None) -> Plan:
+    def plan(self, *, prune: bool | None = None, **selection: Sequence[str]) -> Plan:
         with self.project() as project:
-            return project.plan(prune=prune)
+            plan = project.plan(prune=prune, **selection)
+        check_schema("plan", plan_json(plan))
+        return plan
 
     def apply(
-        self, manifest: Mapping[str, Any] | None = None, *, prune: bool | None = None
+        self,
+        manifest: Mapping[str, Any] | None = None,
+        *,
+        prune: bool | None = None,
+        limits: Limits = UNLIMITED,
+        **selection: Sequence[str],
     ) -> Report:
         if manifest is not None:
             self.write(manifest)
         with self.project() as project:
-            return project.apply(project.plan(prune=prune))
+            plan = project.plan(prune=prune, **selection)
+            report = project.apply(plan, limits=limits)
+        check_schema("plan", plan_json(plan))
+        check_schema("report", report_json(report))
+        return report
 
     def destroy(self) -> Report:
         with self.project() as project:
-            return project.apply(project.plan_destroy())
+            return project.apply(project.plan_destroy(), limits=UNLIMITED)
 
     def sql(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         """Run one statement as another client of the database would; its rows."""
@@ -144,6 +159,11 @@ class Workshop:
     def value(self, query: str, *params: object) -> Any:
         ((value,),) = self.sql(query, *params)
         return value
+
+
+def check_schema(name: str, document: dict[str, Any]) -> None:
+    """Hold what the program prints to the schema that it publishes."""
+    Draft202012Validator(published_schema(name)).validate(document)
 
 
 OpenWorkshop = Callable[..., Workshop]

@@ -701,8 +701,8 @@ def test_only_what_depends_on_a_changed_weight_is_fused_again(workshop: Any) -> 
     report = workshop.apply(manifest)
     assert {str(key) for key in report.builds} == {"model/first@1", "model/last@1"}
     assert actions(report.plan) == [
-        "update model/first@1",
-        "update model/last@1",
+        "replace model/first@1",
+        "replace model/last@1",
         "update reactor/one",
     ]
     assert root_of(workshop, "other@1") == untouched

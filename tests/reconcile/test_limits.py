@@ -1,0 +1,112 @@
+"""What an apply does not do by accident, and what it tries without doing it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError
+from arc_halo.reconcile.limits import Limits
+from arc_halo.reconcile.report import plan_lines
+
+
+def fleet(count, **fields):
+    return {"models": {f"m{i}@1": {"type": "other", **fields} for i in range(count)}}
+
+
+def texts(plan):
+    return [line.text for line in plan_lines(plan)]
+
+
+def test_more_deletions_than_usual_are_refused(workshop):
+    workshop.apply(fleet(30))
+    workshop.write(fleet(19))
+    with pytest.raises(RefusedError, match="deletes 11 resources, at most 10 are allowed"):
+        workshop.apply(prune=True, limits=Limits())
+    workshop.apply(prune=True, limits=Limits(max_deletes=11))
+    assert workshop.value("SELECT count(*) FROM models") == 19
+
+
+def test_of_many_a_fifth_may_go(workshop):
+    workshop.apply(fleet(60))
+    workshop.apply(fleet(48), prune=True, limits=Limits())
+    assert workshop.value("SELECT count(*) FROM models") == 48
+
+
+def test_an_empty_manifest_empties_nothing_unless_asked(workshop):
+    workshop.apply(fleet(2))
+    workshop.write({})
+    with pytest.raises(RefusedError, match="declares nothing, and work manages 2"):
+        workshop.apply(prune=True, limits=Limits())
+    workshop.apply(prune=True, limits=Limits(allow_empty=True))
+    assert workshop.value("SELECT count(*) FROM models") == 0
+
+
+def test_protection_cannot_be_lifted_and_made_use_of_at_once(workshop):
+    first = workshop.weights("a.safetensors", {"t": np.ones(3, np.float32)})
+    model = {"type": "other", "weights": first, "protected": True}
+    workshop.apply({"models": {"a@1": model}})
+    workshop.weights("a.safetensors", {"t": np.zeros(3, np.float32)})
+    for protected in (True, False):
+        with pytest.raises(RefusedError, match="protected, and its weights would be replaced"):
+            workshop.apply({"models": {"a@1": {**model, "protected": protected}}})
+    workshop.weights("a.safetensors", {"t": np.ones(3, np.float32)})
+    workshop.apply({"models": {"a@1": {**model, "protected": False}}})
+    workshop.weights("a.safetensors", {"t": np.zeros(3, np.float32)})
+    (change,) = workshop.plan().changes
+    assert change.action == "replace"
+    workshop.apply()
+
+
+def test_a_deletion_tells_what_goes_with_it(workshop):
+    weights = workshop.weights("a.safetensors", {"t": np.ones(256, np.float32)})
+    workshop.apply(
+        {"models": {"a@1": {"type": "other", "weights": weights, "aliases": ["live", "new"]}}}
+    )
+    workshop.write({"models": {"b@1": {"type": "other"}}})
+    plan = workshop.plan(prune=True)
+    title, line, *_ = texts(plan)
+    assert title == "Deletions: 1 resource, with 1.0 kB of weights."
+    assert line.startswith("- model/a@1 ")
+    assert line.endswith("1.0 kB, 1 weight set, 2 aliases go too")
+
+
+def test_what_is_lost_comes_first_and_drift_last(workshop):
+    workshop.apply(fleet(3))
+    workshop.sql("UPDATE models SET description = 'by hand' WHERE model_name = 'm1'")
+    manifest = fleet(2)
+    manifest["models"]["m0@1"]["description"] = "new"
+    manifest["models"]["z@1"] = {"type": "other"}
+    workshop.write(manifest)
+    symbols = [text[0] for text in texts(workshop.plan(prune=True)) if text[0] in "-~+C"]
+    assert symbols == ["-", "~", "+", "C", "~"]
+
+
+def test_a_dry_run_does_it_all_and_leaves_nothing(workshop):
+    weights = workshop.weights("a.safetensors", {"t": np.ones(3, np.float32)})
+    manifest = fleet(2)
+    manifest["models"]["m0@1"]["weights"] = weights
+    workshop.write(manifest)
+    with workshop.project() as project:
+        report = project.try_plan(project.plan())
+    assert (report.revision, report.is_dry_run) == (1, True)
+    for table in ("models", "revisions", "projects", "weight_sets"):
+        assert workshop.value(f"SELECT count(*) FROM {table}") == 0
+
+
+def test_a_dry_run_meets_the_constraints(workshop):
+    workshop.write(fleet(1))
+    workshop.sql("ALTER TABLE models ADD CONSTRAINT no_m CHECK (model_name <> 'm0') NOT VALID")
+    with workshop.project() as project, pytest.raises(DatabaseError, match="no_m"):
+        project.try_plan(project.plan())
+
+
+def test_a_dry_run_meets_deferred_constraints_and_policies(workshop):
+    workshop.sql("CREATE TABLE ticket (model text PRIMARY KEY)")
+    workshop.sql(
+        "ALTER TABLE models ADD CONSTRAINT ticket FOREIGN KEY (model_name) REFERENCES ticket "
+        "DEFERRABLE INITIALLY DEFERRED"
+    )
+    workshop.write(fleet(1))
+    with workshop.project() as project, pytest.raises(ArcHaloError, match="ticket"):
+        project.try_plan(project.plan())

@@ -1,0 +1,115 @@
+"""Saved plans: applied exactly, once, or refused with what moved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from arc_halo.errors import ArcHaloError, InvalidInputError, StalePlanError
+from arc_halo.reconcile.saved import SavedPlan, read_plan, save_plan
+
+MODELS = {"a@1": {"type": "other"}, "b@1": {"type": "other", "description": "two"}}
+
+
+@pytest.fixture
+def saved(workshop, tmp_path):
+    """Saves the plan of the workshop's manifest as it is now; reads it back."""
+
+    def save(manifest=None, **options) -> SavedPlan:
+        if manifest is not None:
+            workshop.write(manifest)
+        path = tmp_path / "plan.json"
+        save_plan(path, workshop.plan(**options), None)
+        return read_plan(path)
+
+    return save
+
+
+def apply_saved(workshop, saved):
+    with workshop.project() as project:
+        return project.apply(project.plan_again(saved))
+
+
+def test_a_saved_plan_is_applied_exactly(workshop, saved):
+    plan = saved({"models": MODELS})
+    report = apply_saved(workshop, plan)
+    assert report.plan_digest.hex() == plan.document["plan_digest"]
+    assert (
+        workshop.value("SELECT encode(plan_digest, 'hex') FROM revisions")
+        == (plan.document["plan_digest"])
+    )
+
+
+def test_a_plan_is_applied_once(workshop, saved):
+    plan = saved({"models": MODELS})
+    apply_saved(workshop, plan)
+    with pytest.raises(StalePlanError, match=r"applied already, as revision 1 by \S+ at 20"):
+        apply_saved(workshop, plan)
+
+
+def test_another_manifest_is_told(workshop, saved):
+    plan = saved({"models": MODELS})
+    workshop.write({"models": {**MODELS, "c@1": {"type": "other"}}})
+    with pytest.raises(
+        StalePlanError, match=r"the manifest is another.*model/c@1 would be changed"
+    ):
+        apply_saved(workshop, plan)
+    assert workshop.value("SELECT count(*) FROM models") == 0
+
+
+def test_an_apply_in_between_is_told_with_what_it_touched(workshop, saved):
+    workshop.apply({"models": MODELS})
+    later = {**MODELS, "a@1": {"type": "other", "description": "one"}}
+    plan = saved({"models": later})
+    workshop.apply({"models": {**MODELS, "a@1": {"type": "other", "description": "uno"}}})
+    workshop.write({"models": later})
+    with pytest.raises(StalePlanError, match=r"from revision 1 to 2.*which changed model/a@1"):
+        apply_saved(workshop, plan)
+
+
+def test_a_row_changed_by_hand_in_between_is_told(workshop, saved):
+    workshop.apply({"models": MODELS})
+    plan = saved({"models": {**MODELS, "c@1": {"type": "other"}}})
+    workshop.sql("UPDATE models SET description = 'by hand' WHERE model_name = 'b'")
+    with pytest.raises(StalePlanError, match="model/b@1 would be changed otherwise"):
+        apply_saved(workshop, plan)
+
+
+def test_a_plan_that_was_edited_is_not_the_plan(workshop, saved, tmp_path):
+    document = saved({"models": MODELS}).document
+    document["resource_changes"][0]["change"]["after"]["description"] = "better"
+    with pytest.raises(StalePlanError, match="model/a@1 would be changed otherwise"):
+        apply_saved(workshop, SavedPlan(label="plan.json", document=document))
+
+
+def test_what_is_no_plan_is_refused_and_not_overwritten(workshop, tmp_path):
+    path = tmp_path / "arc_halo.json"
+    for text in ("no JSON", "[]", "{}", '{"format_version": "1.0"}'):
+        path.write_text(text)
+        with pytest.raises(InvalidInputError, match="is no plan of Arc-Halo"):
+            read_plan(path)
+        workshop.write({"models": MODELS})
+        with pytest.raises(ArcHaloError, match="is there already") as caught:
+            save_plan(path, workshop.plan(), None)
+        assert caught.value.error_code == "AH014"
+        assert path.read_text() == text
+
+
+def test_a_plan_of_another_format_is_told_apart(saved, tmp_path):
+    document = saved({"models": MODELS}).document
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**document, "format_version": "2.0"}))
+    with pytest.raises(InvalidInputError, match=r"format version 2\.0, this program reads 1\.0"):
+        read_plan(path)
+
+
+def test_a_plan_keeps_what_it_was_limited_to(workshop, saved):
+    plan = saved({"models": MODELS}, targets=["model/a@1"])
+    report = apply_saved(workshop, plan)
+    assert [str(change.key) for change in report.plan.changes] == ["model/a@1"]
+
+
+def test_the_file_of_a_plan_is_for_its_owner(saved, tmp_path):
+    saved({"models": MODELS})
+    assert (tmp_path / "plan.json").stat().st_mode & 0o777 == 0o600
