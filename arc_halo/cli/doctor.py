@@ -41,9 +41,9 @@ class Finding:
 def doctor(context: click.Context) -> None:
     """Examine the project's database and say what to do about each finding.
 
-    Looks at the connection, TLS, the versions of the server and of pgvector, migrations, tables
-    and rights, and writes and reads back a small tensor in a transaction that is undone.
-    Exits 1 when something fails.
+    Looks at the connection, TLS, the versions of the server and of pgvector, migrations, tables,
+    schema drift and rights, and writes and reads back a small tensor in a transaction that is
+    undone. Exits 1 when something fails.
 
     \b
     Examples:
@@ -97,6 +97,7 @@ def examine_database(conn: Connection, *, is_embedded: bool = False) -> Iterator
         ("vector", _vector),
         ("migrations", _migrations),
         ("tables", _tables),
+        ("schema", _schema),
         ("rights", _rights),
         ("round trip", _round_trip),
     )
@@ -264,6 +265,26 @@ def _tables(conn: Connection) -> Finding:
         message=f"{len(missing)} of {wanted} are missing: {', '.join(missing)}",
         advice="run `arc-halo migrate up`; if nothing is pending, restore them from a backup",
     )
+
+
+def _schema(conn: Connection) -> Finding:
+    from arc_halo.store.schema_drift import schema_drift
+
+    if _has_pending_migrations(conn):
+        message, advice = "not compared: migrations are pending", "run `arc-halo migrate up`"
+        return Finding(check="schema", state="warn", message=message, advice=advice)
+    changes = [str(change) for change in schema_drift(conn)]
+    if not changes:
+        return Finding(check="schema", state="ok", message="as the migrations made it")
+    message = "; ".join(changes[:_SHOWN]) + (
+        f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    )
+    return Finding(
+        check="schema", state="warn", message=message, advice="somebody changed it by hand: undo it"
+    )
+
+
+_SHOWN = 5
 
 
 def _rights(conn: Connection) -> Finding:

@@ -26,6 +26,7 @@ from arc_halo.errors import (
     NotFoundError,
     SchemaMismatchError,
 )
+from arc_halo.store.catalogue import read_catalogue
 from arc_halo.store.connection import Connection, translate, try_xact_lock
 from arc_halo.store.failures import translated
 from arc_halo.store.migration_files import (
@@ -44,6 +45,12 @@ from arc_halo.store.migration_marks import (
     forget_digest,
     read_marks,
     record_digest,
+)
+from arc_halo.store.schema_drift import (
+    ensure_schema_table,
+    record_changes,
+    record_whole,
+    wants_recording,
 )
 
 LOCK = "arc-halo/migrate"
@@ -103,7 +110,8 @@ def up(
         found = _compare(files, marks)
         _check_history(found)
         waiting = {each.id for each in found if each.state == "pending" and each.id <= last}
-        _apply(conn, files, waiting)
+        with _recorded(conn, files, marks, waiting):
+            _apply(conn, files, waiting)
         _take_over(conn, files, marks)
     return sorted(waiting)
 
@@ -118,11 +126,13 @@ def down(
     files = _files(directory)
     kept = "" if re.fullmatch("0+", to) else _find(files, to).id
     with _exclusively(conn, lock_timeout):
-        found = _compare(files, read_marks(conn))
+        marks = read_marks(conn)
+        found = _compare(files, marks)
         _check_none_missing(found)
         applied = {each.id for each in found if each.state != "pending"}
         undone = [file for file in reversed(files) if file.id in applied and file.id > kept]
-        _roll_back(conn, undone)
+        with _recorded(conn, files, marks, undone):
+            _roll_back(conn, undone)
     return [file.id for file in undone]
 
 
@@ -143,7 +153,9 @@ _BEGIN = (
     sql.SQL("SET LOCAL client_min_messages = warning"),
 )
 
-_CREATES = re.compile(r"CREATE\s+(?:UNLOGGED\s+)?(?:TABLE|VIEW|FUNCTION)\s+(\w+)", re.IGNORECASE)
+_CREATES = re.compile(
+    r"^CREATE\s+(?:UNLOGGED\s+)?(?:TABLE|VIEW|FUNCTION)\s+(\w+)", re.IGNORECASE | re.MULTILINE
+)
 
 
 def _files(directory: Path | None) -> list[MigrationFile]:
@@ -242,6 +254,26 @@ def _roll_back(conn: Connection, undone: Sequence[MigrationFile]) -> None:
         _run(conn, parse_rollback(file))
         tables.unmark(file.id)
         forget_digest(conn, file.id)
+
+
+@contextmanager
+def _recorded(
+    conn: Connection,
+    files: Sequence[MigrationFile],
+    marks: Mapping[str, Mark],
+    changing: Collection[object],
+) -> Iterator[None]:
+    """Record what becomes of the schema inside; all of it, where none is that can be read."""
+    if marks and wants_recording(conn):
+        yield
+        record_whole(conn, {name for file in files for name in _CREATES.findall(file.text)})
+    elif changing:
+        before = read_catalogue(conn)
+        yield
+        ensure_schema_table(conn)
+        record_changes(conn, before, read_catalogue(conn))
+    else:
+        yield
 
 
 def _take_over(conn: Connection, files: Sequence[MigrationFile], marks: Mapping[str, Mark]) -> None:

@@ -34,7 +34,16 @@ def findings(url):
 def test_a_migrated_database_is_well(database):
     found = findings(database)
     assert {name for name in found if found[name].state == "fail"} == set()
-    for name in ("server", "encoding", "writes", "migrations", "tables", "rights", "round trip"):
+    for name in (
+        "server",
+        "encoding",
+        "writes",
+        "migrations",
+        "tables",
+        "schema",
+        "rights",
+        "round trip",
+    ):
         assert found[name].state == "ok", found[name]
 
 
@@ -57,6 +66,13 @@ def test_a_missing_table_is_named(database):
         conn.execute("DROP TABLE attention_patterns CASCADE")
     found = findings(database)["tables"]
     assert (found.state, "attention_patterns" in found.message) == ("fail", True)
+
+
+def test_a_column_that_somebody_added_is_named(database):
+    with connect(database) as conn:
+        conn.execute("ALTER TABLE models ADD theirs int")
+    found = findings(database)["schema"]
+    assert (found.state, found.message) == ("warn", "column models.theirs was added")
 
 
 def test_a_migration_that_was_changed_is_a_failure(database):
