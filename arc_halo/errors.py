@@ -71,6 +71,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH042": "a migration file is wrong, or was changed after it was applied",
         "AH043": "the bundled PostgreSQL does not start or stop",
         "AH044": "the database refused a statement",
+        "AH045": "a migration was interrupted where nothing tells how far it came",
         "AH050": "the database changed after the plan was made",
         "AH051": "another apply holds the project's lock",
         "AH052": "a resource is protected",

@@ -1,75 +1,57 @@
 """The migration runner: yoyo's files and tables, all pending migrations in one transaction.
 
 yoyo commits a migration and its mark apart, and knows a file by its name alone. Here the
-migrations, their marks in yoyo's tables and the digests of their texts in `arc_halo_migrations`
-commit together or not at all, on the caller's connection.
+migrations, their marks in yoyo's tables, the digests of their texts and the record of the schema
+commit together or not at all, on the caller's connection. Those that no transaction may hold
+(`-- transactional: false`) stand between two such transactions.
 """
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import psycopg
-from psycopg import sql
 from psycopg.rows import scalar_row
 
-from arc_halo.errors import (
-    ConnectionFailedError,
-    DatabaseError,
-    NotFoundError,
-    SchemaMismatchError,
-)
-from arc_halo.store.catalogue import read_catalogue
-from arc_halo.store.connection import Connection, translate, try_xact_lock
-from arc_halo.store.failures import translated
-from arc_halo.store.migration_files import (
-    MigrationFile,
-    Script,
-    Statement,
-    parse,
-    parse_rollback,
-    read_files,
-    wrong,
-)
+from arc_halo.errors import NotFoundError, SchemaMismatchError
+from arc_halo.store.connection import Connection, translate
+from arc_halo.store.migration_begun import Begun, read_begun
+from arc_halo.store.migration_files import MigrationFile, read_files
 from arc_halo.store.migration_files import migrations_directory as migrations_directory
-from arc_halo.store.migration_marks import (
-    Mark,
-    ensure_digests_table,
-    forget_digest,
-    read_marks,
-    record_digest,
+from arc_halo.store.migration_marks import Mark, read_marks
+from arc_halo.store.migration_runs import (
+    Outcome,
+    Step,
+    apply_step,
+    carry_out,
+    roll_back_step,
 )
-from arc_halo.store.schema_drift import (
-    ensure_schema_table,
-    record_changes,
-    record_whole,
-    wants_recording,
-)
-
-LOCK = "arc-halo/migrate"
+from arc_halo.store.migration_scripts import created_names
+from arc_halo.store.migration_text import wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationStatus:
-    """One migration: `edited` when its file changed after it ran, `missing` when it has none."""
+    """One migration: `edited` when its file changed after it ran, `missing` when it has none.
+
+    `begun` is set where it runs outside of a transaction now, or was interrupted in that.
+    """
 
     id: str
     state: Literal["applied", "pending", "edited", "missing"]
     applied_at: datetime | None = None
+    begun: Begun | None = None
 
 
 def status(conn: Connection, *, directory: Path | None = None) -> list[MigrationStatus]:
     """Every migration by number. Only reads, and works on an empty database too."""
-    files = _files(directory)
+    files = read(directory)
     with translate():
-        return _compare(files, read_marks(conn))
+        return compare(files, read_marks(conn), read_begun(conn))
 
 
 def pending(conn: Connection, *, directory: Path | None = None) -> list[str]:
@@ -96,24 +78,28 @@ def up(
     to: str | None = None,
     lock_timeout: float = 10.0,
     directory: Path | None = None,
+    out_of_order: bool = False,
 ) -> list[str]:
     """Apply what is pending, up to and including `to` (`3`, `0003` or the whole id); its ids.
 
-    One transaction: all of it, or none and an error that names file, line and column. `conn`
-    is in autocommit mode and direct, not a pooler's. `lock_timeout`, in seconds, bounds the wait
-    for another migration and for each table.
+    One transaction: all of it, or none and an error that names file, line and column. A migration
+    that is not transactional divides it; what came before that is committed first. `conn` is in
+    autocommit mode and direct, not a pooler's. `lock_timeout`, in seconds, bounds the wait for
+    another migration and for each table.
     """
-    files = _files(directory)
-    last = files[-1].id if to is None else _find(files, to).id
-    with _exclusively(conn, lock_timeout):
-        marks = read_marks(conn)
-        found = _compare(files, marks)
-        _check_history(found)
-        waiting = {each.id for each in found if each.state == "pending" and each.id <= last}
-        with _recorded(conn, files, marks, waiting):
-            _apply(conn, files, waiting)
-        _take_over(conn, files, marks)
-    return sorted(waiting)
+    return _up(conn, to, lock_timeout, directory, out_of_order).done
+
+
+def try_up(
+    conn: Connection,
+    *,
+    to: str | None = None,
+    lock_timeout: float = 10.0,
+    directory: Path | None = None,
+    out_of_order: bool = False,
+) -> Outcome:
+    """As `up`, but everything is undone again. What cannot run in a transaction is not tried."""
+    return _up(conn, to, lock_timeout, directory, out_of_order, dry_run=True)
 
 
 def down(
@@ -123,17 +109,49 @@ def down(
 
     As `up`, in one transaction. What the dropped tables held is lost.
     """
-    files = _files(directory)
-    kept = "" if re.fullmatch("0+", to) else _find(files, to).id
-    with _exclusively(conn, lock_timeout):
-        marks = read_marks(conn)
-        found = _compare(files, marks)
+    files = read(directory)
+    kept = "" if re.fullmatch("0+", to) else find(files, to).id
+
+    def choose(marks: Mapping[str, Mark], begun: Begun | None) -> list[Step]:
+        found = compare(files, marks, begun)
         _check_none_missing(found)
-        applied = {each.id for each in found if each.state != "pending"}
+        applied = {each.id for each in found if each.state != "pending" or each.begun}
         undone = [file for file in reversed(files) if file.id in applied and file.id > kept]
-        with _recorded(conn, files, marks, undone):
-            _roll_back(conn, undone)
-    return [file.id for file in undone]
+        return [roll_back_step(file) for file in undone]
+
+    return carry_out(conn, files, choose, lock_timeout=lock_timeout).done
+
+
+def read(directory: Path | None) -> list[MigrationFile]:
+    """The migrations in `directory`, or this program's."""
+    return read_files(migrations_directory() if directory is None else directory)
+
+
+def find(files: Sequence[MigrationFile], to: str) -> MigrationFile:
+    """The one that a user means by `3`, `0003` or the whole id."""
+    for file in files:
+        if to == file.id or to.zfill(4) == file.id[:4]:
+            return file
+    known = ", ".join(file.id for file in files)
+    raise NotFoundError(f"there is no migration {to!r}", hint=f"there are {known}")
+
+
+def compare(
+    files: Sequence[MigrationFile], marks: Mapping[str, Mark], begun: Begun | None
+) -> list[MigrationStatus]:
+    """How files and marks fit together."""
+    known = {file.id for file in files}
+    # A mark without a digest that fits no file is of somebody else who uses yoyo here.
+    missing = {
+        mark.id: mark.applied_at
+        for mark in marks.values()
+        if mark.digest is not None and mark.id not in known
+    }
+    if begun is not None and begun.id not in known:
+        missing.setdefault(begun.id, begun.begun_at)
+    gone = [MigrationStatus(id=id, state="missing", applied_at=at) for id, at in missing.items()]
+    there = [_state(file, marks.get(file.id), begun) for file in files]
+    return sorted([*gone, *there], key=lambda each: each.id)
 
 
 TAKEN = """
@@ -145,64 +163,60 @@ WHERE pronamespace = current_schema()::regnamespace AND proname = ANY(%(names)s)
 ORDER BY name
 """
 
-SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(milliseconds)s, true)"
 
-_BEGIN = (
-    # A stricter level would look at the database as it was before the lock was had.
-    sql.SQL("SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"),
-    sql.SQL("SET LOCAL client_min_messages = warning"),
-)
-
-_CREATES = re.compile(
-    r"^CREATE\s+(?:UNLOGGED\s+)?(?:TABLE|VIEW|FUNCTION)\s+(\w+)", re.IGNORECASE | re.MULTILINE
-)
-
-
-def _files(directory: Path | None) -> list[MigrationFile]:
-    return read_files(migrations_directory() if directory is None else directory)
-
-
-def _find(files: Sequence[MigrationFile], to: str) -> MigrationFile:
-    for file in files:
-        if to == file.id or to.zfill(4) == file.id[:4]:
-            return file
-    known = ", ".join(file.id for file in files)
-    raise NotFoundError(f"there is no migration {to!r}", hint=f"there are {known}")
-
-
-def _compare(files: Sequence[MigrationFile], marks: Mapping[str, Mark]) -> list[MigrationStatus]:
+def _up(
+    conn: Connection,
+    to: str | None,
+    lock_timeout: float,
+    directory: Path | None,
+    out_of_order: bool,
+    *,
+    dry_run: bool = False,
+) -> Outcome:
+    files = read(directory)
     known = {file.id for file in files}
-    # A mark without a digest that fits no file is of somebody else who uses yoyo here.
-    missing = [
-        MigrationStatus(id=mark.id, state="missing", applied_at=mark.applied_at)
-        for mark in marks.values()
-        if mark.digest is not None and mark.id not in known
-    ]
-    return sorted([*missing, *(_state(f, marks.get(f.id)) for f in files)], key=lambda s: s.id)
+    last = files[-1].id if to is None else find(files, to).id
+
+    def choose(marks: Mapping[str, Mark], begun: Begun | None) -> list[Step]:
+        found = compare(files, marks, begun)
+        _check_history(found, out_of_order=out_of_order)
+        waiting = {each.id for each in found if each.state == "pending" and each.id <= last}
+        steps = [apply_step(file, known) for file in files if file.id in waiting]
+        _check_names_are_free(conn, steps, begun)
+        return steps
+
+    return carry_out(conn, files, choose, lock_timeout=lock_timeout, dry_run=dry_run)
 
 
-def _state(file: MigrationFile, mark: Mark | None) -> MigrationStatus:
+def _state(file: MigrationFile, mark: Mark | None, begun: Begun | None) -> MigrationStatus:
+    its = begun if begun is not None and begun.id == file.id else None
     if mark is None:
-        return MigrationStatus(id=file.id, state="pending")
+        return MigrationStatus(id=file.id, state="pending", begun=its)
     edited = mark.digest not in (None, file.digest)
     return MigrationStatus(
-        id=file.id, state="edited" if edited else "applied", applied_at=mark.applied_at
+        id=file.id, state="edited" if edited else "applied", applied_at=mark.applied_at, begun=its
     )
 
 
-def _check_history(found: Sequence[MigrationStatus]) -> None:
+def _check_history(found: Sequence[MigrationStatus], *, out_of_order: bool = False) -> None:
     _check_none_missing(found)
     latest = max((each.id for each in found if each.state != "pending"), default="")
     for each in found:
         if each.state == "edited":
             raise wrong(
                 f"{each.id}.sql was changed after it was applied",
-                hint="restore the file as it was, and correct it by a new migration",
+                hint="restore the file as it was, and correct it by a new migration; or accept "
+                f"it: `arc-halo migrate repair {each.id} --reason TEXT`",
             )
-        if each.state == "pending" and each.id < latest:
+        if each.begun is not None and each.begun.direction == "down":
+            raise wrong(
+                f"the rollback of {each.id} was begun, and is not finished",
+                hint="finish it by the same `arc-halo migrate down`",
+            )
+        if each.state == "pending" and each.id < latest and not out_of_order:
             raise wrong(
                 f"{each.id}.sql is new, but {latest}, which comes after it, is applied",
-                hint="give it a number after the last one",
+                hint="give it a number after the last one, or say `--allow-out-of-order`",
             )
 
 
@@ -215,109 +229,12 @@ def _check_none_missing(found: Sequence[MigrationStatus]) -> None:
         )
 
 
-@contextmanager
-def _exclusively(conn: Connection, lock_timeout: float) -> Iterator[None]:
-    """The one transaction: nobody else migrates until it ends."""
-    with translate(), conn.transaction():
-        for statement in _BEGIN:
-            conn.execute(statement)
-        try_xact_lock(conn, LOCK, lock_timeout)
-        conn.execute(SET_LOCK_TIMEOUT, {"milliseconds": str(max(1, round(lock_timeout * 1000)))})
-        yield
-
-
-def _apply(conn: Connection, files: Sequence[MigrationFile], waiting: Collection[str]) -> None:
-    if not waiting:
-        return
-    from arc_halo.store.yoyo_tables import YoyoTables
-
-    known = {file.id for file in files}
-    scripts = [(file, parse(file, known)) for file in files if file.id in waiting]
-    _check_names_are_free(conn, [script for _, script in scripts])
-    tables = YoyoTables(conn)
-    ensure_digests_table(conn)
-    for file, script in scripts:
-        started = time.perf_counter()
-        _run(conn, script)
-        tables.mark(file.id)
-        record_digest(conn, file, duration_ms=(time.perf_counter() - started) * 1000)
-
-
-def _roll_back(conn: Connection, undone: Sequence[MigrationFile]) -> None:
-    if not undone:
-        return
-    from arc_halo.store.yoyo_tables import YoyoTables
-
-    tables = YoyoTables(conn)
-    ensure_digests_table(conn)
-    for file in undone:
-        _run(conn, parse_rollback(file))
-        tables.unmark(file.id)
-        forget_digest(conn, file.id)
-
-
-@contextmanager
-def _recorded(
-    conn: Connection,
-    files: Sequence[MigrationFile],
-    marks: Mapping[str, Mark],
-    changing: Collection[object],
-) -> Iterator[None]:
-    """Record what becomes of the schema inside; all of it, where none is that can be read."""
-    if marks and wants_recording(conn):
-        yield
-        record_whole(conn, {name for file in files for name in _CREATES.findall(file.text)})
-    elif changing:
-        before = read_catalogue(conn)
-        yield
-        ensure_schema_table(conn)
-        record_changes(conn, before, read_catalogue(conn))
-    else:
-        yield
-
-
-def _take_over(conn: Connection, files: Sequence[MigrationFile], marks: Mapping[str, Mark]) -> None:
-    """What stock yoyo applied is taken to be what its file says now."""
-    for file in files:
-        mark = marks.get(file.id)
-        if mark is not None and mark.digest is None:
-            ensure_digests_table(conn)
-            record_digest(conn, file, duration_ms=None)
-
-
-def _check_names_are_free(conn: Connection, scripts: Sequence[Script]) -> None:
-    created = [
-        match[1]
-        for script in scripts
-        for statement in script.statements
-        if (match := _CREATES.match(statement.sql))
-    ]
+def _check_names_are_free(conn: Connection, steps: Sequence[Step], begun: Begun | None) -> None:
+    fresh = [step.file for step in steps if begun is None or step.file.id != begun.id]
     with conn.cursor(row_factory=scalar_row) as cursor:
-        taken = cursor.execute(TAKEN, {"names": created}).fetchall()
+        taken = cursor.execute(TAKEN, {"names": list(created_names(fresh))}).fetchall()
     if taken:
         raise SchemaMismatchError(
             f"the database has a {', '.join(map(repr, taken))} that Arc-Halo did not make",
             hint="use a database of its own for Arc-Halo, or rename what is there",
         )
-
-
-def _run(conn: Connection, script: Script) -> None:
-    for statement in script.statements:
-        try:
-            conn.execute(statement.sql.encode())
-        except psycopg.Error as exc:
-            raise _failed(script, statement, exc) from exc
-
-
-def _failed(script: Script, statement: Statement, exc: psycopg.Error) -> DatabaseError:
-    error = translated(exc)
-    if isinstance(error, ConnectionFailedError):
-        return error
-    position = int(exc.diag.statement_position or 1) - 1
-    # 42: the statement itself is wrong, unless it is only that this role may not run it.
-    is_wrong = (exc.sqlstate or "").startswith("42") and exc.sqlstate != "42501"
-    return DatabaseError(
-        f"{script.where(statement.offset + position)}: {error.message}",
-        code="AH042" if is_wrong else "AH044",
-        hint=error.hint or "correct the file; nothing was changed",
-    )

@@ -53,6 +53,11 @@ def record_digest(conn: Connection, file: MigrationFile, *, duration_ms: float |
     )
 
 
+def accept_digest(conn: Connection, file: MigrationFile) -> None:
+    """Take the file's text for the one that was applied."""
+    conn.execute(ACCEPT, {"id": file.id, "digest": file.digest})
+
+
 def forget_digest(conn: Connection, id: str) -> None:
     conn.execute(FORGET, {"id": id})
 
@@ -78,6 +83,10 @@ VALUES (%(id)s, %(digest)s, %(tool_version)s, %(duration_ms)s)
 ON CONFLICT (migration_id) DO UPDATE
 SET sha256 = excluded.sha256, tool_version = excluded.tool_version,
     duration_ms = excluded.duration_ms, applied_at = excluded.applied_at
+"""
+
+ACCEPT = """
+UPDATE arc_halo_migrations SET sha256 = %(digest)s WHERE migration_id = %(id)s
 """
 
 FORGET = """

@@ -40,6 +40,12 @@ class YoyoTables(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no
         self.log_migration(migration, "rollback")
         self.unmark_one(migration, log=False)
 
+    def note(self, id: str | None, operation: str, *, by: str, comment: str) -> None:
+        """Write what somebody did, and why, into yoyo's log."""
+        migration = None if id is None else Migration(id, f"{id}.sql", source_dir="")
+        facts = self.get_log_data(migration, operation)
+        self._given.execute(NOTE, facts | {"username": by[:255], "comment": comment})
+
     def connect(self, dburi: object) -> Connection:
         return self._given
 
@@ -54,10 +60,18 @@ class YoyoTables(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no
         # yoyo asks for the login name, which a container may not have, and the name service.
         return {
             "id": str(uuid.uuid1()),
-            "migration_id": migration.id,
-            "migration_hash": migration.hash,
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
             "username": self._given.info.user,
             "hostname": socket.gethostname(),
             "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
             "operation": operation,
         }
+
+
+NOTE = """
+INSERT INTO _yoyo_log
+    (id, migration_hash, migration_id, operation, username, hostname, comment, created_at_utc)
+VALUES (%(id)s, %(migration_hash)s, %(migration_id)s, %(operation)s, %(username)s, %(hostname)s,
+        %(comment)s, %(created_at_utc)s)
+"""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -16,9 +17,10 @@ import pytest
 
 from arc_halo.errors import DatabaseError, LockNotHadError, NotFoundError, SchemaMismatchError
 from arc_halo.store import migrate
-from arc_halo.store.catalogue import read_catalogue
 from arc_halo.store.connection import Connection, connect
-from arc_halo.store.migration_files import parse, parse_rollback, read_files
+from arc_halo.store.migration_files import read_files, write_sum
+from arc_halo.store.migration_scripts import parse, parse_rollback
+from arc_halo.store.migration_sum import SUM_FILE
 
 FAMILIES = [
     "0001.projects",
@@ -40,11 +42,16 @@ def empty(empty_database: str) -> Iterator[Connection]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a migration and its rollback into `tmp_path`."""
+    """Writes a migration and its rollback into `tmp_path`, and the sum anew."""
 
-    def write(name: str, text: str, rollback: str = "SELECT 1;\n") -> None:
+    def write(
+        name: str, text: str, rollback: str = "SELECT 1;\n", verify: str | None = None
+    ) -> None:
         (tmp_path / f"{name}.sql").write_text(text, encoding="utf-8")
         (tmp_path / f"{name}.rollback.sql").write_text(rollback, encoding="utf-8")
+        if verify is not None:
+            (tmp_path / f"{name}.verify.sql").write_text(verify, encoding="utf-8")
+        write_sum(tmp_path)
 
     return write
 
@@ -75,14 +82,6 @@ def test_up_applies_every_family_once(empty: Connection) -> None:
     migrate.check(empty)
 
 
-def test_up_down_up_gives_an_identical_catalogue(empty: Connection) -> None:
-    migrate.up(empty)
-    before = read_catalogue(empty)
-    assert migrate.down(empty, to="0") == FAMILIES[::-1]
-    migrate.up(empty)
-    assert read_catalogue(empty) == before
-
-
 def test_down_leaves_nothing_but_the_marks_tables(empty: Connection) -> None:
     functions = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
     migrate.up(empty)
@@ -92,16 +91,6 @@ def test_down_leaves_nothing_but_the_marks_tables(empty: Connection) -> None:
     assert left == set()
     assert empty.execute(functions).fetchone() == (0,)
     assert migrate.pending(empty) == FAMILIES
-
-
-def test_each_rollback_undoes_its_migration_alone(empty: Connection) -> None:
-    catalogues = [read_catalogue(empty)]
-    for name in FAMILIES:
-        assert migrate.up(empty, to=name) == [name]
-        catalogues.append(read_catalogue(empty))
-    for name, after in list(zip(["0", *FAMILIES], catalogues, strict=True))[-2:0:-1]:
-        migrate.down(empty, to=name)
-        assert read_catalogue(empty) == after
 
 
 def test_our_migrations_run_in_number_order_and_depend_backwards() -> None:
@@ -181,8 +170,9 @@ def test_check_refuses_a_database_of_a_newer_program(empty: Connection, two: Pat
     migrate.up(empty, directory=two)
     for path in two.glob("0002.*"):
         path.unlink()
+    write_sum(two)
     assert states(empty, two) == {"0001.one": "applied", "0002.two": "missing"}
-    for refuse in (migrate.check, migrate.up):
+    for refuse in (migrate.check, migrate.up, partial(migrate.down, to="0")):
         with pytest.raises(SchemaMismatchError, match=r"0002\.two") as refused:
             refuse(empty, directory=two)
         assert refused.value.error_code == "AH041"
@@ -374,9 +364,8 @@ BAD_FILES = {
     "-- depend: 0001.one\nSELECT 1;": "'depend:' is not read",
     "SELECT 1;\n-- depends: 0001.one\nSELECT 2;": r"0003\.bad\.sql:2:4: 'depends:' is not read",
     "/* first */\n-- depends: 0001.one\nSELECT 1;": "'depends:' is not read",
-    "-- transactional: false\nSELECT 1;": "'transactional: false' is not supported yet",
-    "-- transactional: maybe\nSELECT 1;": "'transactional: maybe'",
-    "-- depends: 0009.none\nSELECT 1;": r"depends on '0009\.none', which is no earlier",
+    "-- transactional: maybe\nSELECT 1;": r"0003\.bad\.sql:1:4: 'transactional: maybe'",
+    "-- depends: 0009.none\nSELECT 1;": r"bad\.sql:1:13: it depends on '0009\.none', which is no",
     "-- depends: 0003.bad\nSELECT 1;": r"depends on '0003\.bad'",
     "BEGIN;\nSELECT 1;\nCOMMIT;": r"0003\.bad\.sql:1:1: BEGIN in a migration",
     "SELECT 1;\n  /* done */ commit ;": r"0003\.bad\.sql:2:14: COMMIT in a migration",
@@ -420,7 +409,7 @@ def test_a_bad_rollback_is_refused(empty: Connection, two: Path, write: Write) -
 
 def test_a_file_that_is_not_utf8_is_named(empty: Connection, two: Path) -> None:
     (two / "0002.two.sql").write_bytes(b"-- caf\xe9\nSELECT 1;\n")
-    with pytest.raises(SchemaMismatchError, match=r"0002\.two\.sql: byte 6 is not UTF-8"):
+    with pytest.raises(SchemaMismatchError, match=r"0002\.two\.sql:1:7: the byte 0xe9 is not UTF"):
         migrate.status(empty, directory=two)
 
 
@@ -444,9 +433,12 @@ def test_a_file_named_otherwise_is_refused(empty: Connection, two: Path, name: s
         migrate.status(empty, directory=two)
 
 
-def test_a_number_stands_once(empty: Connection, two: Path, write: Write) -> None:
-    write("0002.also", "SELECT 1;\n")
-    with pytest.raises(SchemaMismatchError, match=r"0002\.also\.sql has the same number"):
+def test_a_number_stands_once(empty: Connection, two: Path) -> None:
+    for path in two.glob("0002.*"):
+        shutil.copy(path, two / path.name.replace("two", "also"))
+    with pytest.raises(
+        SchemaMismatchError, match=r"0002\.two\.sql: 0002\.also\.sql has the same number"
+    ):
         migrate.up(empty, directory=two)
 
 
@@ -456,6 +448,119 @@ def test_an_empty_or_missing_directory_is_refused(
 ) -> None:
     with pytest.raises(SchemaMismatchError, match="no migrations are there"):
         migrate.up(empty, directory=tmp_path / name)
+
+
+def test_out_of_order_is_possible_when_it_is_asked_for(
+    empty: Connection, two: Path, write: Write
+) -> None:
+    migrate.up(empty, directory=two)
+    write("0000.zero", "CREATE TABLE zero (a int);\n", "DROP TABLE zero;\n")
+    assert migrate.up(empty, directory=two, out_of_order=True) == ["0000.zero"]
+    migrate.check(empty, directory=two)
+    assert migrate.down(empty, directory=two, to="0001") == ["0002.two"]
+
+
+def test_a_dry_run_finds_what_fails_and_keeps_nothing(
+    empty: Connection, two: Path, write: Write
+) -> None:
+    before = relations(empty)
+    assert migrate.try_up(empty, directory=two).done == ["0001.one", "0002.two"]
+    write("0003.bad", "CREATE TABLE two (a int);\n")
+    with pytest.raises(DatabaseError, match=r"0003\.bad\.sql:1:1"):
+        migrate.try_up(empty, directory=two)
+    assert relations(empty) == before
+
+
+# Verifying.
+
+
+def test_a_verification_that_fails_undoes_everything_and_is_located(
+    empty: Connection, two: Path, write: Write
+) -> None:
+    write(
+        "0003.three",
+        "CREATE TABLE three (a int);\n",
+        verify="SELECT a FROM three;\n\n"
+        "DO $$\nBEGIN\n    ASSERT 1 = 1;\n    ASSERT 1 = 2, 'no';\nEND $$;\n",
+    )
+    before = relations(empty)
+    with pytest.raises(DatabaseError, match=r"0003\.three\.verify\.sql:6:5: no \(SQLSTATE P0004"):
+        migrate.up(empty, directory=two)
+    assert relations(empty) == before
+
+
+def test_what_a_verification_writes_is_undone(
+    empty: Connection, tmp_path: Path, write: Write
+) -> None:
+    write(
+        "0001.one", "CREATE TABLE one (a int);\n", verify="INSERT INTO one SELECT 1;\nSELECT b;\n"
+    )
+    with pytest.raises(DatabaseError, match=r"0001\.one\.verify\.sql:2:8: column \"b\""):
+        migrate.up(empty, directory=tmp_path)
+    write("0001.one", "CREATE TABLE one (a int);\n", verify="INSERT INTO one SELECT 1;\n")
+    assert migrate.up(empty, directory=tmp_path) == ["0001.one"]
+    assert empty.execute("SELECT count(*) FROM one").fetchone() == (0,)
+
+
+# The sum.
+
+
+def test_our_sum_is_renewed() -> None:
+    read_files(migrate.migrations_directory())
+
+
+def _two_branches_merged_by_hand(directory: Path) -> None:
+    lines = (directory / SUM_FILE).read_text().splitlines()
+    (directory / SUM_FILE).write_text("\n".join([lines[0][:-1] + "x", *lines[1:], ""]))
+
+
+BAD_SUMS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "edited": (
+        lambda d: (d / "0001.one.rollback.sql").write_text("SELECT 2;"),
+        r"0001\.one\.rollback\.sql is not what arc_halo\.sum says",
+    ),
+    "new": (
+        lambda d: (d / "0001.one.verify.sql").write_text("SELECT 2;"),
+        r"0001\.one\.verify\.sql is not in arc_halo\.sum",
+    ),
+    "gone": (
+        lambda d: [path.unlink() for path in d.glob("0002.*")],
+        r"arc_halo\.sum:4:1: 0002\.two\.rollback\.sql is not there",
+    ),
+    "no sum": (lambda d: (d / SUM_FILE).unlink(), r"arc_halo\.sum is missing"),
+    "merged": (_two_branches_merged_by_hand, r"arc_halo\.sum:1:1: the line does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SUMS)
+def test_files_that_are_not_those_of_the_sum_are_refused(two: Path, case: str) -> None:
+    spoil, message = BAD_SUMS[case]
+    spoil(two)
+    with pytest.raises(SchemaMismatchError, match=message) as refused:
+        read_files(two)
+    assert refused.value.error_code == "AH042"
+    assert "arc-halo migrate sum --write" in (refused.value.hint or "")
+    write_sum(two)
+    read_files(two)
+
+
+def test_two_branches_that_add_a_migration_conflict_in_git(two: Path, write: Write) -> None:
+    def git(*arguments: str, code: int = 0) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", *who, *arguments]
+        done = subprocess.run(command, cwd=two, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    git("init", "-q", "-b", "main")
+    for branch, name in (("one", "0003.three"), ("two", "0004.four")):
+        git("add", ".")
+        git("commit", "-qm", "before", code=0 if branch == "one" else 1)
+        git("checkout", "-qb", branch, "main" if branch == "two" else "HEAD")
+        write(name, "SELECT 1;\n")
+        git("add", ".")
+        git("commit", "-qm", name)
+    assert "arc_halo.sum" in git("merge", "one", code=1)
 
 
 # Stock yoyo.
@@ -474,10 +579,11 @@ def yoyo(*arguments: str, database: str, directory: Path) -> list[str]:
 def test_stock_yoyo_agrees_with_us(empty_database: str, empty: Connection) -> None:
     migrate.up(empty, to="0004")
     listed = yoyo("list", database=empty_database, directory=migrate.migrations_directory())
-    assert [line.split()[:2] for line in listed[2:]] == [
+    assert [line.split()[:2] for line in listed[2:] if ".verify" not in line] == [
         *(["A", name] for name in FAMILIES[:4]),
         *(["U", name] for name in FAMILIES[4:]),
     ]
+    assert {line.split()[0] for line in listed if ".verify" in line} == {"A"}
 
 
 def test_what_stock_yoyo_applied_is_taken_over(

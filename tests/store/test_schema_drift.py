@@ -10,6 +10,7 @@ import pytest
 from arc_halo.errors import SchemaMismatchError
 from arc_halo.store import migrate
 from arc_halo.store.connection import Connection, connect
+from arc_halo.store.migration_files import write_sum
 from arc_halo.store.schema_drift import schema_drift
 
 CHANGES = {
@@ -87,6 +88,7 @@ def two(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.sql").write_text(f"{text};\n")
     (tmp_path / "0001.one.rollback.sql").write_text("DROP TABLE one;\n")
     (tmp_path / "0002.two.rollback.sql").write_text("ALTER TABLE one DROP b;\n")
+    write_sum(tmp_path)
     return tmp_path
 
 
