@@ -228,7 +228,16 @@ def _vector(conn: Connection) -> Finding:
 def _migrations(conn: Connection) -> Finding:
     from arc_halo.store.migrate import status
 
-    states = {item.id: item.state for item in status(conn)}
+    found = status(conn)
+    if begun := [item.begun for item in found if item.begun]:
+        verb = "is being run" if begun[0].is_running else "was interrupted"
+        return Finding(
+            check="migrations",
+            state="fail",
+            message=f"{begun[0].id} {verb}, outside of a transaction",
+            advice=f"`arc-halo migrate {begun[0].direction}` goes on with it, or waits for it",
+        )
+    states = {item.id: item.state for item in found}
     for state, advice in _MIGRATION_FAULTS.items():
         named = [name for name in states if states[name] == state]
         if named:
@@ -244,7 +253,7 @@ def _migrations(conn: Connection) -> Finding:
 
 _MIGRATION_FAULTS = {
     "edited": "an applied migration's file was changed: reinstall the version of Arc-Halo that "
-    "applied it, or put the file back",
+    "applied it, put the file back, or accept it by `arc-halo migrate repair ID --reason TEXT`",
     "missing": "a newer version of Arc-Halo has been here: install that version",
 }
 
@@ -279,12 +288,14 @@ def _schema(conn: Connection) -> Finding:
     message = "; ".join(changes[:_SHOWN]) + (
         f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     )
-    return Finding(
-        check="schema", state="warn", message=message, advice="somebody changed it by hand: undo it"
-    )
+    return Finding(check="schema", state="warn", message=message, advice=_DRIFTED)
 
 
 _SHOWN = 5
+_DRIFTED = (
+    "it was changed by hand: undo that, or accept it by "
+    "`arc-halo migrate accept-drift --reason TEXT`"
+)
 
 
 def _rights(conn: Connection) -> Finding:

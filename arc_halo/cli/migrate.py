@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.migration_files import check_or_write_sum, test
 from arc_halo.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from arc_halo.store.migrate import MigrationStatus
     from arc_halo.store.rows import Connection
 
 
@@ -28,6 +31,10 @@ def migrate() -> None:
       arc-halo migrate up
       arc-halo migrate down --to 4 --yes
     """
+
+
+migrate.add_command(test)
+migrate.add_command(check_or_write_sum)
 
 
 @migrate.command("status")
@@ -46,7 +53,7 @@ def status(invocation: Invocation) -> None:
         found = migrations.status(conn)
     header = ("migration", "state", "applied at")
     rows = [
-        (each.id, each.state, f"{each.applied_at:%Y-%m-%d %H:%M:%S%z}" if each.applied_at else "")
+        (each.id, _state(each), f"{each.applied_at:%Y-%m-%d %H:%M:%S%z}" if each.applied_at else "")
         for each in found
     ]
     facts = [{"id": row[0], "state": row[1], "applied_at": row[2] or None} for row in rows]
@@ -60,19 +67,32 @@ def status(invocation: Invocation) -> None:
 
 @migrate.command("up")
 @click.option("--to", metavar="N", help="The last migration to apply: 4, 0004 or its whole name.")
+@click.option("--dry-run", is_flag=True, help="Do everything, and undo it.")
+@click.option(
+    "--allow-out-of-order",
+    is_flag=True,
+    help="Apply also what comes before a migration that is applied already.",
+)
 @click.pass_obj
-def up(invocation: Invocation, to: str | None) -> None:
+def up(invocation: Invocation, to: str | None, dry_run: bool, allow_out_of_order: bool) -> None:
     """Apply pending migrations: all of them, or none and an error.
 
     \b
-    Example:
+    Examples:
       arc-halo migrate up
+      arc-halo migrate up --dry-run
     """
     from arc_halo.store import migrate as migrations
 
     with _connection(invocation) as conn:
-        applied = migrations.up(conn, to=to)
-    _tell(invocation, applied, "applied")
+        if dry_run:
+            outcome = migrations.try_up(conn, to=to, out_of_order=allow_out_of_order)
+            if outcome.untried:
+                names = ", ".join(outcome.untried)
+                invocation.console.note(f"no transaction may hold these, nor were tried: {names}")
+            return _tell(invocation, outcome.done, "tried and undone")
+        applied = migrations.up(conn, to=to, out_of_order=allow_out_of_order)
+    return _tell(invocation, applied, "applied")
 
 
 @migrate.command("down")
@@ -94,6 +114,75 @@ def down(invocation: Invocation, to: str, yes: bool) -> None:
     with _connection(invocation) as conn:
         undone = migrations.down(conn, to=to)
     _tell(invocation, undone, "rolled back")
+
+
+@migrate.command("repair")
+@click.argument("id")
+@click.option("--reason", metavar="TEXT", required=True, help="Why; kept in `_yoyo_log`.")
+@click.option(
+    "--statement",
+    type=click.Choice(["done", "again"]),
+    help="What to take the statement for in which it was interrupted.",
+)
+@click.pass_obj
+def repair(
+    invocation: Invocation, id: str, reason: str, statement: Literal["done", "again"] | None
+) -> None:
+    """Accept the text that an applied migration's file has now.
+
+    With --statement, say what became of the statement in which a migration was interrupted.
+
+    \b
+    Examples:
+      arc-halo migrate repair 0004 --reason "a comment was corrected"
+      arc-halo migrate repair 0007 --statement again --reason "no index was left behind"
+    """
+    from arc_halo.store.migration_repair import repair as accept
+
+    with _connection(invocation) as conn:
+        found = accept(conn, id, reason=reason, by=_user(), statement=statement)
+    _tell(invocation, [found], "repaired")
+
+
+@migrate.command("accept-drift")
+@click.option("--reason", metavar="TEXT", required=True, help="Why; kept in `_yoyo_log`.")
+@click.pass_obj
+def accept_drift(invocation: Invocation, reason: str) -> None:
+    """Take the schema as it is for what the migrations made.
+
+    \b
+    Example:
+      arc-halo migrate accept-drift --reason "an index for our reports"
+    """
+    from arc_halo.reconcile.report import as_json
+    from arc_halo.sizes import format_count
+    from arc_halo.store import migration_repair
+
+    with _connection(invocation) as conn:
+        changes = migration_repair.accept_drift(conn, reason=reason, by=_user())
+    lines = [str(change) for change in changes]
+    text = "\n".join([*lines, f"{format_count(len(lines), 'change')} accepted."])
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text),
+        json=lambda: as_json({"accepted": [asdict(change) for change in changes]}),
+        markdown=lambda: text,
+    )
+
+
+def _state(each: MigrationStatus) -> str:
+    if each.begun is None:
+        return each.state
+    return "running" if each.begun.is_running else "interrupted"
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
 
 
 def _connection(invocation: Invocation) -> AbstractContextManager[Connection]:
