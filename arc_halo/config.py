@@ -10,22 +10,20 @@ from typing import Literal
 from urllib.parse import quote
 
 from arc_halo.errors import InvalidInputError
+from arc_halo.names import is_name, shown
 
 PROJECT_FILE = "arc_halo.yaml"
 EMBEDDED = "embedded"
 
-Origin = Literal[
-    "--database-url", "ARC_HALO_DATABASE_URL", "arc_halo.yaml", "NEON_DATABASE_URL", "embedded"
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseTarget:
-    """The database to use and which of the five sources named it. The repr hides `url`."""
+    """The database to use and what named it: an option, a variable, a file of the project, or
+    nothing (`embedded`). The repr hides `url`."""
 
     kind: Literal["embedded", "url"]
     url: str | None = field(default=None, repr=False)
-    origin: Origin
+    origin: str
 
 
 def database_target(
@@ -34,20 +32,22 @@ def database_target(
     environ: Mapping[str, str],
     manifest_database: str | Mapping[str, object] | None,
     project_directory: Path | None,
+    manifest_file: str = PROJECT_FILE,
 ) -> DatabaseTarget:
     """The first of: the flag, ARC_HALO_DATABASE_URL, the manifest, NEON_DATABASE_URL, embedded.
 
-    `environ` should come from `load_environment`. An empty value counts as absent. The word
-    `embedded` in place of a URL asks for the bundled server although a later source names
-    another. Raises `InvalidInputError`; its message holds no password.
+    `environ` should come from `load_environment`, `manifest_database` from `manifest_file`. An
+    empty value counts as absent. The word `embedded` in place of a URL asks for the bundled
+    server although a later source names another. Raises `InvalidInputError`; its message holds no
+    password.
     """
-    where = str(project_directory / PROJECT_FILE) if project_directory else PROJECT_FILE
+    where = str(project_directory / manifest_file) if project_directory else manifest_file
     if flag:
         return _target(flag, "--database-url")
     if own := environ.get("ARC_HALO_DATABASE_URL"):
         return _target(own, "ARC_HALO_DATABASE_URL")
     if manifest_database:
-        return _target(_manifest_url(manifest_database, environ, where), "arc_halo.yaml")
+        return _target(_manifest_url(manifest_database, environ, where), manifest_file)
     if neon := environ.get("NEON_DATABASE_URL"):
         return _target(neon, "NEON_DATABASE_URL")
     return DatabaseTarget(kind="embedded", origin="embedded")
@@ -70,6 +70,21 @@ def load_environment(project_directory: Path | None, environ: Mapping[str, str])
             hint="write it as UTF-8 text, one NAME=value a line",
         ) from exc
     return {name: value for name, value in values.items() if value is not None} | dict(environ)
+
+
+def environment_name(flag: str | None, environ: Mapping[str, str]) -> str | None:
+    """The environment that `--env`, or else `ARC_HALO_ENV`, names; an empty name is none.
+
+    `environ` should come from `load_environment`. Raises `InvalidInputError` for what is no name.
+    """
+    name = environ.get("ARC_HALO_ENV") if flag is None else flag
+    if name and not is_name(name):
+        raise InvalidInputError(
+            f"{shown(name)} is not the name of an environment",
+            code="AH006",
+            hint="write letters in lower case, digits, '.', '_' and '-', as in overlays/NAME.yaml",
+        )
+    return name or None
 
 
 def find_project(start: Path) -> Path | None:
@@ -149,7 +164,7 @@ _UNITS: Mapping[str, int] = {
 }  # fmt: skip
 
 
-def _target(value: str, origin: Origin) -> DatabaseTarget:
+def _target(value: str, origin: str) -> DatabaseTarget:
     value = value.strip()
     if value == EMBEDDED:
         return DatabaseTarget(kind="embedded", origin=origin)

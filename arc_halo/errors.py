@@ -63,6 +63,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH025": "a source of weights is not there",
         "AH026": "a weight file is not what its format promises",
         "AH027": "a training contradicts itself, or does not fit its model",
+        "AH028": "an overlay changes something that is not there",
         "AH030": "a plugin cannot be loaded, or breaks a rule of the plugin interface",
         "AH031": "two plugins claim one name",
         "AH032": "nothing provides the codec, strategy or format named",

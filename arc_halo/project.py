@@ -10,7 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from arc_halo.config import DatabaseTarget, database_target, load_environment
+from arc_halo.config import (
+    PROJECT_FILE,
+    DatabaseTarget,
+    database_target,
+    environment_name,
+    load_environment,
+)
 from arc_halo.errors import InvalidInputError, NotFoundError, WeightsError
 
 if TYPE_CHECKING:
@@ -49,6 +55,7 @@ class Project:
         allow_paths: Sequence[Path] = (),
         waiting: Waiting | None = None,
         executor: str | None = None,
+        env: str | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self._flag = database_url
@@ -56,6 +63,7 @@ class Project:
         self._allow_paths = tuple(allow_paths)
         self._waiting = waiting
         self._executor = executor
+        self._env = env
         self._stack = ExitStack()
         self._is_closed = False
 
@@ -63,6 +71,11 @@ class Project:
     def environ(self) -> dict[str, str]:
         """The environment, with what `.env` beside the manifest adds."""
         return load_environment(self.directory, self._environ)
+
+    @cached_property
+    def env(self) -> str | None:
+        """The environment whose overlay is merged: `--env`, or else `ARC_HALO_ENV`."""
+        return environment_name(self._env, self.environ)
 
     @property
     def has_manifest(self) -> bool:
@@ -78,7 +91,12 @@ class Project:
                 f"there is no arc_halo.yaml in {self.directory}",
                 hint="run `arc-halo init` to begin a project",
             )
-        return read_manifest(self.directory, env=self.environ, allow_paths=self._allow_paths)
+        return read_manifest(
+            self.directory,
+            env=self.environ,
+            allow_paths=self._allow_paths,
+            environment=self.env,
+        )
 
     @cached_property
     def plugins(self) -> PluginManager:
@@ -91,11 +109,13 @@ class Project:
     def target(self) -> DatabaseTarget:
         """Which database is meant, and what said so."""
         is_decided = self._flag or self.environ.get("ARC_HALO_DATABASE_URL")
+        declared, file = (None, PROJECT_FILE) if is_decided else self._declared_database()
         return database_target(
             flag=self._flag,
             environ=self.environ,
-            manifest_database=None if is_decided else self._declared_database(),
+            manifest_database=declared,
             project_directory=self.directory,
+            manifest_file=file,
         )
 
     @cached_property
@@ -294,7 +314,8 @@ class Project:
         from dataclasses import replace
 
         from arc_halo.manifest.documents import Desired
-        from arc_halo.manifest.resolve import manifest_digest, read_settings
+        from arc_halo.manifest.footprint import manifest_digest
+        from arc_halo.manifest.resolve import read_settings
         from arc_halo.reconcile.planning import Wanted, make_plan
         from arc_halo.reconcile.sources import Sources
 
@@ -303,6 +324,7 @@ class Project:
             declarations={},
             settings=read_settings(self.manifest.head),
             manifest_digest=manifest_digest(self.manifest.sources, self.plugins),
+            env=self.env,
         )
         with self.connection() as conn:
             wanted = Wanted(desired=desired, plugins=self.plugins, prune=True)
@@ -396,10 +418,12 @@ class Project:
 
         return read_settings(self.manifest.head if self.has_manifest else {})
 
-    def _declared_database(self) -> str | Mapping[str, object] | None:
+    def _declared_database(self) -> tuple[str | Mapping[str, object] | None, str]:
         from arc_halo.manifest.database import declared_database
 
-        return declared_database(self.directory, self.environ)
+        return declared_database(
+            self.directory, self.environ, environment=self.env, allow_paths=self._allow_paths
+        )
 
     @property
     def _threads(self) -> int:

@@ -102,7 +102,13 @@ def run(
     from arc_halo.manifest.recipe_files import read_recipe
     from arc_halo.reconcile.report import as_json
 
-    wanted = read_recipe(recipe, environ=os.environ, plugin_files=plugin_files, reactor=reactor)
+    wanted = read_recipe(
+        recipe,
+        environ=os.environ,
+        plugin_files=plugin_files,
+        reactor=reactor,
+        environment=invocation.env,
+    )
     plugins = wanted.plugins
     paths = _paths(wanted, files)
     out = directory / OUTPUT

@@ -31,6 +31,7 @@ class Invocation:
 
     project: Path | None = None
     database_url: str | None = None
+    env: str | None = None
     output: Output = "text"
     no_color: bool = False
     quiet: bool = False
@@ -89,6 +90,7 @@ class Invocation:
             allow_paths=self.allow_path,
             waiting=self.console.note,
             executor=executor,
+            env=self.env,
         )
 
 
@@ -116,6 +118,11 @@ def shared_options() -> list[click.Option]:
     return [
         option("--project", type=directory, help="The project's directory."),
         option("--database-url", metavar="URL", help="The database; `embedded` for the bundled."),
+        option(
+            "--env",
+            metavar="NAME",
+            help="The environment: overlays/NAME.yaml is merged into the manifest.",
+        ),
         option(
             "--output",
             type=click.Choice(["text", "json", "markdown"]),

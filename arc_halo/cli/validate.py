@@ -19,6 +19,7 @@ def validate(invocation: Invocation) -> None:
       arc-halo validate
       arc-halo validate --project path/to/project
     """
+    from arc_halo.manifest.overlays import overlay_label
     from arc_halo.manifest.resolve import resolve
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_count
@@ -26,12 +27,15 @@ def validate(invocation: Invocation) -> None:
     project = invocation.open()
     manifest = project.manifest
     desired = resolve(manifest.sources, manifest.plugins, allow_paths=manifest.allow_paths)
-    count, files = len(desired.declarations), len(manifest.sources)
+    labels = [source.label for source in manifest.sources]
+    labels += [overlay_label(desired.env)] if desired.env else []
+    count, files = len(desired.declarations), len(labels)
     text = f"{format_count(count, 'resource')} in {format_count(files, 'file')}: valid."
     facts = {
         "valid": True,
         "project": desired.project,
-        "files": [source.label for source in manifest.sources],
+        "environment": desired.env,
+        "files": labels,
         "resources": [str(key) for key in desired.declarations],
     }
     render(
@@ -44,7 +48,7 @@ def validate(invocation: Invocation) -> None:
 
 @click.command("schema")
 @click.argument(
-    "document", type=click.Choice(["manifest", "plan", "report", "drift"]), default="manifest"
+    "document", type=click.Choice(["manifest", "overlay", "plan", "report", "drift"]), default="manifest"
 )
 @click.pass_obj
 def schema(invocation: Invocation, document: str) -> None:
@@ -57,14 +61,17 @@ def schema(invocation: Invocation, document: str) -> None:
     Examples:
       arc-halo schema > manifest.schema.json
       arc-halo schema plan > plan.schema.json
+      arc-halo schema overlay > overlays/overlay.schema.json
     """
+    from arc_halo.manifest.overlay_schema import overlay_schema
     from arc_halo.manifest.reading import schema_of
     from arc_halo.reconcile.report import as_json
 
-    if document != "manifest":
+    if document not in ("manifest", "overlay"):
         from arc_halo.reconcile.saved import published_schema
 
         invocation.console.print(as_json(published_schema(document)))
         return
     plugins = invocation.open(needs_manifest=False).plugins
-    invocation.console.print(as_json(schema_of(plugins)))
+    whole = schema_of(plugins)
+    invocation.console.print(as_json(overlay_schema(whole) if document == "overlay" else whole))

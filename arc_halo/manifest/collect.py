@@ -77,7 +77,7 @@ class Names:
         if not version:
             self.problems.add(
                 found,
-                (),
+                ("version",),
                 "AH005",
                 f"models.{text} has no version",
                 "add `version: 1.0.0`, or write the key as `name@1.0.0`",
@@ -94,7 +94,7 @@ class Names:
             if is_merge:
                 hint = "add `produces: {model: NAME, version: 1.0.0}`"
                 message = f"the merge reactor {found.name} does not say what it produces"
-                self.problems.add(found, (), "AH024", message, hint, key=True)
+                self.problems.add(found, ("produces",), "AH024", message, hint, key=True)
             return
         if not is_merge:
             message = f"a reactor of type {found.data['type']} produces no model"

@@ -411,15 +411,23 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Desired:
-    """The desired state: declarations in dependency order, and what goes with them."""
+    """The desired state: declarations in dependency order, and what goes with them.
+
+    `env` is the environment whose overlay was merged. `files` were read for it, directories in
+    which `include` looked among them; one that is not there may change it by coming. `variables`
+    has the SHA-256 of each variable that was used, None for one without a value. While these
+    stay as they are, so does `manifest_digest`; weights and tokenizers have digests of their own.
+    """
 
     project: str
     declarations: Mapping[Key, Declaration]
     settings: Settings
     manifest_digest: bytes
-    environment: str | None = None
     registered: Mapping[str, RegisteredModel] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
+    env: str | None = None
+    files: frozenset[Path] = frozenset()
+    variables: Mapping[str, bytes | None] = field(default_factory=dict)
 
     def problem(
         self,

@@ -89,15 +89,19 @@ def _as_list(value: Any) -> list[Any]:
 
 def _find(source: Source, error: ValidationError, schema: JsonObject) -> _Finding:
     pointer: Pointer = tuple(error.absolute_path)
+    place = pointer
     is_name = "propertyNames" in error.absolute_schema_path
     if is_name:
-        pointer = (*pointer, str(error.instance))
+        place = pointer = (*pointer, str(error.instance))
+    elif error.validator == "required":
+        # Where nothing stands, its mapping's key does, or what took it away.
+        place = (*pointer, error.message)
     is_secret = _is_secret(pointer, schema)
     raw = None if is_name else written(source, pointer)
     is_covered = is_secret or (not is_name and is_hidden(pointer, error.instance))
     refusal = refusal_of(error, pointer, raw, is_name=is_name, is_secret=is_covered)
     is_key = is_name or is_secret or refusal.keyword in _AT_THE_KEY
-    return _Finding(pointer=pointer, phrase=phrase_of(refusal), is_key=is_key, is_secret=is_secret)
+    return _Finding(pointer=place, phrase=phrase_of(refusal), is_key=is_key, is_secret=is_secret)
 
 
 def refusal_of(

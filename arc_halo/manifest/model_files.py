@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,10 @@ from arc_halo.types import JsonObject
 
 @dataclass(kw_only=True)
 class ModelFiles:
-    """Reads architectures, each file once, and locates weights without opening them."""
+    """Reads architectures, each file once, and locates weights without opening them.
+
+    `digests` has the SHA-256 of the files of architectures, `tokenizers` what else is named.
+    """
 
     directory: Path
     allow_paths: Sequence[Path]
@@ -31,6 +35,8 @@ class ModelFiles:
     problems: Problems
     architectures: dict[str, JsonObject | None] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    tokenizers: set[str] = field(default_factory=set)
 
     @cached_property
     def roots(self) -> tuple[Path, ...]:
@@ -53,7 +59,9 @@ class ModelFiles:
             self.refused.add(found.name)
             return
         try:
-            self.architectures[label] = read_architecture(path, label)
+            raw = _read(path, label)
+            self.digests[label] = hashlib.sha256(raw).digest()
+            self.architectures[label] = parse_architecture(raw, path, label)
         except ManifestError as exc:
             self.architectures[label] = None
             self.problems.listed.extend(exc.problems)
@@ -84,6 +92,7 @@ class ModelFiles:
         if (label := found.data.get("tokenizer")) is None:
             return None
         path = self._path(found, ("tokenizer",), label)
+        self.tokenizers.add(label)
         return None if path is None else TokenizerSource(path=path, label=label)
 
     def _format(self, found: Found, pointer: Pointer, weights: JsonObject) -> str:
@@ -116,10 +125,11 @@ class ModelFiles:
 
 def read_architecture(path: Path, label: str) -> JsonObject:
     """The mapping in a JSON or YAML file. Raises `InvalidInputError`, or a YAML file's own."""
-    try:
-        raw = path.read_bytes()
-    except OSError as exc:
-        raise InvalidInputError(f"{label}: {exc.strerror}", code="AH011") from exc
+    return parse_architecture(_read(path, label), path, label)
+
+
+def parse_architecture(raw: bytes, path: Path, label: str) -> JsonObject:
+    """The mapping that the bytes of such a file are. Raises as `read_architecture` does."""
     if path.suffix in (".yaml", ".yml"):
         return dict(load.load_text(raw, path=path, label=label).data)
     try:
@@ -130,6 +140,13 @@ def read_architecture(path: Path, label: str) -> JsonObject:
     if not isinstance(value, dict):
         raise InvalidInputError(f"{label} is not a mapping", code="AH004")
     return value
+
+
+def _read(path: Path, label: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise InvalidInputError(f"{label}: {exc.strerror}", code="AH011") from exc
 
 
 def _inside(value: object) -> Iterable[object]:

@@ -118,8 +118,10 @@ class Lines:
 def locate(source: Source, pointer: Pointer, *, key: bool = False) -> Position:
     """Return the place of the value at `pointer`, or of its key.
 
-    The nearest ancestor stands in for a value that the file does not have.
+    The nearest ancestor stands in for a value that the file does not have. What an overlay
+    patched has its place there, see `home`.
     """
+    source, pointer = home(source, pointer)
     lines, root, hidden = _map(source)
     node, name = root.find(pointer)
     if key and name is not None:
@@ -128,8 +130,24 @@ def locate(source: Source, pointer: Pointer, *, key: bool = False) -> Position:
     return replace(place, snippet=hidden.cover(place.line, place.snippet))
 
 
+def home(source: Source, pointer: Pointer) -> tuple[Source, Pointer]:
+    """Return the file that the value at `pointer` was written in, an overlay it may be, and its
+    pointer there."""
+    if source.overlay is not None:
+        for length in range(len(pointer), 0, -1):
+            if (place := source.patched.get(pointer[:length])) is not None:
+                return source.overlay, (*place, *pointer[length:])
+    return source, pointer
+
+
+def line_of(source: Source, pointer: Pointer) -> int:
+    """Return the line of the value at `pointer`, of this file and no overlay."""
+    return _map(source)[1].find(pointer)[0].start.line + 1
+
+
 def written(source: Source, pointer: Pointer) -> str | None:
     """Return the value at `pointer` as the file has it, quotes included; None if on many lines."""
+    source, pointer = home(source, pointer)
     lines, root, _ = _map(source)
     node, _ = root.find(pointer)
     return lines.text(node.start, node.end)
@@ -145,6 +163,7 @@ def problem(
     key: bool = False,
 ) -> Problem:
     """Return a problem that stands at the value at `pointer`, or at its key."""
+    source, pointer = home(source, pointer)
     place = locate(source, pointer, key=key)
     return problem_at(place, source.label, code, message, hint=hint)
 

@@ -49,9 +49,10 @@ class Problems:
         self.listed.append(load.problem(found.source, whole, code, message, hint=hint, key=key))
 
     def twice(self, found: Found, first: Found) -> None:
-        line = load.locate(first.source, first.pointer, key=True).line
+        source, pointer = load.home(first.source, first.pointer)
+        line = load.locate(source, pointer, key=True).line
         message = f"{found.name} is declared twice"
-        hint = f"it is first declared at {first.source.label}:{line}"
+        hint = f"it is first declared at {source.label}:{line}"
         self.add(found, (), "AH013", message, hint, key=True)
 
     def unknown_strategy(

@@ -33,14 +33,18 @@ class Manifest:
 
 
 def read_manifest(
-    directory: Path, *, env: Mapping[str, str], allow_paths: Sequence[Path] = ()
+    directory: Path,
+    *,
+    env: Mapping[str, str],
+    allow_paths: Sequence[Path] = (),
+    environment: str | None = None,
 ) -> Manifest:
-    """The manifest of the project in `directory`.
+    """The manifest of the project in `directory`, as its `environment` has it.
 
     Raises `ManifestError` with all problems of all files, `PluginError` for a plugin that does
     not load. Names are not resolved yet.
     """
-    sources = load_project(directory, env=env, allow_paths=allow_paths)
+    sources = load_project(directory, env=env, allow_paths=allow_paths, environment=environment)
     plugins = PluginManager.load(_plugin_files(sources[0], directory, allow_paths))
     if problems := validate(sources, schema_of(plugins)):
         raise ManifestError(problems)

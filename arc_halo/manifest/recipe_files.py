@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arc_halo.config import load_environment
+from arc_halo.config import environment_name, load_environment
 from arc_halo.errors import InvalidInputError, ManifestError
 from arc_halo.manifest.documents import ReactorSpec
+from arc_halo.manifest.include import INCLUDED_FIELDS
 from arc_halo.manifest.load import Source, load_text
 from arc_halo.manifest.params import params_problems, with_defaults, with_gradients
 from arc_halo.manifest.reactors import (
@@ -22,7 +23,7 @@ from arc_halo.manifest.reactors import (
     vocabulary_of,
 )
 from arc_halo.manifest.reading import read_manifest, schema_of
-from arc_halo.manifest.schema import INCLUDED_FIELDS, validate
+from arc_halo.manifest.schema import validate
 from arc_halo.names import did_you_mean
 from arc_halo.plugins import PluginManager, Provided
 from arc_halo.types import FusionStrategy, JsonObject
@@ -47,15 +48,19 @@ def read_recipe(
     environ: Mapping[str, str],
     plugin_files: Sequence[Path] = (),
     reactor: str | None = None,
+    environment: str | None = None,
 ) -> RecipeFile:
     """The merge reactor at `path`, or the one named `reactor` of several.
 
     A file is a part of a manifest: `reactors`, and the `strategies` they name. A directory is a
-    project, with its includes and plugins. Raises `ManifestError` with every problem,
-    `InvalidInputError` for a reactor that is no merge or that does not fit its strategy.
+    project, with its includes and plugins, as `environment` has it. Raises `ManifestError` with
+    every problem, `InvalidInputError` for a reactor that is no merge or that does not fit its
+    strategy.
     """
     if path.is_dir():
-        manifest = read_manifest(path, env=load_environment(path, environ))
+        variables = load_environment(path, environ)
+        name_of_overlay = environment_name(environment, variables)
+        manifest = read_manifest(path, env=variables, environment=name_of_overlay)
         sources, plugins = manifest.sources, manifest.plugins
     else:
         plugins = PluginManager.load({str(file): file for file in plugin_files})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +28,12 @@ from arc_halo.manifest.documents import (
     Spec,
     StrategySpec,
     WeightsSource,
+)
+from arc_halo.manifest.footprint import (
+    environment_of,
+    files_of,
+    manifest_digest,
+    variable_digests,
 )
 from arc_halo.manifest.graph import cycles, ordered
 from arc_halo.manifest.model_files import ModelFiles
@@ -88,9 +93,12 @@ def resolve(
         project=head.data["project"],
         declarations=declarations,
         settings=read_settings(head.data),
-        manifest_digest=manifest_digest(sources, plugins),
+        manifest_digest=manifest_digest(sources, plugins, files.digests),
         registered=references.used,
         sources={source.label: source for source in sources},
+        env=environment_of(sources),
+        files=files_of(sources, plugins, [*files.digests, *files.tokenizers]),
+        variables=variable_digests(sources),
     )
 
 
@@ -114,16 +122,6 @@ def _declared_aliases(sources: Sequence[load.Source]) -> set[tuple[str, str]]:
             produces = reactor.get("produces") or {}
             found |= {(produces["model"], alias) for alias in produces.get("aliases", ())}
     return found
-
-
-def manifest_digest(sources: Sequence[load.Source], plugins: PluginManager) -> bytes:
-    """Names what a manifest says: its files and the plugins that interpret it."""
-    digest = hashlib.sha256(b"arc-halo/manifest/1\0")
-    for source in sources:
-        digest.update(source.label.encode() + b"\0" + source.digest)
-    for provider in plugins.providers:
-        digest.update(f"{provider.name}\0{provider.version}\0".encode())
-    return digest.digest()
 
 
 def read_settings(head: JsonObject) -> Settings:

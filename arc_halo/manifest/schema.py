@@ -12,18 +12,14 @@ from typing import Any, Final
 from arc_halo.config import parse_size
 from arc_halo.errors import InvalidInputError, Problem
 from arc_halo.manifest.accept import PARAMS, Accepts, acceptor
+from arc_halo.manifest.include import INCLUDED_FIELDS, SECTIONS
 from arc_halo.manifest.load import Source, problem
 from arc_halo.sizes import manifest_size
 from arc_halo.types import JsonObject
 
-INCLUDED_FIELDS: Final = ("version", "models", "strategies", "reactors", "training", "inference")
-"""The fields of a file that the project file includes; all others are the project file's."""
-
 REQUIRED_FIELDS: Final = ("version", "project")
 AUTO: Final = "auto"
 """What stands for no codec in particular: the smallest of a dtype's usual ones."""
-
-SECTIONS: Final = ("models", "strategies", "reactors", "training", "inference")
 
 INT8: Final = "int8"
 """How blocks of the KV cache may be stored, too; it is no codec, since it loses something."""

@@ -6,7 +6,7 @@ They come from the environment and are public. `$${` stands for a plain `${`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from arc_halo.manifest.report import shown
@@ -31,6 +31,32 @@ class VariableProblem:
     hint: str
 
 
+class NotedVariables(Mapping[str, str]):
+    """Variables that remember which of them were asked for: `used` has their values, None for
+    one that has none."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.used: dict[str, str | None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        # Noted values serve again: a manifest asks for few variables, and often.
+        value = self.used[name] if name in self.used else self._noted(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._env)
+
+    def __len__(self) -> int:
+        return len(self._env)
+
+    def _noted(self, name: str) -> str | None:
+        value = self.used[name] = self._env.get(name)
+        return value
+
+
 def expand(text: str, env: Mapping[str, str]) -> tuple[str, list[VariableProblem]]:
     """Return `text` with its variables replaced, and a problem for each that could not be.
 
@@ -46,6 +72,18 @@ def expand(text: str, env: Mapping[str, str]) -> tuple[str, list[VariableProblem
         return match[0]
 
     return _TOKEN.sub(replace, text), problems
+
+
+def variables_in(text: str) -> dict[str, bool]:
+    """Return the names of the variables in `text`, and whether each has a default there."""
+    bodies = (match["body"] for match in _TOKEN.finditer(text))
+    found = (_BODY.fullmatch(body) for body in bodies if body is not None)
+    return {match["name"]: match["operator"] == "-" for match in found if match is not None}
+
+
+def escape(text: str) -> str:
+    """Return the text that expands to `text` itself."""
+    return text.replace(MARK, _ESCAPE)
 
 
 def is_one_variable(text: str) -> bool:

@@ -52,7 +52,7 @@ class Wanted:
         return Plan(
             project=self.desired.project,
             manifest_digest=self.desired.manifest_digest,
-            environment=self.desired.environment,
+            environment=self.desired.env,
             selection=self.selection,
             prune=self.prune,
             declared_count=len(self.desired.declarations),

@@ -32,6 +32,7 @@ from jsonschema import Draft202012Validator
 
 import arc_halo
 from arc_halo.manifest.load import load_text
+from arc_halo.manifest.overlay_schema import overlay_schema
 from arc_halo.manifest.reading import schema_of
 from arc_halo.plugins import PluginManager
 
@@ -204,13 +205,16 @@ def test_every_block_says_what_it_is(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_piece_of_manifest_is_valid(page: str, schema: dict[str, object]) -> None:
     checked = {key: value for key, value in schema.items() if key not in ("if", "then")}
+    of_overlays = overlay_schema(schema)
     fields = schema["properties"]
     assert isinstance(fields, dict)
     for block in blocks(page):
         if block.language != "yaml" or block.is_run:
             continue
         data = load_text(block.text, path=ROOT / page, label=str(block)).data
-        if data.keys() <= fields.keys():
+        if block.text.startswith("# overlays/"):
+            Draft202012Validator(of_overlays).validate(data)
+        elif data.keys() <= fields.keys():
             Draft202012Validator(checked).validate(data)
 
 
