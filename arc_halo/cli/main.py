@@ -30,6 +30,7 @@ from arc_halo.cli.plan import plan
 from arc_halo.cli.plugin import plugin
 from arc_halo.cli.plugins import plugins
 from arc_halo.cli.reactor import reactor
+from arc_halo.cli.render import render
 from arc_halo.cli.serve import serve
 from arc_halo.cli.show import get, show
 from arc_halo.cli.tensors import tensors
@@ -40,7 +41,7 @@ from arc_halo.names import is_storable
 
 TERMINATED = 143
 COMMANDS = (
-    init, validate, schema, plan, apply, get, show, destroy,
+    init, validate, schema, render, plan, apply, get, show, destroy,
     import_, export, fuse, reactor, serve, keys, training, inference, cache, activations,
     attention, diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip
