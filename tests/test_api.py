@@ -89,6 +89,14 @@ def test_connecting_migrates_unless_told_not_to(tmp_path: Path, empty_database: 
         assert halo.reactors.list() == []
 
 
+def test_a_connection_is_in_the_environment_it_names(tmp_path: Path, database: str) -> None:
+    (tmp_path / "arc_halo.yaml").write_text("version: 1\nproject: p\n")
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays" / "prod.yaml").write_text("settings: {retain_revisions: 3}\n")
+    with arc_halo.connect(database, project=tmp_path, env="prod") as halo:
+        assert (halo.project.env, halo.project.retain_revisions) == ("prod", 3)
+
+
 def test_an_address_that_cannot_be_read_is_our_error_without_the_password(tmp_path: Path) -> None:
     with pytest.raises(ArcHaloError) as caught:
         arc_halo.connect("postgresql://u:secret@/x?nonsense=1", project=tmp_path)

@@ -17,16 +17,21 @@ from arc_halo.project import Project
 
 
 def connect(
-    database_url: str | None = None, *, project: Path | str | None = None, migrate: bool = True
+    database_url: str | None = None,
+    *,
+    project: Path | str | None = None,
+    migrate: bool = True,
+    env: str | None = None,
 ) -> Halo:
     """Open the database of a project, for use in a `with`.
 
     `project` is a directory; without one it is the nearest with an `arc_halo.yaml`, or the current
     one. Without `database_url` the database is the one `arc-halo` would use there. Pending
-    migrations are applied unless `migrate` is False. Raises `ConnectionFailedError`.
+    migrations are applied unless `migrate` is False. `env` is the environment, as `--env` names
+    it. Raises `ConnectionFailedError`.
     """
     directory = Path(project) if project else find_project(Path.cwd()) or Path.cwd()
-    opened = Project(directory, database_url=database_url)
+    opened = Project(directory, database_url=database_url, env=env)
     try:
         if migrate:
             opened.migrate()
