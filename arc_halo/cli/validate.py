@@ -48,7 +48,9 @@ def validate(invocation: Invocation) -> None:
 
 @click.command("schema")
 @click.argument(
-    "document", type=click.Choice(["manifest", "overlay", "plan", "report", "drift"]), default="manifest"
+    "document",
+    type=click.Choice(["manifest", "overlay", "plan", "report", "drift"]),
+    default="manifest",
 )
 @click.pass_obj
 def schema(invocation: Invocation, document: str) -> None:
