@@ -18,22 +18,28 @@ from arc_halo.config import (
     load_environment,
 )
 from arc_halo.errors import InvalidInputError, NotFoundError, WeightsError
+from arc_halo.names import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from arc_halo.fusion.driving import Workers
     from arc_halo.manifest.documents import BodiesSetting, Desired, Settings
+    from arc_halo.manifest.head import Head
     from arc_halo.manifest.reading import Manifest
     from arc_halo.plugins import PluginManager
     from arc_halo.reactors.allowing import Allowance
     from arc_halo.reactors.running import RunningReactor
+    from arc_halo.reconcile.adopting import Adopted
     from arc_halo.reconcile.applying import Report
     from arc_halo.reconcile.changes import Plan
+    from arc_halo.reconcile.drift import Drift
+    from arc_halo.reconcile.history import PastRevision
     from arc_halo.reconcile.limits import Limits
     from arc_halo.reconcile.progress import Progress
     from arc_halo.reconcile.saved import SavedPlan
     from arc_halo.store.connection import Waiting
+    from arc_halo.store.revisions import RevisionRow
     from arc_halo.store.rows import Connection, Pool
     from arc_halo.transfer.sources import Advance, DigestCache
     from arc_halo.weights.store import OpenBodies, WeightStore
@@ -82,6 +88,15 @@ class Project:
         return (self.directory / "arc_halo.yaml").is_file()
 
     @cached_property
+    def head(self) -> Head:
+        """What the project file says of the project itself, whatever the rest is like."""
+        from arc_halo.manifest.head import read_head
+
+        return read_head(
+            self.directory, self.environ, environment=self.env, allow_paths=self._allow_paths
+        )
+
+    @cached_property
     def manifest(self) -> Manifest:
         """The manifest, loaded and validated. Raises `ManifestError` with every problem."""
         from arc_halo.manifest.reading import read_manifest
@@ -109,13 +124,13 @@ class Project:
     def target(self) -> DatabaseTarget:
         """Which database is meant, and what said so."""
         is_decided = self._flag or self.environ.get("ARC_HALO_DATABASE_URL")
-        declared, file = (None, PROJECT_FILE) if is_decided else self._declared_database()
+        declared = None if is_decided else self.head.database()
         return database_target(
             flag=self._flag,
             environ=self.environ,
             manifest_database=declared,
             project_directory=self.directory,
-            manifest_file=file,
+            manifest_file=PROJECT_FILE if is_decided else self.head.database_file,
         )
 
     @cached_property
@@ -134,7 +149,7 @@ class Project:
 
         # The first connection is made by hand: it waits for a sleeping server, a pool does not.
         connect(self.url, waiting=self._waiting).close()
-        return self._stack.enter_context(pool(self.url, 4 * self._threads + 3))
+        return self._stack.enter_context(pool(self.url, 4 * self.head.threads + 3))
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -309,6 +324,62 @@ class Project:
             check_unmoved(conn, saved.migrated() if is_migrated else saved, plan)
         return plan
 
+    def drift(self, *, with_schema: bool = True) -> Drift:
+        """What was changed outside of apply, in the project's rows and in the schema."""
+        from arc_halo.reconcile.drift import find_drift
+
+        with self.connection() as conn:
+            return find_drift(conn, self.head.project, with_schema=with_schema)
+
+    def history(self, *, limit: int | None = None) -> list[RevisionRow]:
+        """The revisions of the project, the newest first."""
+        from arc_halo.store import revisions
+
+        self.check_schema()
+        with self.connection() as conn:
+            return revisions.listed(conn, self.head.project, limit=limit)
+
+    def past_revision(self, number: int | None = None) -> PastRevision:
+        """A revision with its changes, the last one unless `number` says.
+
+        Raises `NotFoundError` for one that there is not.
+        """
+        from arc_halo.reconcile.history import find_revision
+
+        self.check_schema()
+        with self.connection() as conn:
+            return find_revision(conn, self.head.project, number)
+
+    def plan_rollback(self, revision: int) -> Plan:
+        """What it takes to bring the database back to what it was after `revision`."""
+        from arc_halo.reconcile.policies import with_refusals
+        from arc_halo.reconcile.rolling_back import plan_rollback
+
+        with self.connection() as conn:
+            plan = plan_rollback(conn, self.head.project, revision, self.plugins)
+        return with_refusals(plan, self.plugins)
+
+    def adopt(self, address: str, *, may_take: bool = False) -> Adopted:
+        """Make the project the owner of a resource that it declares, as it stands.
+
+        `may_take` allows taking it from another project. Raises `NotFoundError` for what is not
+        declared or not there, `RefusedError` for what is another project's.
+        """
+        from arc_halo.reconcile.adopting import adopt, parse_address
+
+        key = parse_address(address)
+        declared = self.desired().declarations
+        if key not in declared:
+            guess = did_you_mean(str(key), [str(each) for each in declared])
+            raise NotFoundError(
+                f"the manifest does not declare {key}",
+                hint=guess or "declare it first: what is owned and not declared would be deleted",
+            )
+        with self.connection() as conn:
+            return adopt(
+                conn, self.manifest.project, key, directory=self.directory, may_take=may_take
+            )
+
     def plan_destroy(self) -> Plan:
         """What destroy would do: everything the project manages, gone."""
         from dataclasses import replace
@@ -417,17 +488,3 @@ class Project:
         from arc_halo.manifest.resolve import read_settings
 
         return read_settings(self.manifest.head if self.has_manifest else {})
-
-    def _declared_database(self) -> tuple[str | Mapping[str, object] | None, str]:
-        from arc_halo.manifest.database import declared_database
-
-        return declared_database(
-            self.directory, self.environ, environment=self.env, allow_paths=self._allow_paths
-        )
-
-    @property
-    def _threads(self) -> int:
-        if not self.has_manifest:
-            return 2
-        threads = self.manifest.head.get("settings", {}).get("threads", 2)
-        return int(threads)

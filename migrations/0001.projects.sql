@@ -50,6 +50,7 @@ CREATE TABLE managed_resources (
     live_digest text NOT NULL,
     protected boolean NOT NULL DEFAULT false,
     deletion text NOT NULL DEFAULT 'delete' CHECK (deletion IN ('delete', 'orphan')),
+    ignored text[] NOT NULL DEFAULT '{}',
     tags jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tags) = 'object'),
     source_file text,
     source_line integer CHECK (source_line > 0),
@@ -75,6 +76,8 @@ COMMENT ON COLUMN managed_resources.protected IS
     'No apply may delete or replace the resource, even when its block left the manifest.';
 COMMENT ON COLUMN managed_resources.deletion IS
     'What a deletion does: delete removes the typed rows, orphan only lets go of them.';
+COMMENT ON COLUMN managed_resources.ignored IS
+    'Fields that something else may change: no drift.';
 COMMENT ON COLUMN managed_resources.created_revision IS
     'A revision of the owner at that time; no foreign key, since history may be cut.';
 

@@ -85,7 +85,7 @@ def apply(
         elif plan.changes and not plan.conflicts:
             limits.check(plan)
             _confirm_deletions(invocation, plan, yes)
-            _carry_out(invocation, project, plan, limits)
+            carry_out(invocation, project, plan, limits)
         else:
             show_plan(invocation, project, plan)
             limits.check(plan)
@@ -115,7 +115,7 @@ def destroy(invocation: Invocation, yes: bool) -> None:
             invocation.console.print(f"Nothing to destroy: {plan.project} manages nothing.")
             return
         _confirm_deletions(invocation, plan, yes)
-        _carry_out(invocation, project, plan, UNLIMITED)
+        carry_out(invocation, project, plan, UNLIMITED)
 
 
 def _saved(invocation: Invocation, project: Project, file: Path, *, is_dry_run: bool) -> Plan:
@@ -192,7 +192,8 @@ def _confirm_deletions(invocation: Invocation, plan: Plan, yes: bool) -> None:
     )
 
 
-def _carry_out(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
+def carry_out(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
+    """Apply a plan, and print what it did in the form asked for."""
     from arc_halo.reconcile.plan_document import report_json
     from arc_halo.reconcile.report import (
         Line,

@@ -10,15 +10,18 @@ import click
 
 from arc_halo._version import __version__
 from arc_halo.cli.activations import activations
+from arc_halo.cli.adopt import adopt
 from arc_halo.cli.apply import apply, destroy
 from arc_halo.cli.attention import attention
 from arc_halo.cli.cache import cache
 from arc_halo.cli.db import db
 from arc_halo.cli.diff import diff
 from arc_halo.cli.doctor import doctor
+from arc_halo.cli.drift import drift
 from arc_halo.cli.embeddings import embeddings
 from arc_halo.cli.export import export
 from arc_halo.cli.fuse import fuse
+from arc_halo.cli.history import history, rollback
 from arc_halo.cli.import_ import import_
 from arc_halo.cli.inference import inference
 from arc_halo.cli.init import init
@@ -41,7 +44,8 @@ from arc_halo.names import is_storable
 
 TERMINATED = 143
 COMMANDS = (
-    init, validate, schema, render, plan, apply, get, show, destroy,
+    init, validate, schema, render, plan, apply, drift, history, rollback, adopt, get,
+    show, destroy,
     import_, export, fuse, reactor, serve, keys, training, inference, cache, activations,
     attention, diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
 )  # fmt: skip

@@ -80,7 +80,7 @@ class DesiredResource:
     spec: JsonObject
     digest: bytes
     lifecycle: Lifecycle
-    source_file: str
+    source_file: str | None
     build: Build | None = None
     remark: str | None = None
 
@@ -101,6 +101,7 @@ class LiveResource:
     digest: bytes | None = None
     protected: bool = False
     deletion: str = "delete"
+    ignore: tuple[str, ...] = ()
     spec: JsonObject | None = None
     live_spec: JsonObject | None = None
 
@@ -159,6 +160,7 @@ class Change:
             self.digest.hex() if self.digest else None,
             self.lifecycle.protected,
             self.lifecycle.deletion,
+            " ".join(self.lifecycle.ignore),
         ]
 
     def as_json(self) -> JsonObject:

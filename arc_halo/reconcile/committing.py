@@ -128,6 +128,7 @@ class Commit:
                 "live_digest": digests[change.key],
                 "protected": change.lifecycle.protected,
                 "deletion": change.lifecycle.deletion,
+                "ignored": list(change.lifecycle.ignore),
                 "tags": (change.after or {}).get("tags", {}),
                 "source_file": change.source_file,
             }
@@ -189,7 +190,9 @@ def _new_tokenizers(plan: Plan) -> dict[bytes, tokenizers.NewTokenizer]:
 
 
 def _weights_source(change: Change) -> JsonObject | None:
-    if not isinstance(change.build, ImportBuild):
-        return None
-    source = change.build.source
-    return {"source": source.label, "format": source.format}
+    if isinstance(change.build, ImportBuild):
+        source = change.build.source
+        return {"source": source.label, "format": source.format}
+    # Weights that are there already, as a rollback has them, come from where they came from.
+    label = ((change.after or {}).get("weights") or {}).get("source")
+    return {"source": label} if change.build is None and label else None

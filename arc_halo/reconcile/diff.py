@@ -85,6 +85,7 @@ def needs_details(desired: DesiredResource, live: LiveResource | None) -> bool:
         or live.digest != desired.digest
         or live.protected != desired.lifecycle.protected
         or live.deletion != desired.lifecycle.deletion
+        or live.ignore != desired.lifecycle.ignore
     )
 
 
@@ -210,6 +211,7 @@ def _lifecycle_changes(resource: DesiredResource, found: LiveResource) -> tuple[
     pairs = (
         ("protected", found.protected, resource.lifecycle.protected),
         ("deletion", found.deletion, resource.lifecycle.deletion),
+        ("ignore", list(found.ignore), list(resource.lifecycle.ignore)),
     )
     return tuple(
         FieldChange(path=path, before=before, after=after)

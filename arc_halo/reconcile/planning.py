@@ -22,11 +22,13 @@ from arc_halo.reconcile.changes import (
     Losses,
     Plan,
 )
+from arc_halo.reconcile.history import undone_by
 from arc_halo.reconcile.resources import Planner
 from arc_halo.reconcile.selecting import EVERYTHING, Selection, select
 from arc_halo.reconcile.sources import Sources
 from arc_halo.reconcile.tokenizers import Tokenizers
 from arc_halo.store import aliases, losses, migrate, models, reactors
+from arc_halo.store.revisions import RevisionRow
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
 
@@ -121,15 +123,24 @@ def _plan_of_live(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
     tokenizers = Tokenizers(desired, sources.tokenizers, known, conn)
     planner = Planner(desired, sources, wanted.plugins, recorded, tokenizers, conn)
     found = compare(conn, wanted, live, planner.resources())
+    undone = undone_by(conn, desired.project, desired.manifest_digest) if found.changes else None
+    notes = () if undone is None else (_undone_text(undone),)
     return wanted.plan(
         base_revision=live.head_revision,
         changes=found.changes,
         conflicts=(*planner.conflicts, *found.conflicts, *_taken_aliases(conn, desired)),
         orphans=found.orphans,
-        notes=(*planner.notes, *_unfit(conn, wanted.plugins, found.changes)),
+        notes=(*planner.notes, *notes, *_unfit(conn, wanted.plugins, found.changes)),
         unchanged_count=found.unchanged,
         tokenizers=tokenizers.used,
         managed_count=live.managed_count(desired.project),
+    )
+
+
+def _undone_text(rollback: RevisionRow) -> str:
+    return (
+        f"this manifest was rolled back, to revision {rollback.rolled_back_to}, by "
+        f"{rollback.actor}: to apply it goes forward again"
     )
 
 

@@ -211,7 +211,7 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
             if cost := _cost_text(change):
                 yield Line(f"    {cost}", "dim")
             for field in change.fields:
-                yield Line(f"    {_field_text(change, field)}", "dim")
+                yield Line(f"    {field_text(change.key.kind, field)}", "dim")
         if len(shown) < len(listed):
             more = format_count(len(listed) - len(shown), f"more {kind}")
             yield Line(f"+ … and {more}", "create")
@@ -319,9 +319,10 @@ def _root(change: Change) -> str | None:
     return weights["root"] if weights else None
 
 
-def _field_text(change: Change, field: FieldChange) -> str:
+def field_text(kind: str, field: FieldChange) -> str:
+    """`weight: 0.4 -> 0.6`"""
     before, after = field.before, field.after
-    if change.key.kind == INFERENCE:
+    if kind == INFERENCE:
         before, after = as_written(field.path, before), as_written(field.path, after)
     is_to_come = field.path == "weights.root" and after is None
     told = "known after build" if is_to_come else _value(after)
@@ -360,7 +361,7 @@ def _told(change: Change) -> str:
 
 
 def _field_names(change: Change) -> str:
-    texts = (_field_text(change, field).replace("|", "\\|") for field in change.fields)
+    texts = (field_text(change.key.kind, field).replace("|", "\\|") for field in change.fields)
     return "<br>".join(f"`{text}`" for text in texts)
 
 

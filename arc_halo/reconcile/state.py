@@ -55,7 +55,7 @@ def with_details(
         return dict(resources)
     applied = projects.managed_specs(conn, wanted)
     drifted = [key for key in wanted if resources[key].is_drifted]
-    live = _live_specs(conn, drifted)
+    live = live_specs(conn, drifted)
     detailed = {
         key: replace(resources[key], spec=applied.get(key), live_spec=live.get(key))
         for key in wanted
@@ -94,6 +94,18 @@ def live_digests(conn: Connection, keys: Iterable[Key]) -> dict[Key, str]:
     return {key: row.digest for key, row in _live_rows(conn, keys).items()}
 
 
+def live_specs(conn: Connection, keys: Iterable[Key]) -> dict[Key, JsonObject]:
+    """The documents of `keys` as their rows say; what is not there is left out."""
+    names: dict[str, list[str]] = {}
+    for key in keys:
+        names.setdefault(key.kind, []).append(key.name)
+    return {
+        Key(kind=kind, name=name): spec
+        for kind, wanted in names.items()
+        for name, spec in kinds.BY_NAME[kind].live_specs(conn, wanted).items()
+    }
+
+
 def _applied(conn: Connection, keys: Iterable[Key], field: str) -> dict[Key, JsonObject]:
     specs = projects.managed_specs(conn, keys)
     return {key: spec[field] for key, spec in specs.items() if spec.get(field)}
@@ -110,17 +122,6 @@ def _live_rows(conn: Connection, keys: Iterable[Key]) -> dict[Key, LiveRow]:
     }
 
 
-def _live_specs(conn: Connection, keys: Iterable[Key]) -> dict[Key, JsonObject]:
-    names: dict[str, list[str]] = {}
-    for key in keys:
-        names.setdefault(key.kind, []).append(key.name)
-    return {
-        Key(kind=kind, name=name): spec
-        for kind, wanted in names.items()
-        for name, spec in kinds.BY_NAME[kind].live_specs(conn, wanted).items()
-    }
-
-
 def _managed(record: projects.Managed, row: LiveRow | None) -> LiveResource:
     return LiveResource(
         key=record.key,
@@ -130,4 +131,5 @@ def _managed(record: projects.Managed, row: LiveRow | None) -> LiveResource:
         digest=bytes(record.spec_digest),
         protected=record.protected,
         deletion=record.deletion,
+        ignore=tuple(record.ignored),
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.store.rows import Connection, as_bytes_or_none
@@ -51,8 +54,8 @@ WHERE model_aliases.model_id <> excluded.model_id
 """
 
 KEEP_ALIAS_HISTORY = """
-INSERT INTO model_alias_history (model_name, alias, model_id, version)
-SELECT model.model_name, item.alias, model.id, model.version
+INSERT INTO model_alias_history (model_name, alias, model_id, version, assigned_at)
+SELECT model.model_name, item.alias, model.id, model.version, clock_timestamp()
 FROM jsonb_to_recordset(%(items)s) AS item (model_id uuid, alias text)
 JOIN models AS model ON model.id = item.model_id
 ON CONFLICT (model_name, alias) WHERE released_at IS NULL DO NOTHING
@@ -102,6 +105,25 @@ LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
 """
 
 
+HISTORY = """
+SELECT version, assigned_at, released_at FROM model_alias_history
+WHERE model_name = %(name)s AND alias = %(alias)s
+  AND (%(at)s::timestamptz IS NULL
+       OR assigned_at <= %(at)s::timestamptz
+          AND (released_at IS NULL OR released_at > %(at)s::timestamptz))
+ORDER BY assigned_at DESC, id DESC
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasPeriod:
+    """From when to when an alias stood for a version; `released_at` None means that it does."""
+
+    version: str
+    assigned_at: datetime
+    released_at: datetime | None
+
+
 def replace(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
     """Make the models `ids` hold exactly the aliases of `items`, keeping their history."""
     params = {"ids": list(ids), "items": Jsonb(items)}
@@ -110,6 +132,15 @@ def replace(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) 
         conn.execute(RELEASE_MOVED_ALIASES, params)
         conn.execute(ASSIGN_ALIASES, params)
         conn.execute(KEEP_ALIAS_HISTORY, params)
+
+
+def history(
+    conn: Connection, name: str, alias: str, *, at: datetime | None = None
+) -> list[AliasPeriod]:
+    """The versions that `name:alias` stood for, the latest first; or the one at that moment."""
+    params = {"name": name, "alias": alias, "at": at}
+    with conn.cursor(row_factory=class_row(AliasPeriod)) as cursor:
+        return cursor.execute(HISTORY, params).fetchall()
 
 
 def follow_renames(conn: Connection) -> None:

@@ -54,7 +54,7 @@ WITH wanted AS (
 SELECT model.model_name || '@' || model.version AS name, model.id,
        md5(ROW(model.model_type, model.architecture_config, model.architecture_family,
                model.description, model.tags, model.parameter_count, model.status,
-               sets.root, model.weights_metadata, model.weights_source,
+               sets.root, model.weights_metadata, model.weights_source ->> 'source',
                model.tokenizer_digest, model.tokenizer_source, model.runner, aliases.names,
                layers.rows, layers.digest, heads.rows, heads.digest,
                parts.rows, parts.digest, tables.list)::text) AS digest

@@ -27,7 +27,7 @@ INSERT INTO projects (name) VALUES (%(project)s) ON CONFLICT (name) DO NOTHING
 
 MANAGED = """
 SELECT managed.kind, managed.name, managed.project, managed.resource_id, managed.spec_digest,
-       managed.live_digest, managed.protected, managed.deletion
+       managed.live_digest, managed.protected, managed.deletion, managed.ignored
 FROM managed_resources AS managed
 WHERE managed.project = %(project)s
    OR (managed.kind, managed.name) IN (
@@ -41,20 +41,28 @@ FROM unnest(%(kinds)s::text[], %(names)s::text[]) AS item (kind, name)
 JOIN managed_resources AS managed ON managed.kind = item.kind AND managed.name = item.name
 """
 
+IGNORED = """
+SELECT managed.kind, managed.name, managed.ignored
+FROM unnest(%(kinds)s::text[], %(names)s::text[]) AS item (kind, name)
+JOIN managed_resources AS managed ON managed.kind = item.kind AND managed.name = item.name
+"""
+
 UPSERT_MANAGED = """
 INSERT INTO managed_resources (kind, name, project, resource_id, spec, spec_digest, live_digest,
-                               protected, deletion, tags, source_file, created_revision,
+                               protected, deletion, ignored, tags, source_file, created_revision,
                                updated_revision)
 SELECT item.kind, item.name, %(project)s, item.resource_id, item.spec,
        decode(item.spec_digest, 'hex'), item.live_digest, item.protected, item.deletion,
+       item.ignored,
        coalesce(item.tags, '{}'::jsonb), item.source_file, %(revision)s, %(revision)s
 FROM jsonb_to_recordset(%(items)s) AS item (
     kind text, name text, resource_id uuid, spec jsonb, spec_digest text, live_digest text,
-    protected boolean, deletion text, tags jsonb, source_file text)
+    protected boolean, deletion text, ignored text[], tags jsonb, source_file text)
 ON CONFLICT (kind, name) DO UPDATE
 SET resource_id = excluded.resource_id, spec = excluded.spec,
     spec_digest = excluded.spec_digest, live_digest = excluded.live_digest,
-    protected = excluded.protected, deletion = excluded.deletion, tags = excluded.tags,
+    protected = excluded.protected, deletion = excluded.deletion, ignored = excluded.ignored,
+    tags = excluded.tags,
     source_file = excluded.source_file, updated_revision = excluded.updated_revision
 WHERE managed_resources.project = excluded.project
 """
@@ -114,6 +122,7 @@ class Managed:
     live_digest: str
     protected: bool
     deletion: str
+    ignored: list[str]
 
     @property
     def key(self) -> Key:
@@ -158,6 +167,16 @@ def managed_specs(conn: Connection, keys: Iterable[Key]) -> dict[Key, JsonObject
         Key(kind=str(kind), name=str(name)): spec
         for kind, name, spec in rows
         if isinstance(spec, dict)
+    }
+
+
+def ignored(conn: Connection, keys: Iterable[Key]) -> dict[Key, list[str]]:
+    """The fields of `keys` that something else may change."""
+    rows = conn.execute(IGNORED, _split(keys)).fetchall()
+    return {
+        Key(kind=str(kind), name=str(name)): fields
+        for kind, name, fields in rows
+        if isinstance(fields, list)
     }
 
 

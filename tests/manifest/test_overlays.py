@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from arc_halo.errors import InvalidInputError, ManifestError, Problem
-from arc_halo.manifest.database import declared_database
 from arc_halo.manifest.documents import Desired
+from arc_halo.manifest.head import read_head
 from arc_halo.manifest.include import SECTIONS
 from arc_halo.manifest.load import load_text
 from arc_halo.manifest.overlay_schema import overlay_schema
@@ -251,7 +251,7 @@ def test_an_environment_that_is_not_there_is_refused_with_those_that_are(
     assert (problem.code, problem.file) == ("AH011", f"overlays/{name}.yaml")
     assert problem.hint == hint
     with pytest.raises(ManifestError, match="there is no environment"):
-        declared_database(directory, {}, environment=name)
+        read_head(directory, {}, environment=name)
 
 
 @pytest.mark.parametrize("name", ["../arc_halo", "Prod", "a/b", "a\n"])
@@ -326,7 +326,8 @@ def test_a_secret_in_an_overlay_is_not_repeated(project: Write) -> None:
 
 
 def database(directory: Path, environment: str | None, **env: str) -> tuple[Any, str]:
-    return declared_database(directory, env, environment=environment)
+    head = read_head(directory, env, environment=environment)
+    return head.database(), head.database_file
 
 
 def test_an_overlay_names_the_database_of_its_environment(project: Write) -> None:

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from arc_halo import Project
 from arc_halo.reconcile.applying import Report
 from arc_halo.reconcile.changes import Plan
+from arc_halo.reconcile.drift import Drift, drift_json
 from arc_halo.reconcile.limits import UNLIMITED, Limits
 from arc_halo.reconcile.plan_document import plan_json, report_json
 from arc_halo.reconcile.saved import published_schema
@@ -128,6 +129,12 @@ class Workshop:
             plan = project.plan(prune=prune, **selection)
         check_schema("plan", plan_json(plan))
         return plan
+
+    def drift(self) -> Drift:
+        with self.project() as project:
+            found = project.drift()
+        check_schema("drift", drift_json(found))
+        return found
 
     def apply(
         self,

@@ -1,0 +1,172 @@
+"""What a project went through, as people and programs read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from arc_halo.errors import NotFoundError
+from arc_halo.reconcile.changes import SYMBOLS, FieldChange
+from arc_halo.reconcile.diff import field_changes
+from arc_halo.reconcile.plan_document import FORMAT_VERSION
+from arc_halo.reconcile.report import Line, Style, field_text
+from arc_halo.sizes import format_count
+from arc_halo.store import revisions
+from arc_halo.store.revisions import ChangeRow, RevisionRow
+from arc_halo.store.rows import Connection
+from arc_halo.types import JsonObject
+
+STYLES: dict[str, Style] = {"create": "create", "delete": "delete", "forget": "warn"}
+COMMIT_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastRevision:
+    """A revision with its changes."""
+
+    project: str
+    row: RevisionRow
+    changes: Sequence[ChangeRow]
+
+
+def find_revision(conn: Connection, project: str, number: int | None) -> PastRevision:
+    """A revision with its changes, the last one unless `number` says.
+
+    Raises `NotFoundError` for one that there is not.
+    """
+    last = revisions.listed(conn, project, limit=1)
+    row = last[0] if number is None and last else None
+    if number is not None:
+        row = revisions.find(conn, project, number)
+    if row is None:
+        raise NotFoundError(
+            f"{project} has no revision {number or ''}".rstrip(),
+            hint=f"it has 1 to {last[0].revision}" if last else "nothing was applied yet",
+        )
+    changes = revisions.changes(conn, project, row.revision)
+    return PastRevision(project=project, row=row, changes=changes)
+
+
+def undone_by(conn: Connection, project: str, manifest_digest: bytes) -> RevisionRow | None:
+    """The rollback that is the project's last revision, if it undid this very manifest."""
+    last = revisions.listed(conn, project, limit=1)
+    if not last or last[0].rolled_back_to is None:
+        return None
+    undone = revisions.listed(conn, project, after=last[0].rolled_back_to)
+    return last[0] if any(r.manifest_digest == manifest_digest for r in undone[1:]) else None
+
+
+def counts_text(row: RevisionRow) -> str:
+    """`2 create, 1 update`"""
+    changes = row.summary.get("changes", {})
+    return ", ".join(f"{count} {action}" for action, count in changes.items() if count)
+
+
+def remarks(row: RevisionRow) -> str:
+    """What is out of the ordinary: a rollback, a part of the manifest, an environment."""
+    parts = []
+    if row.rolled_back_to is not None:
+        parts.append(f"rollback to {row.rolled_back_to}")
+    if row.is_partial:
+        parts.append("partial")
+    if row.environment:
+        parts.append(row.environment)
+    return ", ".join(parts)
+
+
+def commit_text(row: RevisionRow) -> str:
+    """The commit, and a + where the directory was not as committed."""
+    if row.git_commit is None:
+        return ""
+    return row.git_commit[:COMMIT_DIGITS] + ("+" if row.git_dirty else "")
+
+
+def revision_lines(found: PastRevision) -> Iterator[Line]:
+    """One revision as text: who, when and from where, then every change field by field."""
+    row = found.row
+    yield Line(f"Revision {row.revision} of {found.project}", "bold")
+    facts = (
+        ("applied", f"{row.created_at:%Y-%m-%d %H:%M:%S%z} by {row.actor} on {row.host}"),
+        ("role", row.database_role),
+        ("commit", commit_text(row)),
+        ("run", row.run_url or ""),
+        ("remarks", remarks(row)),
+        ("manifest", f"sha256:{row.manifest_digest.hex()}"),
+        ("program", row.tool_version),
+    )
+    for name, value in facts:
+        if value:
+            yield Line(f"  {name:<9} {value}")
+    for change in found.changes:
+        was = f"  was {change.kind}/{change.old_name}" if change.old_name else ""
+        text = f"{_symbol(change)} {change.kind}/{change.name}{was}"
+        yield Line(text, STYLES.get(change.action, "update"))
+        for each in fields_of(change):
+            yield Line(f"    {field_text(change.kind, each)}", "dim")
+    yield Line(f"{format_count(len(found.changes), 'change')}: {counts_text(row)}.", "bold")
+
+
+def fields_of(change: ChangeRow) -> tuple[FieldChange, ...]:
+    """The fields that a change touched; none of what came or went as a whole."""
+    if change.before is None or change.after is None:
+        return ()
+    return field_changes(change.before, change.after)
+
+
+def row_json(row: RevisionRow) -> JsonObject:
+    return {
+        "revision": row.revision,
+        "created_at": row.created_at.isoformat(),
+        "actor": row.actor,
+        "host": row.host,
+        "database_role": row.database_role,
+        "tool_version": row.tool_version,
+        "git": {"commit": row.git_commit, "is_dirty": row.git_dirty} if row.git_commit else None,
+        "run_url": row.run_url,
+        "environment": row.environment,
+        "is_partial": row.is_partial,
+        "rolled_back_to": row.rolled_back_to,
+        "manifest_digest": row.manifest_digest.hex(),
+        "plan_digest": row.plan_digest.hex(),
+        "summary": row.summary,
+    }
+
+
+def revision_json(found: PastRevision) -> JsonObject:
+    return {
+        "format_version": FORMAT_VERSION,
+        "project": found.project,
+        **row_json(found.row),
+        "changes": [
+            {
+                "action": change.action,
+                "address": f"{change.kind}/{change.name}",
+                "old_name": change.old_name,
+                "before": change.before,
+                "after": change.after,
+                "protected": change.protected,
+                "deletion": change.deletion,
+            }
+            for change in found.changes
+        ],
+    }
+
+
+def revision_markdown(found: PastRevision) -> str:
+    """A revision as a deployment report."""
+    row = found.row
+    who = f"Applied {row.created_at:%Y-%m-%d %H:%M:%S%z} by {row.actor}"
+    commit = f" from `{commit_text(row)}`" if row.git_commit else ""
+    run = f" ([run]({row.run_url}))" if row.run_url else ""
+    lines = [f"### Revision {row.revision} of `{found.project}`", "", f"{who}{commit}{run}.", ""]
+    if found.changes:
+        lines += ["| | resource | |", "|---|---|---|"]
+    for change in found.changes:
+        texts = (field_text(change.kind, each).replace("|", "\\|") for each in fields_of(change))
+        told = "<br>".join(f"`{text}`" for text in texts)
+        lines.append(f"| `{_symbol(change)}` | `{change.kind}/{change.name}` | {told} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _symbol(change: ChangeRow) -> str:
+    return next((symbol for name, symbol in SYMBOLS.items() if name == change.action), "~")
