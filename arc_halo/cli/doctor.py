@@ -13,7 +13,7 @@ import click
 from arc_halo.cli.invocation import Invocation, markdown_table, render
 from arc_halo.cli.target import database_url, target_of
 from arc_halo.config import DatabaseTarget
-from arc_halo.errors import ArcHaloError
+from arc_halo.errors import ArcHaloError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from arc_halo.store.connection import Connection
@@ -282,7 +282,10 @@ def _schema(conn: Connection) -> Finding:
     if _has_pending_migrations(conn):
         message, advice = "not compared: migrations are pending", "run `arc-halo migrate up`"
         return Finding(check="schema", state="warn", message=message, advice=advice)
-    changes = [str(change) for change in schema_drift(conn)]
+    try:
+        changes = [str(change) for change in schema_drift(conn)]
+    except SchemaMismatchError as exc:
+        return Finding(check="schema", state="warn", message=exc.message, advice=exc.hint)
     if not changes:
         return Finding(check="schema", state="ok", message="as the migrations made it")
     message = "; ".join(changes[:_SHOWN]) + (

@@ -85,10 +85,12 @@ def settle(
 
 def finish(conn: Connection, id: str) -> None:
     """Take the row away, in the transaction that marks the migration. Raises if it is another's."""
-    if conn.execute(FINISH, {"id": id}).rowcount != 1:
-        raise DatabaseError(
-            f"{id} was taken over by another session", hint="see `arc-halo migrate status`"
-        )
+    _check_ours(id, conn.execute(FINISH, {"id": id}).rowcount)
+
+
+def release(conn: Connection, id: str) -> None:
+    """Say that this session goes on with it no more, though it may live on."""
+    conn.execute(RELEASE, {"id": id})
 
 
 def forget_begun(conn: Connection, id: str) -> None:
@@ -140,6 +142,11 @@ FINISH = """
 DELETE FROM arc_halo_migrations_begun WHERE migration_id = %(id)s AND pid = pg_backend_pid()
 """
 
+RELEASE = """
+UPDATE arc_halo_migrations_begun SET pid = 0
+WHERE migration_id = %(id)s AND pid = pg_backend_pid()
+"""
+
 FORGET = """
 DELETE FROM arc_halo_migrations_begun WHERE migration_id = %(id)s
 """
@@ -178,4 +185,14 @@ _CREATE_TABLE = (
 
 
 def _note(conn: Connection, id: str, statements: int, *, is_settled: bool) -> None:
-    conn.execute(NOTE, {"id": id, "done": statements, "is_settled": is_settled})
+    facts = {"id": id, "done": statements, "is_settled": is_settled}
+    _check_ours(id, conn.execute(NOTE, facts).rowcount)
+
+
+def _check_ours(id: str, rows: int) -> None:
+    if rows != 1:
+        raise DatabaseError(
+            f"{id} is not this session's any more",
+            hint="another took it over, or a pooler changes sessions: migrate on a direct address, "
+            "and see `arc-halo migrate status`",
+        )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from arc_halo.errors import ConnectionFailedError, LockNotHadError
+from arc_halo.errors import ArcHaloError, ConnectionFailedError, LockNotHadError
 from arc_halo.store.catalogue import SchemaObject, read_catalogue
 from arc_halo.store.connection import Connection, translate, try_xact_lock
 from arc_halo.store.migration_begun import (
@@ -29,6 +29,7 @@ from arc_halo.store.migration_begun import (
     note_done,
     note_failed,
     read_begun,
+    release,
 )
 from arc_halo.store.migration_files import MigrationFile
 from arc_halo.store.migration_marks import (
@@ -281,18 +282,27 @@ def _run_alone(
 ) -> None:
     """Run the statements one by one, each committed by itself, and mark the migration."""
     started = time.perf_counter()
+    try:
+        _run_statements(conn, alone)
+        with exclusively(conn, lock_timeout):
+            finish(conn, alone.step.file.id)
+            _mark(conn, alone.step, (time.perf_counter() - started) * 1000)
+            if alone.before is None:
+                record_whole(conn, created_names(files))
+            else:
+                record_changes(conn, alone.before, read_catalogue(conn), names=created_names(files))
+    except ArcHaloError:
+        if not conn.closed:
+            release(conn, alone.step.file.id)
+        raise
+
+
+def _run_statements(conn: Connection, alone: _Alone) -> None:
     step, resumed = alone.step, alone.resumed
     first = resumed.statements_done if resumed else 0
     with translate():
         for number, statement in enumerate(step.script.statements[first:], start=first):
             _run_one(conn, step, number, statement, resumed if number == first else None)
-    with exclusively(conn, lock_timeout):
-        finish(conn, step.file.id)
-        _mark(conn, step, (time.perf_counter() - started) * 1000)
-        if alone.before is None:
-            record_whole(conn, created_names(files))
-        else:
-            record_changes(conn, alone.before, read_catalogue(conn))
 
 
 def _run_one(

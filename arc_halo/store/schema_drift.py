@@ -46,30 +46,29 @@ def wants_recording(conn: Connection) -> bool:
 
 
 def record_changes(
-    conn: Connection, before: Sequence[SchemaObject], after: Sequence[SchemaObject]
+    conn: Connection,
+    before: Sequence[SchemaObject],
+    after: Sequence[SchemaObject],
+    *,
+    names: Collection[str] | None = None,
 ) -> None:
-    """Record what a migration did: the difference of the catalogue before it and after it."""
-    known = set(before)
-    remaining = {each.object for each in after}
+    """Record what a migration did: the difference of the catalogue before it and after it.
+
+    Where others may have changed the schema meanwhile, `names` are the tables and functions that
+    are ours, beside those recorded.
+    """
+    known, remaining = set(before), {each.object for each in after}
     _forget(conn, [each.object for each in before if each.object not in remaining])
-    _record(conn, [each for each in after if each not in known])
+    new = [each for each in after if each not in known]
+    _record(conn, new if names is None else _ours(conn, new, names))
 
 
 def record_whole(conn: Connection, names: Collection[str]) -> None:
     """Record the schema as it is: what was recorded of, and the tables and functions `names`."""
     ensure_schema_table(conn)
-    recorded = _recorded(conn)
-    parts = {each.part_of for each in recorded}
-    _forget(conn, [each.object for each in recorded])
-    wanted = {*names, "arc_halo_migrations", "arc_halo_schema"}
-    _record(
-        conn,
-        [
-            each
-            for each in read_catalogue(conn)
-            if each.part_of in parts or each.part_of.partition("(")[0] in wanted
-        ],
-    )
+    ours = _ours(conn, read_catalogue(conn), {*names, *_BOOKKEEPING})
+    _forget(conn, [each.object for each in _recorded(conn)])
+    _record(conn, ours)
 
 
 def ensure_schema_table(conn: Connection) -> None:
@@ -144,6 +143,18 @@ _COMMENT_ON_MAJOR = sql.SQL("""
 COMMENT ON COLUMN arc_halo_schema.server_major IS
     'The major version of the server that worded the definition.'
 """)
+
+
+_BOOKKEEPING = ("arc_halo_migrations", "arc_halo_migrations_begun", "arc_halo_schema")
+
+
+def _ours(
+    conn: Connection, objects: Sequence[SchemaObject], names: Collection[str]
+) -> list[SchemaObject]:
+    parts = {each.part_of for each in _recorded(conn)}
+    return [
+        each for each in objects if each.part_of in parts or each.part_of.partition("(")[0] in names
+    ]
 
 
 def _check_comparable(conn: Connection) -> None:

@@ -130,14 +130,15 @@ def test_what_fails_is_located_and_run_again_when_it_is_corrected(
     assert migrate.up(empty, directory=tmp_path) == [ALONE, LAST]
 
 
-def test_a_file_that_had_no_effect_may_be_corrected(
-    empty: Connection, tmp_path: Path, write: Write
+def test_a_file_that_had_no_effect_may_be_corrected_and_run_by_another_session(
+    empty_database: str, empty: Connection, tmp_path: Path, write: Write
 ) -> None:
     write("VACUUM oone;\n")
     with pytest.raises(DatabaseError, match='"oone"'):
         migrate.up(empty, directory=tmp_path)
     write("VACUUM one;\n")
-    assert migrate.up(empty, directory=tmp_path) == [ALONE, LAST]
+    with connect(empty_database) as other:
+        assert migrate.up(other, directory=tmp_path, lock_timeout=0.1) == [ALONE, LAST]
 
 
 def test_a_verification_that_fails_leaves_it_unmarked_and_is_tried_again(
@@ -207,9 +208,12 @@ def test_a_session_that_goes_on_after_its_program_died_is_waited_for(
             migrate.up(empty, directory=tmp_path, lock_timeout=0.1)
         assert "pg_terminate_backend" in (busy.value.hint or "")
         before = empty.execute("SELECT 'one_a'::regclass::oid").fetchone()
+        empty.execute("CREATE TABLE theirs (a int)")
     assert migrate.up(empty, directory=tmp_path) == [ALONE, LAST]
     assert is_valid(empty)
     assert empty.execute("SELECT 'one_a'::regclass::oid").fetchone() == before
+    empty.execute("DROP TABLE theirs")
+    assert schema_drift(empty) == ()
 
 
 def test_where_nothing_tells_it_stops_and_says_what_to_do(
