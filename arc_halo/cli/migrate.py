@@ -87,10 +87,7 @@ def up(invocation: Invocation, to: str | None, dry_run: bool, allow_out_of_order
     with _connection(invocation) as conn:
         if dry_run:
             outcome = migrations.try_up(conn, to=to, out_of_order=allow_out_of_order)
-            if outcome.untried:
-                names = ", ".join(outcome.untried)
-                invocation.console.note(f"no transaction may hold these, nor were tried: {names}")
-            return _tell(invocation, outcome.done, "tried and undone")
+            return _tell_tried(invocation, outcome.done, outcome.untried)
         applied = migrations.up(conn, to=to, out_of_order=allow_out_of_order)
     return _tell(invocation, applied, "applied")
 
@@ -137,10 +134,11 @@ def repair(
       arc-halo migrate repair 0004 --reason "a comment was corrected"
       arc-halo migrate repair 0007 --statement again --reason "no index was left behind"
     """
+    from arc_halo.reconcile.who import actor
     from arc_halo.store.migration_repair import repair as accept
 
     with _connection(invocation) as conn:
-        found = accept(conn, id, reason=reason, by=_user(), statement=statement)
+        found = accept(conn, id, reason=reason, by=actor(), statement=statement)
     _tell(invocation, [found], "repaired")
 
 
@@ -155,11 +153,12 @@ def accept_drift(invocation: Invocation, reason: str) -> None:
       arc-halo migrate accept-drift --reason "an index for our reports"
     """
     from arc_halo.reconcile.report import as_json
+    from arc_halo.reconcile.who import actor
     from arc_halo.sizes import format_count
     from arc_halo.store import migration_repair
 
     with _connection(invocation) as conn:
-        changes = migration_repair.accept_drift(conn, reason=reason, by=_user())
+        changes = migration_repair.accept_drift(conn, reason=reason, by=actor())
     lines = [str(change) for change in changes]
     text = "\n".join([*lines, f"{format_count(len(lines), 'change')} accepted."])
     render(
@@ -174,15 +173,6 @@ def _state(each: MigrationStatus) -> str:
     if each.begun is None:
         return each.state
     return "running" if each.begun.is_running else "interrupted"
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"
 
 
 def _connection(invocation: Invocation) -> AbstractContextManager[Connection]:
@@ -211,7 +201,14 @@ def _ask(invocation: Invocation, to: str) -> None:
     )
 
 
-def _tell(invocation: Invocation, ids: list[str], verb: str) -> None:
+def _tell_tried(invocation: Invocation, done: list[str], untried: list[str]) -> None:
+    if untried:
+        names = ", ".join(untried)
+        invocation.console.note(f"not tried, since no transaction may hold the first: {names}")
+    _tell(invocation, done, "tried and undone", untried=untried)
+
+
+def _tell(invocation: Invocation, ids: list[str], verb: str, **more: list[str]) -> None:
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_count
 
@@ -219,6 +216,6 @@ def _tell(invocation: Invocation, ids: list[str], verb: str) -> None:
     render(
         invocation,
         text=lambda: invocation.console.print(text),
-        json=lambda: as_json({verb.replace(" ", "_"): ids}),
+        json=lambda: as_json({verb.replace(" ", "_"): ids, **more}),
         markdown=lambda: text,
     )

@@ -39,7 +39,7 @@ class SchemaChange:
 def read_catalogue(
     conn: Connection, *, parts: Collection[str] | None = None
 ) -> tuple[SchemaObject, ...]:
-    """Everything in the current schema, sorted; of the tables, views and functions `parts` only.
+    """Everything in our tables' schema, sorted; of the tables, views and functions `parts` only.
 
     Tables, columns, constraints, indexes, triggers, policies, rules, views and functions, each
     with its comment. Extensions' objects, partitions (which come and go at run time) and yoyo's
@@ -66,13 +66,18 @@ def compare_catalogues(
     return tuple(c for c in changes if _is_head(c, parts) or parts[c.object] not in whole)
 
 
+# Where our tables are, whichever schema the role's search_path begins with.
 CATALOGUE = r"""
-WITH relation AS (
+WITH ours AS (
+    SELECT coalesce((SELECT relnamespace FROM pg_class WHERE oid = to_regclass('arc_halo_schema')),
+                    current_schema()::regnamespace) AS namespace
+),
+relation AS (
     SELECT c.oid, c.relname::text AS name, c.relkind AS kind, c.relpersistence AS persistence,
            c.reloptions AS options, c.relrowsecurity AS has_policies,
            CASE c.relkind WHEN 'v' THEN 'view ' ELSE 'table ' END || c.relname AS object
     FROM pg_class AS c
-    WHERE c.relnamespace = current_schema()::regnamespace
+    WHERE c.relnamespace = (SELECT namespace FROM ours)
       AND c.relkind IN ('r', 'p', 'v')
       AND NOT c.relispartition
       AND c.relname NOT IN ('_yoyo_log', '_yoyo_migration', '_yoyo_version', 'yoyo_lock')
@@ -84,7 +89,7 @@ WITH relation AS (
 routine AS (
     SELECT p.oid, p.oid::regprocedure::text AS name
     FROM pg_proc AS p
-    WHERE p.pronamespace = current_schema()::regnamespace
+    WHERE p.pronamespace = (SELECT namespace FROM ours)
       AND p.prokind IN ('f', 'p')
       AND (%(parts)s::text[] IS NULL OR p.oid::regprocedure::text = ANY(%(parts)s::text[]))
       AND NOT EXISTS (SELECT FROM pg_depend AS d

@@ -66,8 +66,8 @@ def scratch_database(url: str, *, waiting: Waiting | None = None) -> Iterator[Co
     """
     name = f"arc_halo_scratch_{uuid.uuid4().hex}"
     with connect(url, direct=True, waiting=waiting) as server:
-        _create(server, name)
         try:
+            _create(server, name)
             with connect(make_conninfo("", **parse(url) | {"dbname": name}), direct=True) as conn:
                 yield conn
         finally:

@@ -73,6 +73,11 @@ def test_a_reader_sees_it_in_a_read_only_transaction(conn: Connection) -> None:
     ]
 
 
+def test_a_schema_of_the_role_s_own_does_not_matter(conn: Connection) -> None:
+    conn.execute("CREATE SCHEMA theirs; SET LOCAL search_path = theirs, public")
+    assert schema_drift(conn) == ()
+
+
 @pytest.fixture
 def empty(empty_database: str) -> Iterator[Connection]:
     with connect(empty_database) as conn:
