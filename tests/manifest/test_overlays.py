@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -17,7 +18,8 @@ from arc_halo.errors import InvalidInputError, ManifestError, Problem
 from arc_halo.manifest.documents import Desired
 from arc_halo.manifest.head import read_head
 from arc_halo.manifest.include import SECTIONS
-from arc_halo.manifest.load import load_text
+from arc_halo.manifest.load import load_project, load_text
+from arc_halo.manifest.origins import final
 from arc_halo.manifest.overlay_schema import overlay_schema
 from arc_halo.manifest.overlays import PROJECT_FIELDS, merged
 from arc_halo.manifest.reading import Manifest, read_manifest, schema_of
@@ -153,6 +155,50 @@ def test_a_patch_does_what_the_rfc_says(value: Any, first: Any, second: Any) -> 
     if isinstance(first, dict):
         assert merged(once, first) == once
     assert merged(once, second) == by_the_rfc(by_the_rfc(value, first), second)
+
+
+NAMES = st.sampled_from("abc")
+TREES = st.recursive(
+    st.integers(0, 10**6) | st.lists(st.integers(0, 10**6), max_size=2),
+    lambda inner: st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(NAMES, TREES, min_size=1), st.dictionaries(NAMES, TREES), st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_value_is_found_where_it_was_written(
+    tmp_path_factory: Any, base: dict[str, Any], patch: dict[str, Any], draw: st.DataObject
+) -> None:
+    if (gone := sorted(base.keys() - patch.keys())) and draw.draw(st.booleans()):
+        patch = {**patch, draw.draw(st.sampled_from(gone)): None}
+    directory = tmp_path_factory.mktemp("merged")
+    files = {"arc_halo.yaml": base, "overlays/prod.yaml": patch}
+    (directory / "overlays").mkdir()
+    for name, data in files.items():
+        text = yaml.safe_dump({"settings": data}, default_flow_style=False)
+        (directory / name).write_text(text)
+    sources = load_project(directory, env={}, environment="prod")
+    assert sources[0].data["settings"] == merged(base, patch)
+    for pointer, origin in final(sources).origins.items():
+        value = at(sources[0].data["settings"], pointer[1:])
+        if isinstance(value, dict | list):
+            continue
+        assert at(files[origin.file], pointer[1:]) == value
+        if at(patch, pointer[1:]) is not None:
+            assert origin.file == "overlays/prod.yaml"
+        line = (directory / origin.file).read_text().splitlines()[origin.line - 1]
+        assert line.split()[-1] == str(value)
+
+
+def at(value: Any, pointer: tuple[str | int, ...]) -> Any:
+    """The scalar at a pointer, None where there is none."""
+    for part in pointer:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            return None
+    return value
 
 
 @pytest.mark.parametrize("key", ["poet", "poet@1.2.0"])
