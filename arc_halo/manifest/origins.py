@@ -85,7 +85,7 @@ def _leaves(value: Any, pointer: Pointer) -> Iterator[tuple[Pointer, Any]]:
 
 def _origin(source: Source, pointer: Pointer, values: Mapping[str, str | None]) -> Origin:
     file, place = home(source, pointer)
-    text = _as_written(file, place) if MARK in file.text else None
+    text = _as_written(file, place)
     found = variables_in(text) if isinstance(text, str) else {}
     defaults = tuple(name for name, has in found.items() if has and not values.get(name))
     return Origin(
@@ -97,15 +97,18 @@ def _origin(source: Source, pointer: Pointer, values: Mapping[str, str | None]) 
 
 
 def _as_written(file: Source, place: Pointer) -> Any:
-    value: Any = _unexpanded(file)
+    """A value before variables were expanded; None of a file that has no variables."""
+    if (data := _unexpanded(file)) is None:
+        return None
+    value: Any = data
     for part in place:
         value = value[part]
     return value
 
 
 @lru_cache(maxsize=8)
-def _unexpanded(file: Source) -> JsonObject:
-    return parse(file.text, label=file.label)[0]
+def _unexpanded(file: Source) -> JsonObject | None:
+    return parse(file.text, label=file.label)[0] if MARK in file.text else None
 
 
 def _secret(source: Source, pointer: Pointer, origin: Origin) -> Problem:
