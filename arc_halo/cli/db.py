@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ import click
 from arc_halo.cli.invocation import Invocation, markdown_table, render
 from arc_halo.cli.target import database_url, embedded_directory, target_of
 from arc_halo.config import DatabaseTarget
-from arc_halo.errors import ConnectionFailedError
+from arc_halo.errors import ConnectionFailedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.embedded import Status
@@ -148,6 +149,79 @@ def psql(context: click.Context, arguments: tuple[str, ...]) -> None:
     with database_url(invocation, target) as url:
         code = _run_psql(_psql_program(target), url, arguments)
     context.exit(code)
+
+
+@db.command("roles")
+@click.option(
+    "--member",
+    "members",
+    metavar="ROLE=USER",
+    multiple=True,
+    help="Let a user of the server in: reader, writer or admin. May be given again.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the SQL that it would take, and run none.")
+@click.pass_obj
+def roles(invocation: Invocation, members: tuple[str, ...], dry_run: bool) -> None:
+    """Make three roles: arc_halo_reader plans, arc_halo_writer applies, arc_halo_admin migrates.
+
+    They cannot log in: let users of the server in with --member. Tables go to arc_halo_admin, and
+    those of later migrations with them. What is as it should be is left alone.
+
+    \b
+    Examples:
+      arc-halo db roles --dry-run
+      arc-halo db roles --member reader=ci --member writer=deploy
+    """
+    from arc_halo.store import roles as store
+    from arc_halo.store.connection import connect
+
+    pairs = [_membership(member) for member in members]
+    with (
+        invocation.open(needs_database=True) as project,
+        connect(project.url, direct=True, waiting=invocation.console.note) as conn,
+    ):
+        done = store.set_up(conn, members=pairs, dry_run=dry_run)
+    facts = {"dry_run": dry_run, "statements": done.statements}
+    script = "\n".join(f"{statement};" for statement in done.statements)
+    text = script if dry_run else _told(done.statements)
+    render(
+        invocation,
+        text=lambda: invocation.console.print(text),
+        json=lambda: json.dumps(facts, indent=2),
+        markdown=lambda: f"```sql\n{script}\n```" if script else text,
+    )
+    if done.open_schema:
+        invocation.console.note(
+            f"note: anybody may create tables in the schema {done.open_schema}: "
+            f"REVOKE CREATE ON SCHEMA {done.open_schema} FROM PUBLIC"
+        )
+
+
+def _membership(text: str) -> tuple[str, str]:
+    role, _, user = text.partition("=")
+    if role not in ("reader", "writer", "admin") or not user:
+        raise UsageError(
+            f"--member {text}: it is no ROLE=USER", hint="write reader=, writer= or admin=USER"
+        )
+    return f"arc_halo_{role}", user
+
+
+def _told(statements: Sequence[str]) -> str:
+    """What statements did, by what they begin with, in one line."""
+    if not statements:
+        return "nothing to do: the roles are there, with their rights"
+    from arc_halo.sizes import format_count
+
+    counted = Counter(statement.split()[0] for statement in statements)
+    told = (
+        ("CREATE", "role", " made"),
+        ("ALTER", "thing", " handed to arc_halo_admin"),
+        ("GRANT", "grant", ""),
+        ("REVOKE", "revocation", ""),
+    )
+    return ", ".join(
+        format_count(counted[verb], noun) + end for verb, noun, end in told if counted[verb]
+    )
 
 
 def address(url: str) -> str:

@@ -305,20 +305,29 @@ def _rights(conn: Connection) -> Finding:
     from arc_halo.store.server import missing_rights, server_facts
 
     facts, missing = server_facts(conn), missing_rights(conn)
+    if missing and not any(right.startswith("SELECT ") for right in missing):
+        return Finding(
+            check="rights",
+            state="warn",
+            message=f"{facts.user_name} may plan, but not apply",
+            advice="apply as a member of arc_halo_writer: "
+            f"`arc-halo db roles --member writer={facts.user_name}`",
+        )
     if missing:
         return Finding(
             check="rights",
             state="fail",
             message=f"{facts.user_name} lacks {', '.join(missing)}",
-            advice="connect as the role that owns the tables, or have it GRANT these",
+            advice="connect as the role that owns the tables, or have it run "
+            f"`arc-halo db roles --member writer={facts.user_name}`",
         )
     if not facts.can_create:
         return Finding(
             check="rights",
             state="warn",
-            message=f"{facts.user_name} may use the tables, but not migrate",
-            advice="migrate as the role that owns the tables, or have it GRANT CREATE ON SCHEMA "
-            f"public TO {facts.user_name}",
+            message=f"{facts.user_name} may apply, but not migrate",
+            advice="migrate as the role that owns the tables, or as a member of arc_halo_admin: "
+            f"`arc-halo db roles --member admin={facts.user_name}`",
         )
     message = f"{facts.user_name} may migrate, read and write"
     return Finding(check="rights", state="ok", message=message)
@@ -328,8 +337,11 @@ def _round_trip(conn: Connection) -> Finding:
     if _has_pending_migrations(conn):
         message, advice = "not tried: there is no schema yet", "run `arc-halo migrate up`"
         return Finding(check="round trip", state="warn", message=message, advice=advice)
+    from arc_halo.store.server import missing_rights
     from arc_halo.weights.probe import round_trip
 
+    if missing_rights(conn):
+        return Finding(check="round trip", state="warn", message="not tried: it needs to write")
     started = time.monotonic()
     round_trip(conn)
     milliseconds = (time.monotonic() - started) * 1000

@@ -16,6 +16,7 @@ from psycopg import errors, sql
 from psycopg.rows import class_row, scalar_row
 
 from arc_halo.errors import DatabaseError
+from arc_halo.store import roles
 from arc_halo.store.binary import COPY_HEADER, COPY_TRAILER
 from arc_halo.store.rows import Connection
 
@@ -168,6 +169,7 @@ def create_index(
     names = _names(extension, tensor_id, dimension)
     for statement in (_CREATE_TABLE, _COMMENT):
         conn.execute(statement.format(**names))
+    roles.refresh(conn)
     row_count = 0
     with conn.cursor() as cursor, cursor.copy(_COPY.format(**names)) as copy:
         copy.write(COPY_HEADER)

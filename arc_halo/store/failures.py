@@ -74,8 +74,9 @@ _LOST = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
 _MIGRATE = "run `arc-halo migrate status`, then `arc-halo migrate up`"
 _STATEMENT_HINTS: Mapping[str, str] = {
-    "42501": "connect as the role that owns the tables, or have it grant the right; "
-    "`arc-halo doctor` lists what is missing",
+    "42501": "connect as a role that may, or have it grant the right: arc_halo_reader plans, "
+    "arc_halo_writer applies, arc_halo_admin migrates (`arc-halo db roles`); `arc-halo doctor` "
+    "lists what is missing",
     "53100": "the server's disk is full: free some space there, then run the command again",
     "53200": "the server ran out of memory: give it more, or use fewer connections",
     "53300": "the server has no connection left: close some, or raise max_connections",

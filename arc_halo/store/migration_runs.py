@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from arc_halo.errors import ArcHaloError, ConnectionFailedError, LockNotHadError
+from arc_halo.store import roles
 from arc_halo.store.catalogue import SchemaObject, read_catalogue
 from arc_halo.store.connection import Connection, translate, try_xact_lock
 from arc_halo.store.migration_begun import (
@@ -171,6 +172,8 @@ def _take_turn(
     batch, rest = _split(steps)
     _run_batch(conn, files, marks, batch)
     alone = None if dry_run or not rest else _begin_alone(conn, rest[0], begun)
+    if steps:
+        roles.refresh(conn, created_names(files))
     return _Turn(batch=batch, alone=alone, untried=rest)
 
 
@@ -287,6 +290,7 @@ def _run_alone(
         with exclusively(conn, lock_timeout):
             finish(conn, alone.step.file.id)
             _mark(conn, alone.step, (time.perf_counter() - started) * 1000)
+            roles.refresh(conn, created_names(files))
             if alone.before is None:
                 record_whole(conn, created_names(files))
             else:
