@@ -234,12 +234,35 @@ class Project:
 
         return DigestCache(self.directory / ".arc-halo" / "digests.json")
 
+    @contextmanager
+    def direct_connection(self) -> Iterator[Connection]:
+        """A connection of its own that no pooler stands in, for what needs a session.
+
+        Raises `InvalidInputError` where `ARC_HALO_DIRECT_DATABASE_URL` leads to another database.
+        """
+        from arc_halo.store.connection import connect
+        from arc_halo.store.server import place_of
+
+        # An address on the command line is the whole address.
+        direct = None if self._flag else self.environ.get("ARC_HALO_DIRECT_DATABASE_URL")
+        with connect(direct or self.url, direct=True, waiting=self._waiting) as conn:
+            if direct:
+                with self.connection() as usual:
+                    if place_of(conn) != place_of(usual):
+                        raise InvalidInputError(
+                            "ARC_HALO_DIRECT_DATABASE_URL leads to another database than "
+                            f"{self.target.origin}",
+                            hint="give both the same server and database, or leave the direct "
+                            "address out where there is no pooler",
+                            code="AH090",
+                        )
+            yield conn
+
     def migrate(self) -> list[str]:
         """Apply pending migrations, on a direct connection; their ids."""
         from arc_halo.store import migrate
-        from arc_halo.store.connection import connect
 
-        with connect(self.url, direct=True, waiting=self._waiting) as conn:
+        with self.direct_connection() as conn:
             return migrate.up(conn)
 
     def check_schema(self) -> None:

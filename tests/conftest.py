@@ -48,6 +48,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 CreateDatabase = Callable[[str | None], str]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pooler", action="store_true", help="reach migrated databases through a pgbouncer"
+    )
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """The address of a database from which others can be created."""
@@ -67,7 +73,37 @@ def server_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def create_database(server_url: str) -> Iterator[CreateDatabase]:
+def create_database(
+    create_direct_database: CreateDatabase, request: pytest.FixtureRequest
+) -> CreateDatabase:
+    """Creates a database, as a copy of another or empty, and gives its URL.
+
+    With `--pooler` a copy is reached through a pooler.
+    """
+    if not request.config.getoption("--pooler"):
+        return create_direct_database
+    create_pooled: CreateDatabase = request.getfixturevalue("create_pooled_database")
+    return create_pooled
+
+
+@pytest.fixture(scope="session")
+def create_pooled_database(
+    create_direct_database: CreateDatabase, server_url: str
+) -> Iterator[CreateDatabase]:
+    """As `create_database`: what is a copy is reached through a pooler in transaction mode."""
+    from tests.poolers.pgbouncer import pooled, running
+
+    with running(server_url) as directory:
+
+        def create(template: str | None) -> str:
+            url = create_direct_database(template)
+            return url if template is None else pooled(directory, url)
+
+        yield create
+
+
+@pytest.fixture(scope="session")
+def create_direct_database(server_url: str) -> Iterator[CreateDatabase]:
     """Creates a database, as a copy of another or empty, and gives its URL."""
     numbers = itertools.count(1)
     prefix = f"ah_{uuid.uuid4().hex[:8]}"

@@ -173,12 +173,11 @@ def roles(invocation: Invocation, members: tuple[str, ...], dry_run: bool) -> No
       arc-halo db roles --member reader=ci --member writer=deploy
     """
     from arc_halo.store import roles as store
-    from arc_halo.store.connection import connect
 
     pairs = [_membership(member) for member in members]
     with (
         invocation.open(needs_database=True) as project,
-        connect(project.url, direct=True, waiting=invocation.console.note) as conn,
+        project.direct_connection() as conn,
     ):
         done = store.set_up(conn, members=pairs, dry_run=dry_run)
     facts = {"dry_run": dry_run, "statements": done.statements}

@@ -178,13 +178,13 @@ def _state(each: MigrationStatus) -> str:
 def _connection(invocation: Invocation) -> AbstractContextManager[Connection]:
     from contextlib import contextmanager
 
-    from arc_halo.store.connection import connect, translate
+    from arc_halo.store.connection import translate
 
     @contextmanager
     def opened() -> Iterator[Connection]:
         with (
             invocation.open(needs_database=True) as project,
-            connect(project.url, direct=True, waiting=invocation.console.note) as conn,
+            project.direct_connection() as conn,
             translate(),
         ):
             yield conn

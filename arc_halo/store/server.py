@@ -68,6 +68,12 @@ def server_facts(conn: Connection) -> ServerFacts:
     return facts
 
 
+def place_of(conn: Connection) -> tuple[object, ...]:
+    """What two connections have in common if, and only if, they lead to one database."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(_PLACE).fetchone() or ()
+
+
 def extension_facts(conn: Connection, name: str) -> ExtensionFacts:
     with conn.cursor(row_factory=class_row(ExtensionFacts)) as cursor:
         facts = cursor.execute(_EXTENSION, {"name": name}).fetchone()
@@ -99,6 +105,10 @@ SELECT current_setting('server_version_num')::int AS version_number,
        current_setting('fsync')::bool AS fsync,
        current_setting('full_page_writes')::bool AS full_page_writes,
        has_schema_privilege('public', 'CREATE') AS can_create
+"""
+
+_PLACE = """
+SELECT pg_postmaster_start_time(), oid FROM pg_database WHERE datname = current_database()
 """
 
 _EXTENSION = """

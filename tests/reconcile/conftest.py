@@ -159,7 +159,7 @@ class Workshop:
 
     def sql(self, query: str, *params: object) -> list[tuple[Any, ...]]:
         """Run one statement as another client of the database would; its rows."""
-        with psycopg.connect(self.url, autocommit=True) as conn:
+        with psycopg.connect(self.url, autocommit=True, prepare_threshold=None) as conn:
             cursor = conn.execute(query, params)
             return cursor.fetchall() if cursor.description else []
 

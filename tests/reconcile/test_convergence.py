@@ -123,7 +123,7 @@ def workshop(
 def test_two_applies_end_where_the_second_alone_does(
     workshop: Any, dump: Any, first: Manifest, second: Manifest
 ) -> None:
-    with psycopg.connect(workshop.url, autocommit=True) as conn:
+    with psycopg.connect(workshop.url, autocommit=True, prepare_threshold=None) as conn:
         workshop.write(second)
         workshop.destroy()
         assert conn.execute("SELECT count(*) FROM managed_resources").fetchone() == (0,)

@@ -158,7 +158,10 @@ def applied(
 ) -> Iterator[Applied]:
     workshop = make_workshop(tmp_path_factory.mktemp("drift"), create_database(template))
     workshop.apply(_manifest(workshop))
-    with workshop.project() as project, psycopg.connect(workshop.url, autocommit=True) as conn:
+    with (
+        workshop.project() as project,
+        psycopg.connect(workshop.url, autocommit=True, prepare_threshold=None) as conn,
+    ):
         yield Applied(project=project, conn=conn, dump=dump, rows=dump(conn))
 
 
