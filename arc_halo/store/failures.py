@@ -109,6 +109,11 @@ _CONNECT_FAILURES = (
         hint="this server has no TLS: on a network you trust, add sslmode=disable to the address",
     ),
     Failure(
+        pattern="unsupported startup parameter",
+        hint="a pooler stands before the server: take `options` out of the address, or give the "
+        "server's own address",
+    ),
+    Failure(
         pattern="authentication failed|no password supplied|SCRAM|channel binding|"
         "pg_hba\\.conf|role .* does not exist|authentication method",
         hint="check the user and the password, and that the server lets this user in from here",

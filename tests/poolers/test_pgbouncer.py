@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
 import psycopg
 import pytest
 
+import arc_halo
 from arc_halo import Project
-from arc_halo.errors import ArcHaloError, InvalidInputError
+from arc_halo.errors import ArcHaloError, ConnectionFailedError, InvalidInputError
 from arc_halo.store import migrate
 from arc_halo.store.connection import connect
+from arc_halo.store.migration_files import migrations_directory
 
 APPLIES = 20
+
+SESSION_BOUND = re.compile(
+    r"\b(UN)?LISTEN [a-z]|\bWITH HOLD\b|pg_(try_)?advisory_(un)?lock|set_config\([^()]*false\)"
+    r"|\bCREATE (?:LOCAL )?TEMP(?![^;]*ON COMMIT DROP)|\bPREPARE \w+ AS\b"
+    r"|[\"'] *SET (?!LOCAL|TRANSACTION|CONSTRAINTS)\w"
+    r"|^SET (?!LOCAL)\w+ TO\b|\bSET SESSION\b|\bDISCARD ALL\b",
+    re.MULTILINE,
+)
 
 MANIFEST = """
 version: 1
@@ -30,9 +41,16 @@ def test_what_is_set_in_one_session_leaks_into_the_next(database: str) -> None:
             assert other.execute("SHOW search_path").fetchone() == ("pg_catalog",)
 
 
-def test_startup_options_are_refused_by_this_pooler(database: str) -> None:
-    with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter"):
-        psycopg.connect(f"{database}&options=-csearch_path%3Dx")
+def test_startup_options_are_refused_and_the_hint_says_by_whom(database: str) -> None:
+    with pytest.raises(ConnectionFailedError, match="unsupported startup parameter") as caught:
+        connect(f"{database}&options=-csearch_path%3Dx")
+    assert "a pooler stands before the server" in str(caught.value.hint)
+
+
+def test_no_sql_of_the_program_outlives_its_transaction() -> None:
+    texts = [*Path(arc_halo.__file__).parent.rglob("*.py"), *migrations_directory().glob("*.sql")]
+    for path in texts:
+        assert not SESSION_BOUND.findall(path.read_text()), path
 
 
 def test_migrations_run_through_the_pooler_too(database: str) -> None:

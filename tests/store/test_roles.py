@@ -48,6 +48,12 @@ inference:
   kv_cache: {}
 """
 
+READS = [
+    "plan --detailed-exitcode", "show model/blend@1.0.0", "get models", "lineage blend@1.0.0",
+    "diff base tuned", "migrate status", "tensors ls base", "tensors du", "training ls",
+    "inference ls", "cache stats", "reactor status", "keys ls", "fuse verify blend",
+]  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Users:
@@ -271,7 +277,7 @@ def test_every_table_and_view_of_ours_can_be_read_and_is_the_admins(
 
 
 def test_the_reader_plans_the_writer_applies_and_neither_migrates(
-    users: Users, owned: str, project: Path, capsys: pytest.CaptureFixture[str]
+    users: Users, owned: str, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def opened(user: str) -> Project:
         return Project(project, database_url=users.url(user, owned), environ={})
@@ -288,9 +294,9 @@ def test_the_reader_plans_the_writer_applies_and_neither_migrates(
     with opened("plans") as reading:
         assert not reading.plan().changes
     place = ["--project", str(project), "--database-url", users.url("plans", owned)]
-    assert run(["show", "model/blend@1.0.0", *place]) == 0
-    assert run(["get", "models", *place]) == 0
-    assert run(["plan", "--detailed-exitcode", *place]) == 0
+    for command in READS:
+        assert run([*command.split(), *place]) == 0, command
+    assert run(["export", "blend", "--out", str(tmp_path), *place]) == 0
     capsys.readouterr()
     assert run(["destroy", "--yes", *place]) == 1
     said = capsys.readouterr().err
@@ -337,6 +343,10 @@ def test_roles_made_before_the_first_migration_get_their_rights_with_it(
         statements = roles.set_up(conn, members=_members(users)).statements
     assert [each.split()[0] for each in statements] == ["GRANT"] * 3
     assert not any("CREATE ROLE" in each for each in statements)
+    with connect(users.url("applies", unmigrated)) as conn:
+        with pytest.raises(DatabaseError, match=r"permission denied.*42501") as caught:
+            migrate.up(conn)
+        assert "arc_halo_admin migrates" in str(caught.value.hint)
     with connect(users.url("migrates", unmigrated)) as conn:
         migrate.up(conn)
     assert _refused(users.url("plans", unmigrated), "SELECT * FROM models") is None
