@@ -27,6 +27,8 @@ from arc_halo.cli.main import run
 from arc_halo.errors import DatabaseError, NotFoundError
 from arc_halo.store import migrate, roles
 from arc_halo.store.connection import connect
+from arc_halo.store.migration_files import write_sum
+from arc_halo.store.schema_drift import schema_drift
 
 PASSWORD = "n0t-a-secret"
 
@@ -302,7 +304,7 @@ def test_the_reader_plans_the_writer_applies_and_neither_migrates(
     said = capsys.readouterr().err
     assert re.search(r"error\[AH044\]: permission denied for [^\n]*\n +hint: connect as", said)
     with opened("applies") as writing:
-        writing.apply(writing.plan_destroy())
+        writing.apply(writing.plan_destroy(), limits=writing.limits(allow_empty=True))
 
 
 def test_doctor_says_which_role_it_is_and_fails_none(users: Users, owned: str) -> None:
@@ -322,15 +324,20 @@ def test_what_a_later_migration_makes_gets_the_same_rights(
 ) -> None:
     for path in migrate.migrations_directory().glob("*.sql"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    alone = "-- transactional: false\n"
+    (tmp_path / "9998.alone.sql").write_text(f"{alone}CREATE TABLE alone (n int);\n")
+    (tmp_path / "9998.alone.rollback.sql").write_text(f"{alone}DROP TABLE alone;\n")
     (tmp_path / "9999.later.sql").write_text("CREATE TABLE later (n int);\n")
     (tmp_path / "9999.later.rollback.sql").write_text("DROP TABLE later;\n")
+    write_sum(tmp_path)
     with connect(users.url("migrates", owned)) as conn:
         last = migrate.status(conn)[-1].id
         migrate.up(conn, directory=tmp_path)
     with connect(users.url("applies", owned)) as conn:
-        conn.execute("INSERT INTO later VALUES (1)")
+        conn.execute("INSERT INTO later VALUES (1); INSERT INTO alone VALUES (1)")
     with connect(users.url("plans", owned)) as conn:
-        assert conn.execute("SELECT n FROM later").fetchall() == [(1,)]
+        assert conn.execute("SELECT later.n, alone.n FROM later, alone").fetchall() == [(1, 1)]
+        assert schema_drift(conn) == ()
     with connect(users.url("owner", owned)) as conn:  # who made no table of it
         migrate.down(conn, to=last, directory=tmp_path)
 
