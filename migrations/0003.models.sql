@@ -232,13 +232,14 @@ CREATE FUNCTION arc_halo_drop_vectors() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     -- Made at run time, since their type is of an extension that a server need not have.
     EXECUTE format('DROP TABLE IF EXISTS embedding_vectors_%s', OLD.tensor_id);
-    RETURN NULL;
+    RETURN OLD;
 END
 $$;
 COMMENT ON FUNCTION arc_halo_drop_vectors() IS
     'Trigger: drops the table of vectors that belongs to a deleted row of embedding_indexes.';
 
-CREATE TRIGGER embedding_indexes_drop_vectors AFTER DELETE ON embedding_indexes
+-- Before, since a cascade has the owner's rights, and triggers after it had them from version 18 on.
+CREATE TRIGGER embedding_indexes_drop_vectors BEFORE DELETE ON embedding_indexes
     FOR EACH ROW EXECUTE FUNCTION arc_halo_drop_vectors();
 
 CREATE FUNCTION calculate_model_parameters(uuid) RETURNS bigint

@@ -26,6 +26,11 @@ from tests.reconcile.test_apply import (  # noqa: F401  # pytest finds them here
     test_two_projects_at_once_cannot_both_take_a_name,
 )
 from tests.reconcile.test_drift import applied  # noqa: F401  # a fixture
+from tests.reconcile.test_saved import (  # noqa: F401
+    saved,
+    test_a_plan_is_applied_once,
+    test_an_apply_in_between_is_told_with_what_it_touched,
+)
 
 ROOT = Path(__file__).parents[2]
 
