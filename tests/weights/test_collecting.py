@@ -533,8 +533,9 @@ GROWTH = (
     """
     WITH new AS (
         INSERT INTO tensor_data (tensor_id, chunk_index, chunk_digest)
-        SELECT t.id, c - 1, sha256(int8send(t.id * 1000::bigint + c))
-        FROM tensor_metadata AS t, generate_series(1, %(each)s) AS c RETURNING 1)
+        SELECT t.id, c - 1, sha256(int8send(t.number * 1000::bigint + c))
+        FROM (SELECT id, row_number() OVER (ORDER BY id) AS number FROM tensor_metadata) AS t,
+             generate_series(1, %(each)s) AS c RETURNING 1)
     SELECT count(*) FROM new
     """,
     """
