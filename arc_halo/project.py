@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from arc_halo.reconcile.limits import Limits
     from arc_halo.reconcile.progress import Progress
     from arc_halo.reconcile.saved import SavedPlan
+    from arc_halo.reconcile.unchanged import Circumstances, Memory
     from arc_halo.store.connection import Waiting
     from arc_halo.store.revisions import RevisionRow
     from arc_halo.store.rows import Connection, Pool
@@ -62,6 +64,7 @@ class Project:
         waiting: Waiting | None = None,
         executor: str | None = None,
         env: str | None = None,
+        rereads: bool = False,
     ) -> None:
         self.directory = directory.resolve()
         self._flag = database_url
@@ -71,6 +74,7 @@ class Project:
         self._executor = executor
         self._env = env
         self._stack = ExitStack()
+        self._rereads = rereads
         self._is_closed = False
 
     @cached_property
@@ -315,20 +319,65 @@ class Project:
         `targets` and `excludes` are globs over addresses that limit it to a part of the manifest.
         Nothing is written, in the database or anywhere but the cache.
         """
+        if not targets and not excludes and (known := self._unchanged(prune)) is not None:
+            return known
         from arc_halo.reconcile.planning import make_plan, select_wanted
         from arc_halo.reconcile.policies import with_refusals
-        from arc_halo.reconcile.selecting import Selection
-        from arc_halo.reconcile.sources import read_sources
+        from arc_halo.reconcile.selecting import EVERYTHING, Selection
+        from arc_halo.reconcile.sources import read_sources, weight_files
+        from arc_halo.store import migrate
+        from arc_halo.store.standing import standing
 
-        desired = self.desired()
-        prune = desired.settings.prune if prune is None else prune
         selection = Selection(targets=tuple(targets), excludes=tuple(excludes))
+        began = time.time()
+        desired = self.desired()
+        wants_prune = desired.settings.prune if prune is None else prune
         with self.connection() as conn:
-            wanted = select_wanted(conn, desired, self.plugins, selection, prune=prune)
+            wanted = select_wanted(conn, desired, self.plugins, selection, prune=wants_prune)
         sources = read_sources(wanted.desired, self.plugins, self.digests, advance=advance)
         with self.connection() as conn:
-            plan = make_plan(conn, wanted, sources)
-        return with_refusals(plan, self.plugins)
+            before = None if migrate.pending(conn) else standing(conn, desired.project)
+            plan = with_refusals(make_plan(conn, wanted, sources), self.plugins)
+        if selection == EVERYTHING and not plan.has_changes and not plan.conflicts:
+            files = weight_files(desired, self.digests)
+            circumstances = self._circumstances(prune)
+            self._memory.keep(plan, before, desired, files, circumstances, began=began)
+        return plan
+
+    def looks_unchanged(self, *, prune: bool | None = None) -> bool:
+        """Whether the manifest and all that belongs to it are as when there was nothing to do."""
+        return not self._rereads and self._memory.recall(self._circumstances(prune)) is not None
+
+    @contextmanager
+    def _single_connection(self) -> Iterator[Connection]:
+        """A connection for one question, which needs no pool."""
+        from arc_halo.store.connection import connect, translate
+
+        with connect(self.url, waiting=self._waiting) as conn, translate():
+            yield conn
+
+    def _unchanged(self, prune: bool | None) -> Plan | None:
+        """The plan of last time, where that had nothing to do and all is as it was."""
+        from arc_halo.reconcile.unchanged import is_unchanged
+
+        remembered = None if self._rereads else self._memory.recall(self._circumstances(prune))
+        if remembered is None:
+            return None
+        with self._single_connection() as conn:
+            return remembered.plan if is_unchanged(conn, remembered) else None
+
+    @cached_property
+    def _memory(self) -> Memory:
+        from arc_halo.reconcile.unchanged import Memory
+
+        return Memory(self.directory / ".arc-halo" / "unchanged.json")
+
+    def _circumstances(self, prune: bool | None) -> Circumstances:
+        from arc_halo.reconcile.unchanged import Circumstances
+
+        return Circumstances(
+            environ=self.environ, env=self.env, prune=prune, allow_paths=self._allow_paths
+        )
 
     def plan_again(
         self, saved: SavedPlan, *, is_migrated: bool = False, advance: Advance | None = None

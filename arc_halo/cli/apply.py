@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.choosing import limit_options, selection_options
+from arc_halo.cli.choosing import cache_option, limit_options, selection_options
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.cli.plan import show_plan
 from arc_halo.errors import RefusedError, UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @selection_options
 @limit_options
+@cache_option
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--dry-run", is_flag=True, help="Do it all in a transaction, and roll it back.")
 @click.option(
@@ -39,6 +40,7 @@ def apply(
     excludes: tuple[str, ...],
     max_deletes: int | None,
     allow_empty: bool,
+    no_cache: bool,
     yes: bool,
     dry_run: bool,
     executor: str | None,
@@ -67,10 +69,10 @@ def apply(
             "a saved plan says itself what it is limited to",
             hint="leave out --prune, --target and --exclude, or plan again with them",
         )
-    with invocation.open(executor=executor) as project:
-        project.desired_without_database()
-        project.check_executor()
-        limits = project.limits(max_deletes=max_deletes, allow_empty=allow_empty)
+    with invocation.open(executor=executor, rereads=no_cache) as project:
+        if file is not None or not project.looks_unchanged(prune=prune):
+            project.desired_without_database()
+            project.check_executor()
         if file is not None:
             plan = _saved(invocation, project, file, is_dry_run=dry_run)
         else:
@@ -80,6 +82,10 @@ def apply(
                 plan = project.plan(
                     prune=prune, targets=targets, excludes=excludes, advance=advance
                 )
+        if not plan.has_changes and not plan.conflicts:
+            show_plan(invocation, project, plan)
+            return
+        limits = project.limits(max_deletes=max_deletes, allow_empty=allow_empty)
         if dry_run:
             _try(invocation, project, plan, limits)
         elif plan.changes and not plan.conflicts:

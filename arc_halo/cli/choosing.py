@@ -39,6 +39,15 @@ def selection_options(command: F) -> F:
     return command
 
 
+def cache_option(command: F) -> F:
+    """`--no-cache`."""
+    return click.option(
+        "--no-cache",
+        is_flag=True,
+        help="Read the manifest and its files anew, even if they look as they did.",
+    )(command)
+
+
 def limit_options(command: F) -> F:
     """`--max-deletes` and `--allow-empty`."""
     for option in reversed(

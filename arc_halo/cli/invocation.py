@@ -62,6 +62,7 @@ class Invocation:
         needs_manifest: bool = True,
         needs_database: bool = False,
         executor: str | None = None,
+        rereads: bool = False,
     ) -> Project:
         """The project these options name. Nothing is started yet.
 
@@ -90,6 +91,7 @@ class Invocation:
             allow_paths=self.allow_path,
             waiting=self.console.note,
             executor=executor,
+            rereads=rereads,
             env=self.env,
         )
 

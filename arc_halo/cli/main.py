@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import signal
 import sys
+from collections.abc import Iterator, MutableMapping
 
 import click
 
 from arc_halo._version import __version__
-from arc_halo.cli.activations import activations
-from arc_halo.cli.adopt import adopt
-from arc_halo.cli.apply import apply, destroy
-from arc_halo.cli.attention import attention
-from arc_halo.cli.cache import cache
-from arc_halo.cli.db import db
-from arc_halo.cli.diff import diff
-from arc_halo.cli.doctor import doctor
-from arc_halo.cli.drift import drift
-from arc_halo.cli.embeddings import embeddings
-from arc_halo.cli.export import export
-from arc_halo.cli.fuse import fuse
-from arc_halo.cli.history import history, rollback
-from arc_halo.cli.import_ import import_
-from arc_halo.cli.inference import inference
-from arc_halo.cli.init import init
-from arc_halo.cli.invocation import INTERRUPTED, Invocation, add_shared_options
-from arc_halo.cli.keys import keys
-from arc_halo.cli.lineage import lineage
-from arc_halo.cli.migrate import migrate
-from arc_halo.cli.plan import plan
-from arc_halo.cli.plugin import plugin
-from arc_halo.cli.plugins import plugins
-from arc_halo.cli.reactor import reactor
-from arc_halo.cli.render import render
-from arc_halo.cli.serve import serve
-from arc_halo.cli.show import get, show
-from arc_halo.cli.tensors import tensors
-from arc_halo.cli.training import training
-from arc_halo.cli.validate import schema, validate
+from arc_halo.cli.invocation import INTERRUPTED, Invocation, add_shared_options, shared_options
 from arc_halo.errors import ArcHaloError, InvalidInputError
 from arc_halo.names import is_storable
 
 TERMINATED = 143
-COMMANDS = (
-    init, validate, schema, render, plan, apply, drift, history, rollback, adopt, get,
-    show, destroy,
-    import_, export, fuse, reactor, serve, keys, training, inference, cache, activations,
-    attention, diff, tensors, embeddings, lineage, plugins, plugin, migrate, db, doctor,
-)  # fmt: skip
+COMMANDS = {
+    "init": "init.init",
+    "validate": "validate.validate",
+    "schema": "validate.schema",
+    "render": "render.render",
+    "plan": "plan.plan",
+    "apply": "apply.apply",
+    "drift": "drift.drift",
+    "history": "history.history",
+    "rollback": "history.rollback",
+    "adopt": "adopt.adopt",
+    "get": "show.get",
+    "show": "show.show",
+    "destroy": "apply.destroy",
+    "import": "import_.import_",
+    "export": "export.export",
+    "fuse": "fuse.fuse",
+    "reactor": "reactor.reactor",
+    "serve": "serve.serve",
+    "keys": "keys.keys",
+    "training": "training.training",
+    "inference": "inference.inference",
+    "cache": "cache.cache",
+    "activations": "activations.activations",
+    "attention": "attention.attention",
+    "diff": "diff.diff",
+    "tensors": "tensors.tensors",
+    "embeddings": "embeddings.embeddings",
+    "lineage": "lineage.lineage",
+    "plugins": "plugins.plugins",
+    "plugin": "plugin.plugin",
+    "migrate": "migrate.migrate",
+    "db": "db.db",
+    "doctor": "doctor.doctor",
+}
+"""Each command by its name: its module under `arc_halo.cli`, and its name there."""
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """The commands by name, each imported when it is asked for: the program starts at once."""
+
+    def __init__(self) -> None:
+        self._there: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._there:
+            module, _, attribute = COMMANDS[name].rpartition(".")
+            command = getattr(importlib.import_module(f"arc_halo.cli.{module}"), attribute)
+            add_shared_options(command)
+            self._there[name] = command
+        return self._there[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._there[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._there[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class _InOrder(click.Group):
@@ -61,6 +94,7 @@ class _InOrder(click.Group):
 @click.group(
     "arc-halo",
     cls=_InOrder,
+    commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="arc-halo")
@@ -85,9 +119,7 @@ def arc_halo(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for _command in COMMANDS:
-    arc_halo.add_command(_command)
-add_shared_options(arc_halo)
+arc_halo.params.extend(shared_options())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.choosing import limit_options, selection_options
+from arc_halo.cli.choosing import cache_option, limit_options, selection_options
 from arc_halo.cli.invocation import Invocation, render
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ CHANGES_PENDING = 2
 @click.command("plan")
 @selection_options
 @limit_options
+@cache_option
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -35,6 +36,7 @@ def plan(
     excludes: tuple[str, ...],
     max_deletes: int | None,
     allow_empty: bool,
+    no_cache: bool,
     out: Path | None,
     detailed_exitcode: bool,
 ) -> None:
@@ -49,13 +51,14 @@ def plan(
       arc-halo plan --detailed-exitcode || echo "changes or an error"
     """
     invocation: Invocation = context.obj
-    with invocation.open() as project:
+    with invocation.open(rereads=no_cache) as project:
         with invocation.console.task("read weight files", 0) as advance:
             made = project.plan(prune=prune, targets=targets, excludes=excludes, advance=advance)
         if out is not None:
             _save(project, made, out)
         show_plan(invocation, project, made)
-        project.limits(max_deletes=max_deletes, allow_empty=allow_empty).check(made)
+        if made.has_changes or made.conflicts:
+            project.limits(max_deletes=max_deletes, allow_empty=allow_empty).check(made)
         if detailed_exitcode and made.has_changes:
             context.exit(CHANGES_PENDING)
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from arc_halo.errors import Problem
-from arc_halo.manifest import load
-from arc_halo.manifest.load import Source
 from arc_halo.types import JsonObject, Key
+
+if TYPE_CHECKING:
+    from arc_halo.errors import Problem
+    from arc_halo.manifest.load import Source
 
 MODEL, STRATEGY, REACTOR, TRAINING = "model", "strategy", "reactor", "training"
 INFERENCE = "inference"
@@ -438,6 +439,8 @@ class Desired:
         hint: str | None,
     ) -> Problem:
         """A problem at a field of a declaration, with its line and column."""
+        from arc_halo.manifest import load
+
         where = declaration.where
         source = self.sources[where.file]
         return load.problem(source, (*where.pointer, *pointer), code, message, hint=hint)

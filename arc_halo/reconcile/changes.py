@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from arc_halo.fusion.estimating import Estimate
-from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.manifest.documents import (
     Lifecycle,
     ReactorSpec,
@@ -18,9 +16,13 @@ from arc_halo.manifest.documents import (
     canonical,
     spec_digest,
 )
-from arc_halo.manifest.tokenizers import Tokenizer
 from arc_halo.reconcile.selecting import EVERYTHING, Selection
 from arc_halo.types import JsonObject, Key
+
+if TYPE_CHECKING:
+    from arc_halo.fusion.estimating import Estimate
+    from arc_halo.fusion.recipes import FusionRecipe
+    from arc_halo.manifest.tokenizers import Tokenizer
 
 Action = Literal["create", "update", "replace", "rename", "adopt", "delete", "forget"]
 

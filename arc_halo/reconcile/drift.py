@@ -79,13 +79,12 @@ def _schema(conn: Connection) -> tuple[tuple[SchemaChange, ...], tuple[str, ...]
 
 
 def _resources(conn: Connection, project: str) -> Iterator[ResourceDrift]:
-    rows = drift.drifted(conn, project)
-    if not rows:
+    keys = drift.drifted(conn, project)
+    if not keys:
         return
-    keys = [row.key for row in rows]
     applied = projects.managed_specs(conn, keys)
     ignored = projects.ignored(conn, keys)
-    live = state.live_specs(conn, [row.key for row in rows if row.is_there])
+    live = state.live_specs(conn, keys)
     for key in keys:
         before, after = applied[key], live.get(key)
         if after is None:

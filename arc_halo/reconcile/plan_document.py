@@ -7,13 +7,15 @@ prints the first. `resource_changes[].change` has the shape that Terraform's pol
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arc_halo._version import __version__
-from arc_halo.reconcile.applying import Report
 from arc_halo.reconcile.changes import Action, Change, Conflict, Orphan, Plan
-from arc_halo.reconcile.git import GitState
 from arc_halo.types import JsonObject
+
+if TYPE_CHECKING:
+    from arc_halo.reconcile.applying import Report
+    from arc_halo.reconcile.git import GitState
 
 FORMAT_VERSION = "1.0"
 """Of every document here. The first number changes when a reader would be misled."""

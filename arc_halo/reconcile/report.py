@@ -7,11 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from arc_halo.manifest.caches import as_written
 from arc_halo.manifest.documents import INFERENCE
-from arc_halo.reconcile.applying import Report
 from arc_halo.reconcile.changes import (
     Action,
     Change,
@@ -25,7 +23,10 @@ from arc_halo.reconcile.changes import (
 from arc_halo.reconcile.selecting import Selection
 from arc_halo.sizes import format_count, format_seconds, format_size
 from arc_halo.types import JsonObject
-from arc_halo.weights.building import Built
+
+if TYPE_CHECKING:
+    from arc_halo.reconcile.applying import Report
+    from arc_halo.weights.building import Built
 
 LISTED = 20
 """Creations of one kind that are listed one by one; beyond it the rest is counted."""
@@ -323,6 +324,8 @@ def field_text(kind: str, field: FieldChange) -> str:
     """`weight: 0.4 -> 0.6`"""
     before, after = field.before, field.after
     if kind == INFERENCE:
+        from arc_halo.manifest.caches import as_written
+
         before, after = as_written(field.path, before), as_written(field.path, after)
     is_to_come = field.path == "weights.root" and after is None
     told = "known after build" if is_to_come else _value(after)

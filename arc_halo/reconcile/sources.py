@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from arc_halo.errors import ManifestError, Problem
 from arc_halo.manifest.documents import Declaration, Desired, ModelSpec, WeightsSource
@@ -64,6 +65,14 @@ def read_sources(
     if problems:
         raise ManifestError(problems)
     return Sources(facts=facts, tokenizers=read_tokenizers(desired), absent=tuple(absent))
+
+
+def weight_files(desired: Desired, cache: DigestCache) -> Iterator[Path]:
+    """Every file of weights that the manifest names; of one that is absent, where it would be."""
+    for declaration in desired.declarations.values():
+        if (source := source_of(declaration)) is not None:
+            yield source.path
+            yield from cache.known_files(source.path, source.format)
 
 
 def source_of(declaration: Declaration) -> WeightsSource | None:

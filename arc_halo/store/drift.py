@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import LiteralString
 
 from psycopg.rows import class_row
@@ -11,28 +10,32 @@ from arc_halo.store import cache_policies, models, reactors, strategies, trainin
 from arc_halo.store.rows import Connection
 from arc_halo.types import Key
 
-_NAMES: LiteralString = "(SELECT array_agg(name ORDER BY name) FROM managed)::text[]"
-_MODELS: tuple[LiteralString, LiteralString] = (
-    "(SELECT array_agg(split_part(name, '@', 1) ORDER BY name) FROM managed)",
-    "(SELECT array_agg(split_part(name, '@', 2) ORDER BY name) FROM managed)",
-)
+_MANAGED = "(SELECT name FROM managed)"
+_MODELS_NAMED = """
+    FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+    JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+"""
+_MODELS_MANAGED = f"""
+    FROM models AS model WHERE model.model_name || '@' || model.version IN {_MANAGED}
+"""
 
 
 def _drifted(kind: LiteralString, live: LiteralString) -> LiteralString:
-    """The managed resources of a kind whose live digest, which `live` computes, is another."""
-    pairs = zip(("%(names)s::text[]", "%(versions)s::text[]"), _MODELS, strict=True)
-    if kind == "model":
-        for placeholder, names in pairs:
-            live = live.replace(placeholder, names)
-    live = live.replace("%(names)s", _NAMES)
+    """The managed resources of a kind whose live digest, which `live` computes, is another.
+
+    Neither lists of names nor joins of what was computed: of both, the server cannot know how many
+    rows they give, and would compare each with each.
+    """
+    live = live.replace(_MODELS_NAMED, _MODELS_MANAGED)
+    live = live.replace("= ANY(%(names)s)", f"IN {_MANAGED}")
     return f"""(
 WITH managed AS MATERIALIZED (
     SELECT name, live_digest FROM managed_resources
     WHERE project = %(project)s AND kind = '{kind}'
 )
-SELECT '{kind}' AS kind, managed.name, live.digest IS NOT NULL AS is_there
-FROM managed LEFT JOIN ({live}) AS live ON live.name = managed.name
-WHERE live.digest IS DISTINCT FROM managed.live_digest)"""  # noqa: S608  constants of the store
+SELECT '{kind}' AS kind, differing.name FROM (
+    SELECT name, live_digest FROM managed EXCEPT SELECT name, digest FROM ({live}) AS live
+) AS differing)"""  # noqa: S608  constants of the store
 
 
 _ALL: LiteralString = "\nUNION ALL\n".join(
@@ -46,7 +49,7 @@ _ALL: LiteralString = "\nUNION ALL\n".join(
 )
 
 DRIFTED = f"""
-SELECT kind, name, is_there FROM ({_ALL}) AS found ORDER BY kind, name
+SELECT kind, name FROM ({_ALL}) AS found ORDER BY kind, name
 """  # noqa: S608  constants of the store
 
 MANAGED_COUNT = """
@@ -54,22 +57,12 @@ SELECT count(*) FROM managed_resources WHERE project = %(project)s
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftedRow:
-    """A managed resource that is not as it was applied, or is not there any more."""
+def drifted(conn: Connection, project: str) -> list[Key]:
+    """What differs from the last apply, or is not there any more.
 
-    kind: str
-    name: str
-    is_there: bool
-
-    @property
-    def key(self) -> Key:
-        return Key(kind=self.kind, name=self.name)
-
-
-def drifted(conn: Connection, project: str) -> list[DriftedRow]:
-    """What differs from the last apply. All digests are computed and compared by the server."""
-    with conn.cursor(row_factory=class_row(DriftedRow)) as cursor:
+    All digests are computed and compared by the server.
+    """
+    with conn.cursor(row_factory=class_row(Key)) as cursor:
         return cursor.execute(DRIFTED, {"project": project}).fetchall()
 
 

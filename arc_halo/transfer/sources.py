@@ -62,6 +62,11 @@ class DigestCache:
         """The files that the facts on record were read from."""
         return [Path(name) for name in self._entries[_entry_key(path, format_name)]["files"]]
 
+    def known_files(self, path: Path, format_name: str) -> list[Path]:
+        """The same; none, where there are no facts on record."""
+        entry = self._entries.get(_entry_key(path, format_name), {})
+        return [Path(name) for name in entry.get("files", ())]
+
     def put(
         self, path: Path, format_name: str, files: dict[str, list[int]], facts: SourceFacts
     ) -> None:
