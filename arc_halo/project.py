@@ -524,6 +524,11 @@ class Project:
             self._forget_digests(plan)
             raise
 
+    def keep_open(self) -> None:
+        """Have the embedded server run until `close`, whoever else comes and goes."""
+        if self.target.url is None:
+            _ = self.url
+
     def close(self) -> None:
         """Close connections, and stop the embedded server if nobody else uses it."""
         self._is_closed = True

@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "plan.plan",
     "apply": "apply.apply",
     "drift": "drift.drift",
+    "watch": "watch.watch",
     "history": "history.history",
     "rollback": "history.rollback",
     "adopt": "adopt.adopt",

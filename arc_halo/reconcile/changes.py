@@ -207,7 +207,8 @@ class Plan:
 
     `tokenizers` are those that its documents name, by digest. `selection` is what it was limited
     to, `managed_count` how many resources the project manages now, `declared_count` how many it
-    declares. A plan that rolls back says to which revision.
+    declares. A plan that rolls back says to which revision; one of a manifest that was rolled back
+    says by which.
     """
 
     project: str
@@ -226,6 +227,7 @@ class Plan:
     managed_count: int = 0
     declared_count: int = 0
     rolled_back_to: int | None = None
+    undone_by: int | None = None
 
     @property
     def is_partial(self) -> bool:

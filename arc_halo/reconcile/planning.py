@@ -134,6 +134,7 @@ def _plan_of_live(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
         unchanged_count=found.unchanged,
         tokenizers=tokenizers.used,
         managed_count=live.managed_count(desired.project),
+        undone_by=undone.revision if undone else None,
     )
 
 
