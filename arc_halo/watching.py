@@ -107,7 +107,11 @@ class Watch:
         )
 
     def _refused(self, happened: Happened, exc: ArcHaloError) -> Happened:
-        facts: dict[str, object] = {"code": exc.error_code, "message": exc.message, "hint": exc.hint}
+        facts: dict[str, object] = {
+            "code": exc.error_code,
+            "message": exc.message,
+            "hint": exc.hint,
+        }
         if isinstance(exc, ManifestError):
             facts["problems"] = len(exc.problems)
         return self._event(happened, **facts)

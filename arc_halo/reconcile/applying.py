@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from arc_halo.errors import ConnectionFailedError
+from arc_halo.errors import ConnectionFailedError, LockNotHadError
 from arc_halo.fusion.driving import LOCAL, Workers
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.manifest.documents import spec_digest
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile.building import Builder
 from arc_halo.reconcile.changes import Change, Plan
-from arc_halo.reconcile.committing import Commit
+from arc_halo.reconcile.committing import LOCK_SECONDS, Commit
 from arc_halo.reconcile.progress import Progress, Silent
 from arc_halo.store import revisions
+from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.revisions import check_constraints
 from arc_halo.store.rows import Pool
 from arc_halo.tensors.digests import format_digest
@@ -129,9 +130,11 @@ def _commit(
 
 def _revision_after_all(pool: Pool, plan: Plan, lost: ConnectionFailedError) -> int:
     try:
-        with pool.connection() as conn:
+        with pool.connection() as conn, conn.transaction():
+            # Until the lost session is through with it, its transaction may yet be committed.
+            try_xact_lock(conn, f"arc-halo/{plan.project}", LOCK_SECONDS)
             found = revisions.by_plan(conn, plan.project, plan.digest)
-    except ConnectionFailedError:
+    except (ConnectionFailedError, LockNotHadError):
         raise ConnectionFailedError(
             f"{lost.message}; whether the apply was committed is not known",
             hint="once the server is there: `arc-halo history` tells; applying again is safe",
