@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from arc_halo.project import Project
     from arc_halo.reconcile.changes import Plan
     from arc_halo.reconcile.limits import Limits
+    from arc_halo.reconcile.saved import SavedPlan
 
 
 @click.command("apply")
@@ -69,12 +70,16 @@ def apply(
             "a saved plan says itself what it is limited to",
             hint="leave out --prune, --target and --exclude, or plan again with them",
         )
-    with invocation.open(executor=executor, rereads=no_cache) as project:
-        if file is not None or not project.looks_unchanged(prune=prune):
+    from arc_halo.reconcile.saved import read_plan
+
+    saved = None if file is None else read_plan(file)
+    env = saved.environment if saved else None
+    with invocation.open(executor=executor, rereads=no_cache, env=env) as project:
+        if saved is not None or not project.looks_unchanged(prune=prune):
             project.desired_without_database()
             project.check_executor()
-        if file is not None:
-            plan = _saved(invocation, project, file, is_dry_run=dry_run)
+        if saved is not None:
+            plan = _saved(invocation, project, saved, is_dry_run=dry_run)
         else:
             if not dry_run:
                 _migrate(invocation, project)
@@ -124,11 +129,8 @@ def destroy(invocation: Invocation, yes: bool) -> None:
         carry_out(invocation, project, plan, UNLIMITED)
 
 
-def _saved(invocation: Invocation, project: Project, file: Path, *, is_dry_run: bool) -> Plan:
-    """The plan in the file, if it is still what an apply would do; its migrations are applied."""
-    from arc_halo.reconcile.saved import read_plan
-
-    saved = read_plan(file)
+def _saved(invocation: Invocation, project: Project, saved: SavedPlan, *, is_dry_run: bool) -> Plan:
+    """The plan, if it is still what an apply would do; its migrations are applied."""
     with invocation.console.task("read weight files", 0) as advance:
         plan = project.plan_again(saved, advance=advance)
     if not plan.migrations or is_dry_run:

@@ -63,12 +63,13 @@ class Invocation:
         needs_database: bool = False,
         executor: str | None = None,
         rereads: bool = False,
+        env: str | None = None,
     ) -> Project:
         """The project these options name. Nothing is started yet.
 
         What `needs_database` wants a manifest's, one that is named, or the embedded one that is
         there already: a command that only reads must not make a new database in whatever directory
-        it is run.
+        it is run. `env` is the environment where nobody names one.
         """
         from arc_halo.project import Project
 
@@ -92,7 +93,7 @@ class Invocation:
             waiting=self.console.note,
             executor=executor,
             rereads=rereads,
-            env=self.env,
+            env=self.env if self.env is not None or "ARC_HALO_ENV" in os.environ else env,
         )
 
 

@@ -109,6 +109,11 @@ def check_unmoved(conn: Connection, saved: SavedPlan, plan: Plan) -> None:
     `plan` is made anew, by the same options, from the manifest and the database as they are now.
     """
     document = saved.document
+    if (done := _done(conn, saved, plan)) is not None:
+        raise StalePlanError(
+            f"{saved.label} was applied already, as revision {done.revision} by {_who(done)}",
+            hint="plan again",
+        )
     if not (reasons := _moved(conn, saved, plan)):
         return
     raise StalePlanError(
@@ -124,12 +129,18 @@ def check_unmoved(conn: Connection, saved: SavedPlan, plan: Plan) -> None:
 
 def _moved(conn: Connection, saved: SavedPlan, plan: Plan) -> list[str]:
     reasons = []
+    if saved.project != plan.project:
+        reasons.append(f"it is of the project {saved.project!r}, this is {plan.project!r}")
+    if saved.environment != plan.environment:
+        then, now = (each or "none" for each in (saved.environment, plan.environment))
+        reasons.append(f"it is for another environment ({then} then, {now} here)")
     if saved.document["manifest_digest"] != plan.manifest_digest.hex():
         reasons.append(
             f"the manifest is another one (sha256:{saved.document['manifest_digest'][:12]}… then, "
             f"sha256:{plan.manifest_digest.hex()[:12]}… here)"
         )
-    if saved.migrations != plan.migrations:
+    # Those that somebody else has applied meanwhile are as good as applied.
+    if not set(plan.migrations) <= set(saved.migrations):
         then, now = (", ".join(each) or "none" for each in (saved.migrations, plan.migrations))
         reasons.append(f"the pending migrations are others ({then} then, {now} now)")
     if saved.base_revision != plan.base_revision:
@@ -141,13 +152,17 @@ def _moved(conn: Connection, saved: SavedPlan, plan: Plan) -> list[str]:
     return reasons
 
 
+def _done(conn: Connection, saved: SavedPlan, plan: Plan) -> revisions.RevisionRow | None:
+    """The revision that the saved plan came to, if it was applied."""
+    if saved.base_revision >= plan.base_revision:
+        return None
+    return revisions.by_plan(conn, plan.project, bytes.fromhex(saved.document["plan_digest"]))
+
+
 def _revisions_since(conn: Connection, saved: SavedPlan, plan: Plan) -> str:
     then, now = saved.base_revision, plan.base_revision
     if now < then:
         return f"{plan.project} is at revision {now}, and the plan starts from {then}"
-    digest = bytes.fromhex(saved.document["plan_digest"])
-    if (done := revisions.by_plan(conn, plan.project, digest)) is not None:
-        return f"it was applied already, as revision {done.revision} by {_who(done)}"
     since = revisions.listed(conn, plan.project, after=then, limit=1)
     last = f", the last by {_who(since[0])}" if since else ""
     moved = {f"{key.kind}/{key.name}" for key in revisions.touched(conn, plan.project, after=then)}

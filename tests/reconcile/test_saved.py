@@ -44,7 +44,7 @@ def test_a_saved_plan_is_applied_exactly(workshop, saved):
 def test_a_plan_is_applied_once(workshop, saved):
     plan = saved({"models": MODELS})
     apply_saved(workshop, plan)
-    with pytest.raises(StalePlanError, match=r"applied already, as revision 1 by \S+ at 20"):
+    with pytest.raises(StalePlanError, match=r"^\S+ was applied already, as revision 1 by \S+ at "):
         apply_saved(workshop, plan)
 
 
@@ -102,6 +102,14 @@ def test_a_plan_of_another_format_is_told_apart(saved, tmp_path):
     path.write_text(json.dumps({**document, "format_version": "2.0"}))
     with pytest.raises(InvalidInputError, match=r"format version 2\.0, this program reads 1\.0"):
         read_plan(path)
+
+
+def test_another_environment_and_another_project_are_told(workshop, saved):
+    plan = saved({"models": MODELS})
+    for field, said in (("environment", "prod then, none here"), ("project", "of the project")):
+        document = {**plan.document, field: "prod"}
+        with pytest.raises(StalePlanError, match=said):
+            apply_saved(workshop, SavedPlan(label="plan.json", document=document))
 
 
 def test_a_plan_keeps_what_it_was_limited_to(workshop, saved):
