@@ -144,8 +144,9 @@ def _saved(invocation: Invocation, project: Project, saved: SavedPlan, *, is_dry
 
 def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
     """Carry out and roll back, and say what it came to."""
+    from arc_halo.reconcile.markdown import plan_markdown
     from arc_halo.reconcile.plan_document import report_json
-    from arc_halo.reconcile.report import Line, as_json, plan_lines, plan_markdown
+    from arc_halo.reconcile.report import Line, as_json, plan_lines
 
     limits.check(plan)
     if plan.migrations:
@@ -202,14 +203,9 @@ def _confirm_deletions(invocation: Invocation, plan: Plan, yes: bool) -> None:
 
 def carry_out(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
     """Apply a plan, and print what it did in the form asked for."""
+    from arc_halo.reconcile.markdown import report_markdown
     from arc_halo.reconcile.plan_document import report_json
-    from arc_halo.reconcile.report import (
-        Line,
-        as_json,
-        plan_lines,
-        report_lines,
-        report_markdown,
-    )
+    from arc_halo.reconcile.report import Line, as_json, plan_lines, report_lines
 
     report = project.apply(plan, limits=limits, progress=invocation.console)
     notes = [Line(f"note: {note}", "dim") for note in plan.notes]

@@ -66,8 +66,9 @@ def plan(
 def show_plan(invocation: Invocation, project: Project, plan: Plan) -> None:
     """Print a plan in the form asked for."""
     from arc_halo.reconcile.git import git_state
+    from arc_halo.reconcile.markdown import plan_markdown
     from arc_halo.reconcile.plan_document import plan_json
-    from arc_halo.reconcile.report import as_json, plan_lines, plan_markdown
+    from arc_halo.reconcile.report import as_json, plan_lines
 
     render(
         invocation,

@@ -1,4 +1,4 @@
-"""Plans and reports for people, for programs and for pull requests: the same facts thrice."""
+"""Plans and reports as lines of text, and the words for what is in them."""
 
 from __future__ import annotations
 
@@ -161,26 +161,6 @@ def report_summary(report: Report) -> str:
     )
 
 
-def plan_markdown(plan: Plan) -> str:
-    """A plan for a pull request."""
-    lines = [f"### Arc-Halo plan for `{plan.project}`", "", f"**{plan_summary(plan)}**", ""]
-    if plan.conflicts:
-        lines += ["#### Blocked", ""]
-        lines += [f"- `{c.key}`: {c.message} ({c.code})" for c in plan.conflicts] + [""]
-    ordered = [change for _, changes in sections(plan.changes) for change in changes]
-    return "\n".join([*lines, *_markdown_changes(ordered), *_markdown_rest(plan)]) + "\n"
-
-
-def report_markdown(report: Report) -> str:
-    lines = [
-        f"### Arc-Halo applied `{report.plan.project}`",
-        "",
-        f"**{report_summary(report)}**",
-        "",
-    ]
-    return "\n".join([*lines, *_markdown_changes(report.plan.changes)]) + "\n"
-
-
 def as_json(value: JsonObject) -> str:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     # What JSON lets stand and a terminal would obey.
@@ -209,7 +189,7 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
         shown = listed if action != "create" or len(listed) <= LISTED else listed[: LISTED // 2]
         for change in shown:
             yield Line(_planned_text(change), _STYLES[change.action])
-            if cost := _cost_text(change):
+            if cost := cost_text(change):
                 yield Line(f"    {cost}", "dim")
             for field in change.fields:
                 yield Line(f"    {field_text(change.key.kind, field)}", "dim")
@@ -219,13 +199,13 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
 
 
 def _planned_text(change: Change) -> str:
-    details = [_build_text(change), change.reason, _losses_text(change)]
+    details = [build_text(change), change.reason, losses_text(change)]
     if change.old_key is not None:
         details.insert(0, f"was {change.old_key}")
     return _line(change, [d for d in details if d])
 
 
-def _losses_text(change: Change) -> str | None:
+def losses_text(change: Change) -> str | None:
     """What a deletion takes along, and what is left without it."""
     if change.losses is None:
         return None
@@ -256,7 +236,7 @@ def _line(change: Change, details: Sequence[str]) -> str:
     return f"{text:<30}  {', '.join(details)}" if details else text
 
 
-def _build_text(change: Change) -> str | None:
+def build_text(change: Change) -> str | None:
     build = change.build
     if not _moves_weights(change):
         return None
@@ -269,7 +249,7 @@ def _build_text(change: Change) -> str | None:
     return None
 
 
-def _cost_text(change: Change) -> str | None:
+def cost_text(change: Change) -> str | None:
     """What a merge that has to be made will cost, what a training saves."""
     if change.remark is not None:
         return change.remark if _moves_remark(change) else None
@@ -349,28 +329,3 @@ def _orphan_lines(orphans: Sequence[Orphan]) -> Iterator[Line]:
         yield Line(
             "    hint: `--prune`, or `settings.prune: true`, deletes what left the manifest", "dim"
         )
-
-
-def _markdown_changes(changes: Sequence[Change]) -> list[str]:
-    if not changes:
-        return []
-    rows = [f"| `{c.symbol}` | `{c.key}` | {_told(c)} |" for c in changes]
-    return ["| | resource | |", "|---|---|---|", *rows, ""]
-
-
-def _told(change: Change) -> str:
-    parts = [_build_text(change) or change.reason or _field_names(change), _cost_text(change)]
-    return "<br>".join(part for part in parts if part)
-
-
-def _field_names(change: Change) -> str:
-    texts = (field_text(change.key.kind, field).replace("|", "\\|") for field in change.fields)
-    return "<br>".join(f"`{text}`" for text in texts)
-
-
-def _markdown_rest(plan: Plan) -> list[str]:
-    lines = [f"- `{o.key}` is no longer declared, and kept" for o in plan.orphans]
-    lines += [f"- {note}" for note in plan.notes]
-    if plan.migrations:
-        lines.append(f"- {format_count(len(plan.migrations), 'migration')} of the database")
-    return lines

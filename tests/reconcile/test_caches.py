@@ -10,7 +10,7 @@ import pytest
 from arc_halo.errors import RefusedError
 from arc_halo.inference.policies import KVPolicy, kv_policy
 from arc_halo.reconcile.changes import Plan
-from arc_halo.reconcile.report import plan_markdown
+from arc_halo.reconcile.markdown import plan_markdown
 from arc_halo.reconcile.showing import describe
 from arc_halo.store import cache_policies
 from arc_halo.store.connection import connect

@@ -8,8 +8,9 @@ import pytest
 
 from arc_halo.errors import RefusedError
 from arc_halo.reconcile.changes import Plan
+from arc_halo.reconcile.markdown import plan_markdown
 from arc_halo.reconcile.plan_document import plan_json
-from arc_halo.reconcile.report import plan_lines, plan_markdown
+from arc_halo.reconcile.report import plan_lines
 from arc_halo.reconcile.showing import describe
 from arc_halo.store import trainings
 from arc_halo.store.connection import connect
