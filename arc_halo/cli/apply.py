@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.choosing import cache_option, limit_options, selection_options
+from arc_halo.cli.cutting import UNCUT, Cut, check_cut, cut_option
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.cli.plan import show_plan
 from arc_halo.errors import RefusedError, UsageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @selection_options
 @limit_options
 @cache_option
+@cut_option
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--dry-run", is_flag=True, help="Do it all in a transaction, and roll it back.")
 @click.option(
@@ -42,6 +44,7 @@ def apply(
     max_deletes: int | None,
     allow_empty: bool,
     no_cache: bool,
+    cut: Cut,
     yes: bool,
     dry_run: bool,
     executor: str | None,
@@ -65,6 +68,7 @@ def apply(
       arc-halo apply --database-url postgresql://me@db.example.org/models
       arc-halo apply --executor processes
     """
+    check_cut(invocation, cut)
     if file is not None and (prune is not None or targets or excludes):
         raise UsageError(
             "a saved plan says itself what it is limited to",
@@ -92,13 +96,13 @@ def apply(
             return
         limits = project.limits(max_deletes=max_deletes, allow_empty=allow_empty)
         if dry_run:
-            _try(invocation, project, plan, limits)
+            _try(invocation, project, plan, limits, cut)
         elif plan.changes and not plan.conflicts:
             limits.check(plan)
             _confirm_deletions(invocation, plan, yes)
-            carry_out(invocation, project, plan, limits)
+            carry_out(invocation, project, plan, limits, cut)
         else:
-            show_plan(invocation, project, plan)
+            show_plan(invocation, project, plan, cut)
             limits.check(plan)
 
 
@@ -142,7 +146,7 @@ def _saved(invocation: Invocation, project: Project, saved: SavedPlan, *, is_dry
     return replace(plan, migrations=())
 
 
-def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
+def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits, cut: Cut) -> None:
     """Carry out and roll back, and say what it came to."""
     from arc_halo.reconcile.markdown import plan_markdown
     from arc_halo.reconcile.plan_document import report_json
@@ -150,7 +154,7 @@ def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -
 
     limits.check(plan)
     if plan.migrations:
-        show_plan(invocation, project, plan)
+        show_plan(invocation, project, plan, cut)
         invocation.console.note(
             "the database is to be migrated first: `arc-halo migrate up --dry-run` tries that"
         )
@@ -169,7 +173,7 @@ def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -
         invocation,
         text=text,
         json=lambda: as_json(report_json(report)),
-        markdown=lambda: plan_markdown(plan) + f"\n{done.text}\n",
+        markdown=lambda: plan_markdown(plan, **cut, remarks=[done.text] if plan.changes else []),
     )
 
 
@@ -201,7 +205,9 @@ def _confirm_deletions(invocation: Invocation, plan: Plan, yes: bool) -> None:
     )
 
 
-def carry_out(invocation: Invocation, project: Project, plan: Plan, limits: Limits) -> None:
+def carry_out(
+    invocation: Invocation, project: Project, plan: Plan, limits: Limits, cut: Cut = UNCUT
+) -> None:
     """Apply a plan, and print what it did in the form asked for."""
     from arc_halo.reconcile.markdown import report_markdown
     from arc_halo.reconcile.plan_document import report_json
@@ -219,5 +225,5 @@ def carry_out(invocation: Invocation, project: Project, plan: Plan, limits: Limi
         invocation,
         text=text,
         json=lambda: as_json(report_json(report)),
-        markdown=lambda: report_markdown(report),
+        markdown=lambda: report_markdown(report, **cut),
     )

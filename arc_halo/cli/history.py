@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.choosing import limit_options
+from arc_halo.cli.cutting import Cut, check_cut, cut_option
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 from arc_halo.errors import InvalidInputError, RefusedError
 
@@ -61,8 +62,9 @@ def history(context: click.Context, limit: int) -> None:
 
 @history.command("show")
 @click.argument("revision", type=click.IntRange(min=1), required=False)
+@cut_option
 @click.pass_obj
-def show(invocation: Invocation, revision: int | None) -> None:
+def show(invocation: Invocation, revision: int | None, cut: Cut) -> None:
     """Show one revision, the last one if none is said: who, when, from where, and every change.
 
     \b
@@ -74,13 +76,14 @@ def show(invocation: Invocation, revision: int | None) -> None:
     from arc_halo.reconcile.history import revision_json, revision_lines, revision_markdown
     from arc_halo.reconcile.report import as_json
 
+    check_cut(invocation, cut)
     with invocation.open() as project:
         found = project.past_revision(revision)
     render(
         invocation,
         text=lambda: invocation.console.lines(revision_lines(found)),
         json=lambda: as_json(revision_json(found)),
-        markdown=lambda: revision_markdown(found),
+        markdown=lambda: revision_markdown(found, **cut),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.choosing import cache_option, limit_options, selection_options
+from arc_halo.cli.cutting import UNCUT, Cut, check_cut, cut_option
 from arc_halo.cli.invocation import Invocation, render
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ CHANGES_PENDING = 2
     metavar="FILE",
     help="Write the plan here, for `arc-halo apply FILE`.",
 )
+@cut_option
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
 @click.pass_context
 def plan(
@@ -38,6 +40,7 @@ def plan(
     allow_empty: bool,
     no_cache: bool,
     out: Path | None,
+    cut: Cut,
     detailed_exitcode: bool,
 ) -> None:
     """Show what apply would do, and change nothing.
@@ -48,22 +51,24 @@ def plan(
       arc-halo plan --out plan.json && arc-halo apply plan.json
       arc-halo plan --target "model/poet*" --exclude reactor/story
       arc-halo plan --output markdown >> "$GITHUB_STEP_SUMMARY"
+      arc-halo plan --output markdown --max-bytes 60000 > comment.md
       arc-halo plan --detailed-exitcode || echo "changes or an error"
     """
     invocation: Invocation = context.obj
+    check_cut(invocation, cut)
     with invocation.open(rereads=no_cache) as project:
         with invocation.console.task("read weight files", 0) as advance:
             made = project.plan(prune=prune, targets=targets, excludes=excludes, advance=advance)
         if out is not None:
             _save(project, made, out)
-        show_plan(invocation, project, made)
+        show_plan(invocation, project, made, cut)
         if made.has_changes or made.conflicts:
             project.limits(max_deletes=max_deletes, allow_empty=allow_empty).check(made)
         if detailed_exitcode and made.has_changes:
             context.exit(CHANGES_PENDING)
 
 
-def show_plan(invocation: Invocation, project: Project, plan: Plan) -> None:
+def show_plan(invocation: Invocation, project: Project, plan: Plan, cut: Cut = UNCUT) -> None:
     """Print a plan in the form asked for."""
     from arc_halo.reconcile.git import git_state
     from arc_halo.reconcile.markdown import plan_markdown
@@ -74,7 +79,7 @@ def show_plan(invocation: Invocation, project: Project, plan: Plan) -> None:
         invocation,
         text=lambda: invocation.console.lines(plan_lines(plan)),
         json=lambda: as_json(plan_json(plan, git=git_state(project.directory))),
-        markdown=lambda: plan_markdown(plan),
+        markdown=lambda: plan_markdown(plan, **cut),
     )
 
 

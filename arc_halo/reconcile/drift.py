@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arc_halo._version import __version__
@@ -11,6 +11,8 @@ from arc_halo.errors import SchemaMismatchError
 from arc_halo.reconcile import state
 from arc_halo.reconcile.changes import FieldChange
 from arc_halo.reconcile.diff import field_changes
+from arc_halo.reconcile.markdown import field_rows
+from arc_halo.reconcile.markdown_page import Page, Row, Section, code, marker, page_text, prose
 from arc_halo.reconcile.plan_document import FORMAT_VERSION
 from arc_halo.reconcile.report import Line, field_text
 from arc_halo.sizes import format_count
@@ -145,21 +147,42 @@ def drift_json(found: Drift) -> JsonObject:
     }
 
 
-def drift_markdown(found: Drift) -> str:
-    """Drift for an issue."""
-    lines = [f"### Drift of `{found.project}`", "", f"**{drift_summary(found)}**", ""]
-    rows = [(f"`{each.key}`", _told(each)) for each in found.resources]
-    rows += [(f"schema: `{change.object}`", change.change) for change in found.schema]
-    if rows:
-        lines += ["| what | how |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in found.notes)]).rstrip() + "\n"
+def drift_markdown(
+    found: Drift,
+    *,
+    environment: str | None = None,
+    max_bytes: int | None = None,
+    whole: str | None = None,
+) -> str:
+    """Drift for an issue, cut below `max_bytes`; `whole` says then where all of it is."""
+    lists = {
+        "Deleted": [Row(line=_heading(each)) for each in found.resources if each.after is None],
+        "Changed": [_changed(each) for each in found.resources if each.after is not None],
+        "Schema": [Row(line=f"- {code(str(change))}") for change in found.schema],
+        "Notes": [Row(line=f"- {prose(note)}") for note in found.notes],
+    }
+    where = f" in {code(environment)}" if environment else ""
+    page = Page(
+        marker=marker(found.project, environment),
+        title=f"Drift of {code(found.project)}{where}",
+        summary=drift_summary(found),
+        sections=[
+            Section(title=f"{title}: {len(rows):,}", rows=rows, rank=rank)
+            for rank, (title, rows) in enumerate(lists.items())
+            if rows
+        ],
+    )
+    return page_text(replace(page, whole=whole) if whole else page, max_bytes)
 
 
-def _told(resource: ResourceDrift) -> str:
-    if resource.after is None:
-        return "deleted"
-    texts: Sequence[str] = [field_text(resource.key.kind, each) for each in resource.fields]
-    return "<br>".join(f"`{text}`" for text in texts).replace("|", "\\|")
+def _heading(resource: ResourceDrift) -> str:
+    symbol = "-" if resource.after is None else "~"
+    return f"- {code(f'{symbol} {resource.key}')}"
+
+
+def _changed(resource: ResourceDrift) -> Row:
+    texts = [field_text(resource.key.kind, each) for each in resource.fields]
+    return Row(line=_heading(resource), details=field_rows("field", texts))
 
 
 def _resource_json(resource: ResourceDrift) -> dict[str, Any]:

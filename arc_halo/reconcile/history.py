@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arc_halo.errors import NotFoundError
 from arc_halo.reconcile.changes import SYMBOLS, FieldChange
 from arc_halo.reconcile.diff import field_changes
+from arc_halo.reconcile.markdown import field_rows
+from arc_halo.reconcile.markdown_page import Page, Row, Section, code, page_text, prose
 from arc_halo.reconcile.plan_document import FORMAT_VERSION
 from arc_halo.reconcile.report import Line, Style, field_text
 from arc_halo.sizes import format_count
@@ -103,7 +105,7 @@ def revision_lines(found: PastRevision) -> Iterator[Line]:
         yield Line(text, STYLES.get(change.action, "update"))
         for each in fields_of(change):
             yield Line(f"    {field_text(change.kind, each)}", "dim")
-    yield Line(f"{format_count(len(found.changes), 'change')}: {counts_text(row)}.", "bold")
+    yield Line(_summary(found), "bold")
 
 
 def fields_of(change: ChangeRow) -> tuple[FieldChange, ...]:
@@ -152,20 +154,38 @@ def revision_json(found: PastRevision) -> JsonObject:
     }
 
 
-def revision_markdown(found: PastRevision) -> str:
-    """A revision as a deployment report."""
+def revision_markdown(
+    found: PastRevision, *, max_bytes: int | None = None, whole: str | None = None
+) -> str:
+    """A revision as a deployment report, cut below `max_bytes`."""
     row = found.row
-    who = f"Applied {row.created_at:%Y-%m-%d %H:%M:%S%z} by {row.actor}"
-    commit = f" from `{commit_text(row)}`" if row.git_commit else ""
+    who = f"Applied {row.created_at:%Y-%m-%d %H:%M:%S%z} by {prose(row.actor)}"
+    commit = f" from {code(commit_text(row))}" if row.git_commit else ""
     run = f" ([run]({row.run_url}))" if row.run_url else ""
-    lines = [f"### Revision {row.revision} of `{found.project}`", "", f"{who}{commit}{run}.", ""]
-    if found.changes:
-        lines += ["| | resource | |", "|---|---|---|"]
-    for change in found.changes:
-        texts = (field_text(change.kind, each).replace("|", "\\|") for each in fields_of(change))
-        told = "<br>".join(f"`{text}`" for text in texts)
-        lines.append(f"| `{_symbol(change)}` | `{change.kind}/{change.name}` | {told} |")
-    return "\n".join(lines).rstrip() + "\n"
+    lost = [change for change in found.changes if change.after is None]
+    rest = [change for change in found.changes if change.after is not None]
+    page = Page(
+        title=f"Revision {row.revision} of {code(found.project)}",
+        summary=_summary(found),
+        remarks=[f"{who}{commit}{run}.", *([prose(remarks(row))] if remarks(row) else [])],
+        sections=[
+            Section(title=f"{title}: {len(changes):,}", rows=list(map(_row, changes)), rank=rank)
+            for rank, (title, changes) in enumerate((("Gone", lost), ("Changed", rest)))
+            if changes
+        ],
+    )
+    return page_text(replace(page, whole=whole) if whole else page, max_bytes)
+
+
+def _row(change: ChangeRow) -> Row:
+    texts = [field_text(change.kind, each) for each in fields_of(change)]
+    line = f"- {code(f'{_symbol(change)} {change.kind}/{change.name}')}"
+    was = f" was {code(f'{change.kind}/{change.old_name}')}" if change.old_name else ""
+    return Row(line=line + was, details=field_rows("field", texts))
+
+
+def _summary(found: PastRevision) -> str:
+    return f"{format_count(len(found.changes), 'change')}: {counts_text(found.row)}."
 
 
 def _symbol(change: ChangeRow) -> str:

@@ -83,7 +83,7 @@ def plan_lines(plan: Plan) -> Iterator[Line]:
     """A plan as text: what blocks it first, then what is lost, then the rest, the summary last."""
     yield from _conflict_lines(plan.conflicts)
     if plan.is_partial:
-        yield Line(f"Partial: {_selection_text(plan.selection)}; the rest is left alone.", "warn")
+        yield Line(f"Partial: {selection_text(plan.selection)}; the rest is left alone.", "warn")
     if plan.migrations:
         yield Line(f"+ {format_count(len(plan.migrations), 'migration')} of the database", "create")
     for title, changes in sections(plan.changes):
@@ -115,12 +115,17 @@ def _title(rank: int, changes: Sequence[Change]) -> str | None:
         return "Changed outside of apply:"
     if GRAVITY[rank] != "delete":
         return None
-    size_bytes = sum(change.losses.size_bytes for change in changes if change.losses)
+    size_bytes = deleted_bytes(changes)
     weights = f", with {format_size(size_bytes)} of weights" if size_bytes else ""
     return f"Deletions: {format_count(len(changes), 'resource')}{weights}."
 
 
-def _selection_text(selection: Selection) -> str:
+def deleted_bytes(changes: Sequence[Change]) -> int:
+    """How many bytes of weights the deletions among `changes` take along."""
+    return sum(change.losses.size_bytes for change in changes if change.losses)
+
+
+def selection_text(selection: Selection) -> str:
     parts = []
     if selection.targets:
         parts.append(f"only {', '.join(selection.targets)} and what that needs")
@@ -143,7 +148,7 @@ def plan_summary(plan: Plan) -> str:
 def report_lines(report: Report) -> Iterator[Line]:
     """What an apply did: one line a change, then the summary."""
     for change in report.plan.changes:
-        yield Line(_done_text(change, report), _STYLES[change.action])
+        yield Line(_line(change, done_details(change, report)), _STYLES[change.action])
     yield Line(report_summary(report), "bold")
 
 
@@ -224,11 +229,11 @@ def _counts(rows: Mapping[str, int], names: Mapping[str, str]) -> list[str]:
     return [f"1 {one}" if n == 1 else f"{n:,} {name.replace('_', ' ')}" for n, one, name in found]
 
 
-def _done_text(change: Change, report: Report) -> str:
+def done_details(change: Change, report: Report) -> list[str]:
+    """What is told of a change that was made."""
     built = report.builds.get(change.key)
     moved = _built_text(change, built) if built and _moves_weights(change) else None
-    details = [moved, change.reason]
-    return _line(change, [d for d in details if d])
+    return [detail for detail in (moved, change.reason) if detail]
 
 
 def _line(change: Change, details: Sequence[str]) -> str:

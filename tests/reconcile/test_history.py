@@ -93,7 +93,7 @@ def test_every_apply_is_remembered_with_who_and_what(story, monkeypatch):
     text = "\n".join(line.text for line in revision_lines(found))
     assert "Revision 2 of work" in text
     assert "-/+ model/a@1" in text
-    assert "| `-/+` | `model/a@1` |" in revision_markdown(found)
+    assert "- `-/+ model/a@1`" in revision_markdown(found)
     assert revision_json(found)["changes"][0]["before"] is not None
 
 
