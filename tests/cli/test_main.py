@@ -124,7 +124,7 @@ def test_json_and_markdown_say_the_same_as_text(shop, capsys):
     shop("plan", "--output", "markdown")
     markdown = capsys.readouterr().out
     assert "**Plan: 3 to create.**" in markdown
-    assert all(f"`{address}`" in markdown for address in addresses)
+    assert all(f"`+ {address}`" in markdown for address in addresses)
 
 
 def test_the_output_of_apply_is_one_json_document(shop, capsys):
