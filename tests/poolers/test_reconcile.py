@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.reconcile import test_drift
+from tests.reconcile.test_adopt import test_another_project_is_told_of_its_loss  # noqa: F401
 from tests.reconcile.test_apply import (  # noqa: F401  # pytest finds them here
     test_a_merge_of_a_merge_is_made_in_one_apply,
     test_a_plan_from_an_older_revision_is_refused,
@@ -26,6 +27,11 @@ from tests.reconcile.test_apply import (  # noqa: F401  # pytest finds them here
     test_two_projects_at_once_cannot_both_take_a_name,
 )
 from tests.reconcile.test_drift import applied  # noqa: F401  # a fixture
+from tests.reconcile.test_history import (  # noqa: F401
+    story,
+    test_a_rollback_restores_what_was,
+    test_an_alias_is_known_as_of_a_date,
+)
 from tests.reconcile.test_saved import (  # noqa: F401
     saved,
     test_a_plan_is_applied_once,
