@@ -41,6 +41,9 @@ rm -rf "$1"
 
 MEMORY_BYTES = 4 * 2**30
 
+SECRET = "pl4nted-in-every-address"
+"""The password in the address of every database here: nothing that is printed or logged has it."""
+
 # Who is started in the background by a shell ignores interrupts, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,6 +55,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pooler", action="store_true", help="reach migrated databases through a pgbouncer"
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    report = yield
+    if any(SECRET in text for _, text in report.sections):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} printed or logged the password of its database"
+    return report
+
+
+@pytest.fixture
+def capsys(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    """As always, and what is read is looked through for the password."""
+    read = capsys.readouterr
+
+    def readouterr() -> pytest.CaptureResult[str]:
+        found = read()
+        assert SECRET not in found.out + found.err
+        return found
+
+    capsys.readouterr = readouterr  # type: ignore[method-assign]
+    return capsys
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +96,9 @@ def server_url() -> Iterator[str]:
         assert server.stdout is not None
         if server.stdout.readline() != b"ready\n":
             pytest.fail((directory / "log").read_text())
-        yield f"postgresql://postgres@/postgres?host={directory}"
+        yield f"postgresql://postgres:{SECRET}@/postgres?host={directory}"
+        # Among other things, every statement that failed, as it was sent.
+        assert SECRET not in (directory / "log").read_text(errors="replace")
         server.communicate()
 
 
