@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 
@@ -128,7 +131,27 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # What it has to say of lines cut by Ctrl-C, our own errors say better.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if code == INTERRUPTED:
+        _leave(code)
+    sys.exit(code)
+
+
+def _interrupted(invocation: Invocation) -> int:
+    invocation.console.note("interrupted: run the command again to go on", "warn")
+    return INTERRUPTED
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with `code`, whatever Python thinks of the interrupt.
+
+    Where it came while a C module was imported, Python remembers it as unhandled, and would end
+    itself by the signal although everything is closed by now.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -152,8 +175,12 @@ def run(arguments: list[str] | None = None) -> int:
         exc.show()
         return 1
     except (KeyboardInterrupt, click.Abort):
-        invocation.console.note("interrupted: run the command again to go on", "warn")
-        return INTERRUPTED
+        return _interrupted(invocation)
+    except RuntimeError as exc:
+        # What an interrupt becomes in the middle of a class: of a module that is being imported.
+        if not isinstance(exc.__cause__, KeyboardInterrupt):
+            raise
+        return _interrupted(invocation)
     except UnicodeEncodeError:
         given = sys.argv[1:] if arguments is None else arguments
         odd = next((each for each in given if not is_storable(each)), None)
