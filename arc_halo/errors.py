@@ -67,6 +67,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH030": "a plugin cannot be loaded, or breaks a rule of the plugin interface",
         "AH031": "two plugins claim one name",
         "AH032": "nothing provides the codec, strategy or format named",
+        "AH033": "a plugin of the checkout was not loaded, as `--plugins-from` asks",
         "AH040": "the database cannot be reached",
         "AH041": "the database's schema does not fit this version of Arc-Halo",
         "AH042": "a migration file is wrong, or was changed after it was applied",

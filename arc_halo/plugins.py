@@ -128,16 +128,26 @@ class PluginManager:
         self._pm.add_hookspecs(hookspecs)
         self._providers: dict[str, Provider] = {}
         self.files: Mapping[str, Path] = {}
+        self.remarks: Mapping[str, str] = {}
         for module in BUILTIN:
             self._register(
                 importlib.import_module(module), Provider(name="arc-halo", version=__version__)
             )
 
     @classmethod
-    def load(cls, files: Mapping[str, Path] | None = None) -> PluginManager:
-        """Built-ins, then installed packages, then the project's own files, by their labels."""
+    def load(
+        cls,
+        files: Mapping[str, Path] | None = None,
+        *,
+        remarks: Mapping[str, str] | None = None,
+    ) -> PluginManager:
+        """Built-ins, then installed packages, then the project's own files, by their labels.
+
+        `remarks` say, by label, which files the project has otherwise than they are loaded.
+        """
         manager = cls()
         manager.files = dict(files or {})
+        manager.remarks = dict(remarks or {})
         manager._load_entry_points()
         for label, path in (files or {}).items():
             manager._load_file(label, path)

@@ -65,6 +65,7 @@ class Project:
         executor: str | None = None,
         env: str | None = None,
         rereads: bool = False,
+        plugins_from: str | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self._flag = database_url
@@ -73,8 +74,10 @@ class Project:
         self._waiting = waiting
         self._executor = executor
         self._env = env
+        self._plugins_from = plugins_from
         self._stack = ExitStack()
-        self._rereads = rereads
+        # What is remembered of a manifest is of the checkout's own plugins.
+        self._rereads = rereads or plugins_from is not None
         self._is_closed = False
 
     @cached_property
@@ -115,6 +118,7 @@ class Project:
             env=self.environ,
             allow_paths=self._allow_paths,
             environment=self.env,
+            plugins_from=self._plugins_from,
         )
 
     @cached_property
@@ -338,7 +342,8 @@ class Project:
         with self.connection() as conn:
             before = None if migrate.pending(conn) else standing(conn, desired.project)
             plan = with_refusals(make_plan(conn, wanted, sources), self.plugins)
-        if selection == EVERYTHING and not plan.has_changes and not plan.conflicts:
+        is_whole = selection == EVERYTHING and self._plugins_from is None
+        if is_whole and not plan.has_changes and not plan.conflicts:
             files = weight_files(desired, self.digests)
             circumstances = self._circumstances(prune)
             self._memory.keep(plan, before, desired, files, circumstances, began=began)

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.choosing import cache_option, limit_options, selection_options
+from arc_halo.cli.choosing import (
+    cache_option,
+    limit_options,
+    plugins_option,
+    selection_options,
+)
 from arc_halo.cli.cutting import UNCUT, Cut, check_cut, cut_option
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.cli.plan import show_plan
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 @selection_options
 @limit_options
 @cache_option
+@plugins_option
 @cut_option
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--dry-run", is_flag=True, help="Do it all in a transaction, and roll it back.")
@@ -44,6 +50,7 @@ def apply(
     max_deletes: int | None,
     allow_empty: bool,
     no_cache: bool,
+    plugins_from: str | None,
     cut: Cut,
     yes: bool,
     dry_run: bool,
@@ -78,7 +85,9 @@ def apply(
 
     saved = None if file is None else read_plan(file)
     env = saved.environment if saved else None
-    with invocation.open(executor=executor, rereads=no_cache, env=env) as project:
+    with invocation.open(
+        executor=executor, rereads=no_cache, env=env, plugins_from=plugins_from
+    ) as project:
         if saved is not None or not project.looks_unchanged(prune=prune):
             project.desired_without_database()
             project.check_executor()

@@ -48,6 +48,15 @@ def cache_option(command: F) -> F:
     )(command)
 
 
+def plugins_option(command: F) -> F:
+    """`--plugins-from`."""
+    return click.option(
+        "--plugins-from",
+        metavar="REF",
+        help="Load the plugins that this commit lists, as it has them, and no others.",
+    )(command)
+
+
 def limit_options(command: F) -> F:
     """`--max-deletes` and `--allow-empty`."""
     for option in reversed(

@@ -64,6 +64,7 @@ class Invocation:
         executor: str | None = None,
         rereads: bool = False,
         env: str | None = None,
+        plugins_from: str | None = None,
     ) -> Project:
         """The project these options name. Nothing is started yet.
 
@@ -94,6 +95,7 @@ class Invocation:
             executor=executor,
             rereads=rereads,
             env=self.env if self.env is not None or "ARC_HALO_ENV" in os.environ else env,
+            plugins_from=plugins_from,
         )
 
 

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.choosing import cache_option, limit_options, selection_options
+from arc_halo.cli.choosing import (
+    cache_option,
+    limit_options,
+    plugins_option,
+    selection_options,
+)
 from arc_halo.cli.cutting import UNCUT, Cut, check_cut, cut_option
 from arc_halo.cli.invocation import Invocation, render
 
@@ -28,6 +33,7 @@ CHANGES_PENDING = 2
     metavar="FILE",
     help="Write the plan here, for `arc-halo apply FILE`.",
 )
+@plugins_option
 @cut_option
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
 @click.pass_context
@@ -40,6 +46,7 @@ def plan(
     allow_empty: bool,
     no_cache: bool,
     out: Path | None,
+    plugins_from: str | None,
     cut: Cut,
     detailed_exitcode: bool,
 ) -> None:
@@ -56,7 +63,7 @@ def plan(
     """
     invocation: Invocation = context.obj
     check_cut(invocation, cut)
-    with invocation.open(rereads=no_cache) as project:
+    with invocation.open(rereads=no_cache, plugins_from=plugins_from) as project:
         with invocation.console.task("read weight files", 0) as advance:
             made = project.plan(prune=prune, targets=targets, excludes=excludes, advance=advance)
         if out is not None:

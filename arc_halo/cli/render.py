@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
+from arc_halo.cli.choosing import plugins_option
 from arc_halo.cli.invocation import Invocation
 from arc_halo.cli.invocation import render as print_result
 
 
 @click.command("render")
+@plugins_option
 @click.pass_obj
-def render(invocation: Invocation) -> None:
+def render(invocation: Invocation, plugins_from: str | None) -> None:
     """Print the final manifest: includes and overlay merged, variables expanded.
 
     Each value is followed by the file and line it comes from. Secrets stay references. The result
@@ -26,7 +28,7 @@ def render(invocation: Invocation) -> None:
     from arc_halo.manifest.rendering import as_yaml, origins_json
     from arc_halo.reconcile.report import as_json
 
-    project = invocation.open()
+    project = invocation.open(plugins_from=plugins_from)
     desired = project.desired_without_database()
     found = final(project.manifest.sources)
     text = as_yaml(found).rstrip("\n")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from arc_halo.cli.choosing import plugins_option
 from arc_halo.cli.invocation import Invocation, render
 
 
 @click.command("validate")
+@plugins_option
 @click.pass_obj
-def validate(invocation: Invocation) -> None:
+def validate(invocation: Invocation, plugins_from: str | None) -> None:
     """Check the manifest: syntax, fields, names, references. Needs no database.
 
     All problems are shown at once, each with its file, line and column; the exit code is 4 then.
@@ -18,14 +20,17 @@ def validate(invocation: Invocation) -> None:
     Examples:
       arc-halo validate
       arc-halo validate --project path/to/project
+      arc-halo validate --plugins-from origin/main
     """
     from arc_halo.manifest.overlays import overlay_label
     from arc_halo.manifest.resolve import resolve
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_count
 
-    project = invocation.open()
+    project = invocation.open(plugins_from=plugins_from)
     manifest = project.manifest
+    for remark in manifest.plugins.remarks.values():
+        invocation.console.note(remark, "warn")
     desired = resolve(manifest.sources, manifest.plugins, allow_paths=manifest.allow_paths)
     labels = [source.label for source in manifest.sources]
     labels += [overlay_label(desired.env)] if desired.env else []

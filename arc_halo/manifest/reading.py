@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arc_halo.errors import ManifestError, Problem
+from arc_halo.manifest.base_plugins import explained, plugins_at
 from arc_halo.manifest.load import Source, load_project, problem
 from arc_halo.manifest.paths import PathRefusedError, contained
 from arc_halo.manifest.schema import compose_schema, validate
@@ -38,16 +39,24 @@ def read_manifest(
     env: Mapping[str, str],
     allow_paths: Sequence[Path] = (),
     environment: str | None = None,
+    plugins_from: str | None = None,
 ) -> Manifest:
     """The manifest of the project in `directory`, as its `environment` has it.
 
-    Raises `ManifestError` with all problems of all files, `PluginError` for a plugin that does
-    not load. Names are not resolved yet.
+    Its plugins are those that it has at the commit `plugins_from`, if one is given. Raises
+    `ManifestError` with all problems of all files, `PluginError` for a plugin that does not load.
+    Names are not resolved yet.
     """
     sources = load_project(directory, env=env, allow_paths=allow_paths, environment=environment)
-    plugins = PluginManager.load(_plugin_files(sources[0], directory, allow_paths))
+    if plugins_from is None:
+        plugins = PluginManager.load(_plugin_files(sources[0], directory, allow_paths))
+    else:
+        listed = sources[0].data.get("plugins")
+        listed = listed if isinstance(listed, list) else []
+        base = plugins_at(plugins_from, directory, listed=listed, env=env)
+        plugins = PluginManager.load(base.files, remarks=base.remarks)
     if problems := validate(sources, schema_of(plugins)):
-        raise ManifestError(problems)
+        raise ManifestError(explained(problems, sources[0], plugins))
     return Manifest(
         directory=directory, sources=sources, plugins=plugins, allow_paths=tuple(allow_paths)
     )

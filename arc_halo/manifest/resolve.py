@@ -10,6 +10,7 @@ from arc_halo.architectures import changed_architecture
 from arc_halo.config import parse_size
 from arc_halo.errors import ManifestError
 from arc_halo.manifest import load
+from arc_halo.manifest.base_plugins import explained
 from arc_halo.manifest.caches import cache_spec
 from arc_halo.manifest.collect import Names
 from arc_halo.manifest.documents import (
@@ -88,7 +89,7 @@ def resolve(
         trainings=TrainingResolver(problems=problems, references=references),
     ).declarations()
     if problems.listed:
-        raise ManifestError(problems.listed)
+        raise ManifestError(explained(problems.listed, head, plugins))
     return Desired(
         project=head.data["project"],
         declarations=declarations,

@@ -50,8 +50,9 @@ class Wanted:
         """Whether a resource that is not desired may be deleted."""
         return key not in self.left_out and self.selection.names(key)
 
-    def plan(self, **facts: Any) -> Plan:
+    def plan(self, *, notes: Sequence[str] = (), **facts: Any) -> Plan:
         return Plan(
+            notes=(*notes, *self.plugins.remarks.values()),
             project=self.desired.project,
             manifest_digest=self.desired.manifest_digest,
             environment=self.desired.env,
