@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from arc_halo.cli.choosing import (
     plugins_option,
     selection_options,
 )
-from arc_halo.cli.cutting import UNCUT, Cut, check_cut, cut_option
+from arc_halo.cli.cutting import UNCUT, Cut, cut_options
 from arc_halo.cli.invocation import Invocation, render
 from arc_halo.cli.plan import show_plan
 from arc_halo.errors import RefusedError, UsageError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @limit_options
 @cache_option
 @plugins_option
-@cut_option
+@cut_options
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--dry-run", is_flag=True, help="Do it all in a transaction, and roll it back.")
 @click.option(
@@ -75,7 +76,6 @@ def apply(
       arc-halo apply --database-url postgresql://me@db.example.org/models
       arc-halo apply --executor processes
     """
-    check_cut(invocation, cut)
     if file is not None and (prune is not None or targets or excludes):
         raise UsageError(
             "a saved plan says itself what it is limited to",
@@ -182,7 +182,9 @@ def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits, c
         invocation,
         text=text,
         json=lambda: as_json(report_json(report)),
-        markdown=lambda: plan_markdown(plan, **cut, remarks=[done.text] if plan.changes else []),
+        markdown=lambda: cut.markdown(
+            partial(plan_markdown, plan, remarks=[done.text] if plan.changes else [])
+        ),
     )
 
 
@@ -234,5 +236,5 @@ def carry_out(
         invocation,
         text=text,
         json=lambda: as_json(report_json(report)),
-        markdown=lambda: report_markdown(report, **cut),
+        markdown=lambda: cut.markdown(partial(report_markdown, report)),
     )

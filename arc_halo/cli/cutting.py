@@ -1,9 +1,12 @@
-"""`--max-bytes`: Markdown that is short enough for a comment."""
+"""`--max-bytes` and `--whole`: Markdown that is short enough for a comment, and all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 import click
 
@@ -16,36 +19,54 @@ LEAST_BYTES = 4000
 """Room for the summary and the titles."""
 
 
-class Cut(TypedDict):
-    """Below how many bytes to stay, and where all of it is."""
+class Markdown(Protocol):
+    """Makes a page, cut or not."""
 
-    max_bytes: int | None
-    whole: str | None
-
-
-UNCUT = Cut(max_bytes=None, whole=None)
+    def __call__(self, *, max_bytes: int | None, whole: str | None) -> str: ...
 
 
-def cut_option(command: F) -> F:
-    """`--max-bytes`, a `Cut` in the hands of the command."""
-    return click.option(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Below how many bytes Markdown has to stay, and which file gets all of it."""
+
+    max_bytes: int | None = None
+    file: Path | None = None
+
+    def markdown(self, made: Markdown) -> str:
+        """What is printed of a page; all of it is in the file."""
+        if self.file is not None:
+            self.file.write_text(made(max_bytes=None, whole=None), encoding="utf-8")
+        return made(max_bytes=self.max_bytes, whole=_whole())
+
+
+UNCUT = Cut()
+
+
+def cut_options(command: F) -> F:
+    """`--max-bytes` and `--whole`: a `Cut` in the hands of the command."""
+
+    @click.option(
         "--max-bytes",
-        "cut",
         type=click.IntRange(min=LEAST_BYTES),
         metavar="N",
-        callback=_cut,
         help="Cut Markdown below so many bytes, section by section, deletions last.",
-    )(command)
+    )
+    @click.option(
+        "--whole",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write all of the Markdown here, whatever is cut.",
+    )
+    @wraps(command)
+    def cutting(*args: Any, max_bytes: int | None, whole: Path | None, **given: Any) -> Any:
+        invocation: Invocation = click.get_current_context().obj
+        if (max_bytes is not None or whole is not None) and invocation.output != "markdown":
+            raise UsageError(
+                "--max-bytes and --whole are about Markdown", hint="add `--output markdown`"
+            )
+        return command(*args, cut=Cut(max_bytes=max_bytes, file=whole), **given)
 
-
-def _cut(context: click.Context, parameter: click.Parameter, value: int | None) -> Cut:
-    return UNCUT if value is None else Cut(max_bytes=value, whole=_whole())
-
-
-def check_cut(invocation: Invocation, cut: Cut) -> None:
-    """Raise `UsageError` where there is nothing that could be cut."""
-    if cut["max_bytes"] is not None and invocation.output != "markdown":
-        raise UsageError("--max-bytes cuts Markdown", hint="add `--output markdown`")
+    return cast(F, cutting)
 
 
 def _whole() -> str | None:

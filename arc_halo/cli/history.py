@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from arc_halo.cli.choosing import limit_options
-from arc_halo.cli.cutting import Cut, check_cut, cut_option
+from arc_halo.cli.cutting import Cut, cut_options
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 from arc_halo.errors import InvalidInputError, RefusedError
 
@@ -62,7 +63,7 @@ def history(context: click.Context, limit: int) -> None:
 
 @history.command("show")
 @click.argument("revision", type=click.IntRange(min=1), required=False)
-@cut_option
+@cut_options
 @click.pass_obj
 def show(invocation: Invocation, revision: int | None, cut: Cut) -> None:
     """Show one revision, the last one if none is said: who, when, from where, and every change.
@@ -76,14 +77,13 @@ def show(invocation: Invocation, revision: int | None, cut: Cut) -> None:
     from arc_halo.reconcile.history import revision_json, revision_lines, revision_markdown
     from arc_halo.reconcile.report import as_json
 
-    check_cut(invocation, cut)
     with invocation.open() as project:
         found = project.past_revision(revision)
     render(
         invocation,
         text=lambda: invocation.console.lines(revision_lines(found)),
         json=lambda: as_json(revision_json(found)),
-        markdown=lambda: revision_markdown(found, **cut),
+        markdown=lambda: cut.markdown(partial(revision_markdown, found)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from arc_halo.cli.choosing import (
     plugins_option,
     selection_options,
 )
-from arc_halo.cli.cutting import UNCUT, Cut, check_cut, cut_option
+from arc_halo.cli.cutting import UNCUT, Cut, cut_options
 from arc_halo.cli.invocation import Invocation, render
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ CHANGES_PENDING = 2
     help="Write the plan here, for `arc-halo apply FILE`.",
 )
 @plugins_option
-@cut_option
+@cut_options
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
 @click.pass_context
 def plan(
@@ -62,7 +63,6 @@ def plan(
       arc-halo plan --detailed-exitcode || echo "changes or an error"
     """
     invocation: Invocation = context.obj
-    check_cut(invocation, cut)
     with invocation.open(rereads=no_cache, plugins_from=plugins_from) as project:
         with invocation.console.task("read weight files", 0) as advance:
             made = project.plan(prune=prune, targets=targets, excludes=excludes, advance=advance)
@@ -86,7 +86,7 @@ def show_plan(invocation: Invocation, project: Project, plan: Plan, cut: Cut = U
         invocation,
         text=lambda: invocation.console.lines(plan_lines(plan)),
         json=lambda: as_json(plan_json(plan, git=git_state(project.directory))),
-        markdown=lambda: plan_markdown(plan, **cut),
+        markdown=lambda: cut.markdown(partial(plan_markdown, plan)),
     )
 
 
