@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from arc_halo.reconcile.applying import Report
     from arc_halo.reconcile.changes import Plan
     from arc_halo.reconcile.drift import Drift
+    from arc_halo.reconcile.exporting import ExportedManifest
     from arc_halo.reconcile.history import PastRevision
     from arc_halo.reconcile.limits import Limits
     from arc_halo.reconcile.progress import Progress
@@ -456,6 +457,28 @@ class Project:
             return adopt(
                 conn, self.manifest.project, key, directory=self.directory, may_take=may_take
             )
+
+    def export_manifest(
+        self, *, name: str | None = None, with_unmanaged: bool = False
+    ) -> ExportedManifest:
+        """A manifest of what the project manages, or another one of that `name`.
+
+        Raises what `reconcile.exporting.export_manifest` does, and `InvalidInputError` where
+        nothing says which project.
+        """
+        from arc_halo.reconcile.exporting import export_manifest
+
+        if name is None and not self.has_manifest:
+            raise InvalidInputError(
+                "nothing says which project: there is no manifest here",
+                hint="name it by `--name PROJECT`",
+                code="AH005",
+            )
+        project = name or self.head.project
+        head = self.head.data if self.has_manifest else {}
+        plugins = self.plugins
+        with self.connection() as conn:
+            return export_manifest(conn, project, plugins, head=head, with_unmanaged=with_unmanaged)
 
     def plan_destroy(self) -> Plan:
         """What destroy would do: everything the project manages, gone."""

@@ -31,6 +31,7 @@ COMMANDS = {
     "history": "history.history",
     "rollback": "history.rollback",
     "adopt": "adopt.adopt",
+    "export-manifest": "export_manifest.export_manifest",
     "get": "show.get",
     "show": "show.show",
     "destroy": "apply.destroy",

@@ -30,8 +30,9 @@ _CONSTANTS: dict[str, Scalar] = {
 _NUMERIC_STARTS = frozenset("-+.0123456789")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?").fullmatch
 _NOT_A_NUMBER = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)").fullmatch
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]").search
-_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]").search
+SMALLEST: Final = -(2**63)
+LARGEST: Final = 2**63 - 1
 _MAX_DIGITS = 20
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -89,7 +90,7 @@ class ScalarReader:
         return value
 
     def _quoted(self, event: ScalarEvent) -> str:
-        if event.style == '"' and (control := _CONTROL(event.value)):
+        if event.style == '"' and (control := CONTROL(event.value)):
             message = f"the text holds the control character U+{ord(control[0]):04X}"
             self._report.add(event, "AH010", message, "take the escape out")
         return event.value
@@ -120,7 +121,7 @@ class ScalarReader:
         for problem in problems:
             place = self._report.lines.find(problem.reference, *span(event))
             self._report.add_at(place, "AH008", problem.message, problem.hint)
-        if control := _CONTROL(text):
+        if control := CONTROL(text):
             message = f"a variable holds the control character U+{ord(control[0]):04X}"
             self._report.add(event, "AH010", message, "change the variable")
         unquoted = not event.style and event.tag is None
@@ -140,7 +141,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _integer(text: str) -> int:
-    if len(text) <= _MAX_DIGITS and _SMALLEST <= (value := int(text)) <= _LARGEST:
+    if len(text) <= _MAX_DIGITS and SMALLEST <= (value := int(text)) <= LARGEST:
         return value
     raise ScalarError("AH007", "the number does not fit into 64 bits")
 

@@ -104,6 +104,13 @@ JOIN models AS model ON model.id = alias.model_id
 LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
 """
 
+OF_MODELS = """
+SELECT model.model_name || '@' || model.version, min(alias.alias COLLATE "C")
+FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+JOIN model_aliases AS alias ON alias.model_id = model.id
+GROUP BY 1
+"""
 
 HISTORY = """
 SELECT version, assigned_at, released_at FROM model_alias_history
@@ -141,6 +148,12 @@ def history(
     params = {"name": name, "alias": alias, "at": at}
     with conn.cursor(row_factory=class_row(AliasPeriod)) as cursor:
         return cursor.execute(HISTORY, params).fetchall()
+
+
+def of_models(conn: Connection, models: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """One alias of each model (`names`, `versions`) that has any, by full name."""
+    rows = conn.execute(OF_MODELS, models).fetchall()
+    return {str(name): str(alias) for name, alias in rows}
 
 
 def follow_renames(conn: Connection) -> None:

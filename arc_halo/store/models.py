@@ -90,6 +90,13 @@ JOIN models AS model ON model.model_name = item.name AND model.version = item.ve
 LEFT JOIN weight_sets AS sets ON sets.id = model.weight_set_id
 """
 
+WEIGHT_FORMATS = """
+SELECT model.model_name || '@' || model.version, model.weights_source ->> 'format'
+FROM unnest(%(names)s::text[], %(versions)s::text[]) AS item (name, version)
+JOIN models AS model ON model.model_name = item.name AND model.version = item.version
+WHERE model.weights_source ->> 'format' IS NOT NULL
+"""
+
 # Whoever collects them has deleted them or leaves them alone until the transaction ends.
 KEEP_WEIGHTS = """
 SELECT FROM weight_sets WHERE root = ANY(%(roots)s) ORDER BY root FOR KEY SHARE
@@ -343,6 +350,12 @@ def live(conn: Connection, names: Iterable[str]) -> dict[str, LiveRow]:
 def live_specs(conn: Connection, names: Iterable[str]) -> dict[str, JsonObject]:
     rows = conn.execute(LIVE_SPECS, split_names(names)).fetchall()
     return {str(name): spec for name, spec in rows if isinstance(spec, dict)}
+
+
+def weight_formats(conn: Connection, names: Iterable[str]) -> dict[str, str]:
+    """The formats of the files that weights were imported from, of the models that have such."""
+    rows = conn.execute(WEIGHT_FORMATS, split_names(names)).fetchall()
+    return {str(name): str(format_) for name, format_ in rows}
 
 
 def upsert(conn: Connection, items: Sequence[JsonObject]) -> dict[str, UUID]:

@@ -91,6 +91,7 @@ ORDER BY managed.kind, managed.name
 LIST_UNMANAGED = """
 SELECT found.kind, found.name
 FROM (SELECT 'model' AS kind, model_name || '@' || version AS name FROM models
+      UNION ALL SELECT 'strategy', name FROM fusion_strategies
       UNION ALL SELECT 'reactor', reactor_name FROM cognitive_fusion_reactors
       UNION ALL SELECT 'training', name FROM training_definitions
       UNION ALL SELECT 'inference', name FROM cache_policies) AS found
@@ -209,7 +210,7 @@ def list_managed(
 
 
 def list_unmanaged(conn: Connection, *, kind: str | None = None) -> list[Key]:
-    """Models, reactors, trainings and caches that no project manages."""
+    """Resources of every kind that no project manages."""
     rows = conn.execute(LIST_UNMANAGED, {"kind": kind}).fetchall()
     return [Key(kind=str(kind_), name=str(name)) for kind_, name in rows]
 

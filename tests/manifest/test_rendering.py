@@ -47,7 +47,8 @@ def leaves(value: Any, pointer: tuple[str | int, ...] = ()) -> dict[Any, Origin]
 @settings(max_examples=200, deadline=None)
 def test_what_is_written_reads_as_what_it_was(tmp_path_factory: Any, data: dict[str, Any]) -> None:
     text = as_yaml(Final(data=data, origins=leaves(data)))
-    file = tmp_path_factory.getbasetemp() / "arc_halo.yaml"
+    file = tmp_path_factory.getbasetemp() / "rendered" / "arc_halo.yaml"
+    file.parent.mkdir(exist_ok=True)
     file.write_text(text, newline="")
     [source] = load_project(file, env={"A": "expanded"})
     assert source.data == data
