@@ -7,6 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_halo.cli.main import run
 from arc_halo.reconcile.changes import Change, Conflict, FieldChange, Losses, Orphan, Plan
 from arc_halo.reconcile.markdown import plan_markdown
 from arc_halo.reconcile.markdown_page import Page, Row, Section, code, page_text, prose
@@ -157,3 +158,11 @@ def test_what_names_and_values_say_cannot_leave_their_line():
     text = plan_markdown(plan([change("update", "a@1", fields=(field,))]))
     assert text.count("\n<!--") == 0
     assert not re.search(r"^# ", text, re.MULTILINE)
+
+
+def test_what_cuts_markdown_is_refused_for_anything_else(tmp_path, monkeypatch, capsys):
+    (tmp_path / "arc_halo.yaml").write_text("version: 1\nproject: work\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(["plan", "--max-bytes", "5000"]) == 64
+    assert run(["drift", "--output", "json", "--whole", "all.md"]) == 64
+    assert "add `--output markdown`" in capsys.readouterr().err
