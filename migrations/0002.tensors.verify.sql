@@ -11,9 +11,11 @@ $$;
 -- What is named by its digest never changes.
 DO $$
 BEGIN
+    -- No number of the sequence: what is drawn from it is not undone.
     INSERT INTO tensor_metadata
-        (digest, dtype, shape, element_count, size_bytes, chunk_bytes, chunk_count)
-    VALUES (sha256('verify'), 'U8', '{1}', 1, 1, 262144, 1);
+        (id, digest, dtype, shape, element_count, size_bytes, chunk_bytes, chunk_count)
+    OVERRIDING SYSTEM VALUE
+    VALUES (0, sha256('verify'), 'U8', '{1}', 1, 1, 262144, 1);
     UPDATE tensor_metadata SET dtype = 'I8' WHERE digest = sha256('verify');
     ASSERT false, 'a tensor was changed after it was stored';
 EXCEPTION WHEN restrict_violation THEN

@@ -61,7 +61,13 @@ def test_no_side_is_always_first_and_what_warms_is_not_counted():
     assert [each.client for each in costs["a"]] == [6, 12]
 
 
-@pytest.mark.parametrize("part", [tensor_speed.raw_ingest, tensor_speed.planes_ingest])
+@pytest.mark.parametrize(
+    "part",
+    [
+        tensor_speed.raw_ingest,
+        pytest.param(tensor_speed.planes_ingest, marks=pytest.mark.campaign),
+    ],
+)
 def test_ingest_is_held_against_another_ingest(at, part):
     ratio, rates = part(at, 2 * MIB, 1)
     assert ratio.is_met is not None
@@ -69,11 +75,13 @@ def test_ingest_is_held_against_another_ingest(at, part):
     assert "MB" in rates.what
 
 
+@pytest.mark.campaign
 def test_loads_are_of_the_same_bytes(at):
     raw, planes, _ = tensor_speed.loads(at, 2 * MIB, 1)
     assert {raw.bar, planes.bar} == {">= 0.85", ">= 0.5"}
 
 
+@pytest.mark.campaign
 def test_a_second_import_writes_no_bodies(at):
     ratio, written, _ = tensor_speed.second_import(at, MIB, 1)
     assert ratio.bar == "<= 0.35"
@@ -81,6 +89,7 @@ def test_a_second_import_writes_no_bodies(at):
     assert written.is_met
 
 
+@pytest.mark.campaign
 def test_small_tensors_are_held_against_a_copy_of_all_their_rows(at):
     (row,) = tensor_speed.small_tensors(at, 20, 1)
     assert row.is_met is not None
@@ -106,6 +115,7 @@ def test_the_bare_sides_leave_the_rows_that_ours_leaves(at, tmp_path):
     at.drop_database("same")
 
 
+@pytest.mark.campaign
 def test_the_memory_of_client_and_backends_is_sampled(at):
     client, backend = tensor_memory.memory(at, 8 * MIB)
     assert client.is_met
@@ -129,6 +139,7 @@ def test_a_missed_bar_is_the_exit_code(monkeypatch, capsys):
     assert "MISSED" in capsys.readouterr().out
 
 
+@pytest.mark.campaign
 def test_fine_tunes_are_held_against_xor(at):
     rows = list(tensor_sizes.against_xor(at, 1))
     assert [row.bar for row in rows] == ["<= 0.97", "<= 0.97", "<= 0.9"]

@@ -18,6 +18,8 @@ from arc_halo.store.connection import connect
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
+IN_CI = range(1, KILLS, 4)
+"""The trials that run always; the others with `-m campaign`."""
 RESOURCES = 8
 
 
@@ -39,7 +41,13 @@ def undisturbed(demo, create_database):
     return time.monotonic() - started, roots(url)
 
 
-@pytest.mark.parametrize("trial", range(KILLS))
+@pytest.mark.parametrize(
+    "trial",
+    [
+        pytest.param(trial, marks=[] if trial in IN_CI else [pytest.mark.campaign])
+        for trial in range(KILLS)
+    ],
+)
 def test_a_killed_apply_leaves_before_or_after_and_the_next_finishes(
     demo, undisturbed, empty_database, tmp_path, trial
 ):

@@ -34,6 +34,12 @@ MOMENTS = {
     "the models": ("models", "true"),
 }
 
+SOME_MOMENTS = [
+    pytest.param(name, marks=[] if number % 2 == 0 else [pytest.mark.campaign])
+    for number, name in enumerate(MOMENTS)
+]
+"""Every other one always, the others with `-m campaign`."""
+
 every_signal = pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 
 
@@ -100,7 +106,7 @@ def check_said(err):
 
 
 @every_signal
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", SOME_MOMENTS)
 def test_an_apply_that_is_interrupted_in_the_server_ends_and_the_next_finishes(
     scene, gate, start, undisturbed, number, moment
 ):
@@ -118,7 +124,13 @@ def test_an_apply_that_is_interrupted_in_the_server_ends_and_the_next_finishes(
 
 
 @every_signal
-@pytest.mark.parametrize("options", [(), ("--max-shard-size", "8MiB")], ids=["one", "shards"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--max-shard-size", "8MiB"), id="shards"),
+        pytest.param((), id="one", marks=pytest.mark.campaign),
+    ],
+)
 def test_an_export_that_is_interrupted_leaves_no_partial_file(
     scene, tmp_path, project, start, number, options
 ):

@@ -215,7 +215,10 @@ def wait_for_cluster(address: str) -> None:
 EXACT = {"ties": {"density": 0.4}, "dare_ties": {"density": 0.5, "seed": 3}, "model_stock": {}}
 
 
-@pytest.mark.parametrize("strategy", EXACT)
+@pytest.mark.parametrize(
+    "strategy",
+    ["ties", *(pytest.param(n, marks=pytest.mark.campaign) for n in EXACT if n != "ties")],
+)
 def test_threads_and_processes_come_to_one_root(
     directory: Path, databases: Callable[[], str], strategy: str
 ) -> None:

@@ -186,7 +186,15 @@ def test_five_hash_seeds_do_not_show(directory: Path, tmp_path: Path, strategy: 
     assert len(seeds) == 1
 
 
-@pytest.mark.parametrize("strategy", ["linear", "task_arithmetic", "dare_ties", "model_stock"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "linear",
+        "dare_ties",
+        pytest.param("task_arithmetic", marks=pytest.mark.campaign),
+        pytest.param("model_stock", marks=pytest.mark.campaign),
+    ],
+)
 def test_the_order_of_members_does_not_show_where_the_rule_commutes(
     directory: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -216,7 +224,14 @@ def test_members_in_another_order_are_not_computed_again(
     assert in_database(directory, url, "linear", order=ORDERS[1]) == first
 
 
-@pytest.mark.parametrize("strategy", ["tsv_m", "iso_c", "wudi"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "tsv_m",
+        pytest.param("iso_c", marks=pytest.mark.campaign),
+        pytest.param("wudi", marks=pytest.mark.campaign),
+    ],
+)
 def test_the_cores_do_not_show_where_blas_is_used(
     directory: Path, tmp_path: Path, strategy: str
 ) -> None:
