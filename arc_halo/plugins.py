@@ -358,7 +358,7 @@ def _called(
         return collect(impl.function(*arguments))
     except PluginError as exc:
         raise PluginError(f"{provider}: {exc.message}", hint=exc.hint) from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise PluginError(f"{provider}: {hook} failed: {_words(exc)}") from exc
 
 

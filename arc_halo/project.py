@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from arc_halo.config import (
+    EMBEDDED,
     PROJECT_FILE,
     DatabaseTarget,
     database_target,
     environment_name,
     load_environment,
+    redact,
 )
 from arc_halo.errors import InvalidInputError, NotFoundError, WeightsError
 from arc_halo.names import did_you_mean
@@ -382,7 +384,11 @@ class Project:
         from arc_halo.reconcile.unchanged import Circumstances
 
         return Circumstances(
-            environ=self.environ, env=self.env, prune=prune, allow_paths=self._allow_paths
+            environ=self.environ,
+            env=self.env,
+            prune=prune,
+            database=redact(self.target.url or EMBEDDED),
+            allow_paths=self._allow_paths,
         )
 
     def plan_again(

@@ -28,7 +28,6 @@ from statistics import median
 from corpus import FILES, MODELS, REACTORS
 from gitops_secrets import leaks
 from gitops_stage import Operation, Stage, Undisturbed, shares
-from pgbouncer import pooled, pooler
 from psycopg.conninfo import make_conninfo
 from reconcile_site import Site, environment, site
 from rows import Row, show
@@ -155,28 +154,21 @@ def concurrent_rows(stage: Stage, asked: Asked) -> Iterator[Row]:
     """Twenty processes that apply one saved plan at once."""
     saved = next(each for each in stage.operations if each.name == "saved plan")
     known = stage.undisturbed(saved)
-    server = stage.server
-    assert isinstance(server, BundledServer)
-    with pooler(server.address) as directory:
-        ways: tuple[tuple[str, Callable[[str], str]], ...] = (
-            ("direct", server.url),
-            ("pgbouncer", lambda name: pooled(directory, f"postgresql:///{name}")),
-        )
-        for way, address in ways:
-            with stage.copy(saved.before) as name:
-                started = [stage.start(*saved.arguments, url=address(name)) for _ in range(APPLIES)]
-                codes = []
-                for process in started:
-                    process.communicate()
-                    codes.append(process.returncode)
-                is_right = stage.dump(name) == known.after
-            wrong = sum(code not in (0, 3) for code in codes) + (not is_right)
-            yield Row(
-                what=f"{APPLIES} applies of one plan at once, {way}",
-                figure=f"{codes.count(0)} done, {codes.count(3)} stale, {wrong} wrong",
-                bar=f"1, {APPLIES - 1}, 0",
-                is_met=(codes.count(0), codes.count(3), wrong) == (1, APPLIES - 1, 0),
-            )
+    with stage.copy(saved.before) as name:
+        url = stage.server.url(name)
+        started = [stage.start(*saved.arguments, url=url) for _ in range(APPLIES)]
+        codes = []
+        for process in started:
+            process.communicate()
+            codes.append(process.returncode)
+        is_right = stage.dump(name) == known.after
+    wrong = sum(code not in (0, 3) for code in codes) + (not is_right)
+    yield Row(
+        what=f"{APPLIES} applies of one plan at once",
+        figure=f"{codes.count(0)} done, {codes.count(3)} stale, {wrong} wrong",
+        bar=f"1, {APPLIES - 1}, 0",
+        is_met=(codes.count(0), codes.count(3), wrong) == (1, APPLIES - 1, 0),
+    )
 
 
 def kill_rows(stage: Stage, asked: Asked) -> Iterator[Row]:
@@ -325,7 +317,6 @@ def main() -> int:
         server_kills=SERVER_KILLS // scale,
     )
     with tempfile.TemporaryDirectory(prefix="arc-halo-bench-") as root:
-        Path(root).chmod(0o711)  # the pooler, which may not be root, passes through it
         return show(measure(Path(root), given.only, asked))
 
 

@@ -11,6 +11,7 @@ import click
 from arc_halo.cli.choosing import limit_options
 from arc_halo.cli.cutting import Cut, cut_options
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.limiting import MOST
 from arc_halo.errors import InvalidInputError, RefusedError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.group("history", invoke_without_command=True)
-@click.option("--limit", type=click.IntRange(min=1), default=20, help="How many; 20 if not said.")
+@click.option("--limit", type=click.IntRange(1, MOST), default=20, help="How many; 20 if not said.")
 @click.pass_context
 def history(context: click.Context, limit: int) -> None:
     """List the revisions of the project, the newest first: each apply that changed something.
@@ -200,9 +201,8 @@ def _confirm(invocation: Invocation, plan: Plan, yes: bool) -> None:
 
 def _moment(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as exc:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
         raise InvalidInputError(
             f"{text!r} is no time", hint="write it as 2026-06-01 or 2026-06-01T12:00", code="AH006"
         ) from exc
-    return moment.astimezone(UTC)

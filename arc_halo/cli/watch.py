@@ -36,7 +36,7 @@ TRY_AGAIN = 1
 )
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--no-apply", is_flag=True, help="Tell what would change, and change nothing.")
-@click.option("--once", is_flag=True, help="Compare once; exit with 1 unless all is as declared.")
+@click.option("--once", is_flag=True, help="Once only; exit with 1 unless all is as declared then.")
 @click.pass_context
 def watch(
     context: click.Context,

@@ -49,18 +49,20 @@ def adopt(
     """Make `project` the owner of a resource as it stands; its rows stay untouched.
 
     One transaction, and a revision of each project it concerns. `may_take` allows taking it from
-    another project. Raises `NotFoundError` for what is not there, `RefusedError` for what is the
-    project's already, or another's.
+    another project, unless it is protected there. Raises `NotFoundError` for what is not there,
+    `RefusedError` for what is the project's already, or another's. Protection, `deletion` and
+    `ignore` stay as they were until the next apply.
     """
     with conn.transaction():
         owner = _owner(conn, key)
         for each in sorted({project, *([owner] if owner else [])}):
             try_xact_lock(conn, f"arc-halo/{each}", LOCK_SECONDS)
-        owner = _checked_owner(conn, project, key, may_take)
+        record = _checked(conn, project, key, may_take)
         spec = state.live_specs(conn, [key])[key]
-        if owner is not None:
-            _let_go(conn, owner, key, spec, directory)
-        return Adopted(key=key, owner=owner, revision=_take(conn, project, key, spec, directory))
+        if record is not None:
+            _let_go(conn, record.project, key, spec, directory)
+        revision = _take(conn, project, key, spec, record, directory)
+    return Adopted(key=key, owner=record.project if record else None, revision=revision)
 
 
 def _owner(conn: Connection, key: Key) -> str | None:
@@ -68,9 +70,10 @@ def _owner(conn: Connection, key: Key) -> str | None:
     return rows[0].project if rows else None
 
 
-def _checked_owner(conn: Connection, project: str, key: Key, may_take: bool) -> str | None:
-    """Who owns it, now that nobody else can change that."""
-    owner = _owner(conn, key)
+def _checked(conn: Connection, project: str, key: Key, may_take: bool) -> projects.Managed | None:
+    """What its owner has on record, now that nobody else can change that."""
+    record = projects.managed(conn, project, [key]).get(key)
+    owner = record.project if record else None
     if key not in state.live_digests(conn, [key]):
         raise NotFoundError(
             f"there is no {key} in the database", hint="`arc-halo get --all-projects` lists all"
@@ -83,7 +86,13 @@ def _checked_owner(conn: Connection, project: str, key: Key, may_take: bool) -> 
             hint="its own manifest would then conflict: take it out there, and say `--yes` here",
             code="AH053",
         )
-    return owner
+    if record is not None and record.protected:
+        raise RefusedError(
+            f"{key} is protected by the project {owner!r}",
+            hint="declare it there with `protected: false`, and apply; or leave it there",
+            code="AH052",
+        )
+    return record
 
 
 def _let_go(conn: Connection, owner: str, key: Key, spec: JsonObject, directory: Path) -> None:
@@ -93,12 +102,27 @@ def _let_go(conn: Connection, owner: str, key: Key, spec: JsonObject, directory:
     _record(conn, owner, revision, key, change, directory)
 
 
-def _take(conn: Connection, project: str, key: Key, spec: JsonObject, directory: Path) -> int:
+def _take(
+    conn: Connection,
+    project: str,
+    key: Key,
+    spec: JsonObject,
+    record: projects.Managed | None,
+    directory: Path,
+) -> int:
     projects.ensure(conn, project)
     revision = projects.head(conn, project, lock=True).head_revision + 1
     row = kinds.BY_NAME[key.kind].live(conn, [key.name])[key.name]
-    projects.upsert_managed(conn, project, revision, [_managed(key, spec, row.id, row.digest)])
-    change = {"action": "adopt", "before": spec, "after": spec}
+    item = _managed(key, spec, row.id, row.digest)
+    if record is not None:
+        item |= {"deletion": record.deletion, "ignored": list(record.ignored)}
+    projects.upsert_managed(conn, project, revision, [item])
+    change = {
+        "action": "adopt",
+        "before": spec,
+        "after": spec,
+        "deletion": item["deletion"],
+    }
     _record(conn, project, revision, key, change, directory)
     return revision
 

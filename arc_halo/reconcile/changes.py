@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -116,6 +117,11 @@ class FieldChange:
     before: Any
     after: Any
 
+    @property
+    def field(self) -> str:
+        """The field of the document that the path begins with: `members` of `members[a].weight`."""
+        return re.split(r"[.\[]", self.path, maxsplit=1)[0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
@@ -152,6 +158,12 @@ class Change:
         return SYMBOLS[self.action]
 
     @property
+    def is_replacement(self) -> bool:
+        """Whether the weights of a model become others, whatever else becomes of it."""
+        is_kept = self.before is not None and self.after is not None
+        return is_kept and replaces_weights(self.before or {}, self.after or {})
+
+    @property
     def identity(self) -> list[str | bool | None]:
         """What tells the change from another one: where it starts from, and what it comes to."""
         return [
@@ -180,6 +192,12 @@ class Change:
             "build": _build_json(self.build),
             "remark": self.remark,
         }
+
+
+def replaces_weights(before: JsonObject, after: JsonObject) -> bool:
+    """Whether the weights that a model has become others, or none."""
+    had, has = before.get("weights") or {}, after.get("weights") or {}
+    return had.get("root") is not None and had["root"] != has.get("root")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +260,8 @@ class Plan:
     @property
     def is_emptying(self) -> bool:
         """Whether nothing is declared, so that everything would go."""
-        return not self.declared_count and bool(self.deletions) and self.is_whole
+        gone = self.counts.get("delete", 0) + self.counts.get("forget", 0)
+        return not self.declared_count and gone > 0
 
     @property
     def has_changes(self) -> bool:

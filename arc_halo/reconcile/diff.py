@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arc_halo.manifest.documents import INFERENCE, KINDS, MODEL
+from arc_halo.manifest.documents import INFERENCE, KINDS, MODEL, Lifecycle
 from arc_halo.reconcile.changes import (
     Change,
     Conflict,
@@ -14,6 +14,7 @@ from arc_halo.reconcile.changes import (
     FieldChange,
     LiveResource,
     Orphan,
+    replaces_weights,
 )
 from arc_halo.types import JsonObject, Key
 
@@ -89,6 +90,16 @@ def needs_details(desired: DesiredResource, live: LiveResource | None) -> bool:
     )
 
 
+def old_key(key: Key, lifecycle: Lifecycle) -> Key | None:
+    """What a resource used to be called, if its declaration says."""
+    name = lifecycle.renamed_from
+    if name is None:
+        return None
+    if key.kind == MODEL and "@" not in name:
+        name += "@" + key.name.partition("@")[2]
+    return Key(kind=key.kind, name=name)
+
+
 def field_changes(before: JsonObject, after: JsonObject) -> tuple[FieldChange, ...]:
     """The fields that differ, mappings compared key by key, everything else as a whole."""
     return tuple(_fields("", before, after))
@@ -101,12 +112,9 @@ def _renamed(
     project: str,
 ) -> Key | None:
     """The live resource that this one used to be, when its new name is still free."""
-    old_name = resource.lifecycle.renamed_from
-    if old_name is None or resource.key in live:
+    old = old_key(resource.key, resource.lifecycle)
+    if old is None or resource.key in live:
         return None
-    if resource.key.kind == MODEL and "@" not in old_name:
-        old_name += "@" + resource.key.name.partition("@")[2]
-    old = Key(kind=resource.key.kind, name=old_name)
     found = live.get(old)
     if found is None or old in desired or found.owner != project or not found.is_there:
         return None
@@ -157,7 +165,7 @@ def _change(
     if not fields and old is None:
         return None
     return Change(
-        action="rename" if old else "replace" if _replaces_weights(before, after) else "update",
+        action="rename" if old else "replace" if replaces_weights(before, after) else "update",
         key=resource.key,
         before=before,
         after=after,
@@ -173,18 +181,12 @@ def _change(
     )
 
 
-def _replaces_weights(before: JsonObject, after: JsonObject) -> bool:
-    """Whether the weights that a model has become others, or none."""
-    had, has = before.get("weights") or {}, after.get("weights") or {}
-    return had.get("root") is not None and had["root"] != has.get("root")
-
-
 def _protected(change: Change | None, found: LiveResource | None) -> Conflict | None:
     """Protection holds as the row has it: a change that lifts it cannot make use of that."""
     if change is None or found is None or not found.protected:
         return None
     # What was applied last, not what stands there now: to put drift right is no replacement.
-    if not _replaces_weights(found.spec or {}, change.after or {}):
+    if not replaces_weights(found.spec or {}, change.after or {}):
         return None
     return Conflict(
         key=change.key,
@@ -204,7 +206,7 @@ def _only_ignored(resource: DesiredResource, found: LiveResource) -> bool:
     """Whether what changed outside of apply is just what the manifest said to leave alone."""
     moved = field_changes(found.spec or {}, found.live_spec or {})
     ignored = resource.lifecycle.ignore
-    return bool(moved) and all(change.path.partition(".")[0] in ignored for change in moved)
+    return bool(moved) and all(change.field in ignored for change in moved)
 
 
 def _lifecycle_changes(resource: DesiredResource, found: LiveResource) -> tuple[FieldChange, ...]:

@@ -93,7 +93,7 @@ def _resources(conn: Connection, project: str) -> Iterator[ResourceDrift]:
             yield ResourceDrift(key=key, before=before, after=None)
             continue
         moved = field_changes(before, after)
-        told = tuple(f for f in moved if f.path.partition(".")[0] not in ignored[key])
+        told = tuple(f for f in moved if f.field not in ignored[key])
         if told or not moved:
             fields = told or (DERIVED,)
             yield ResourceDrift(key=key, before=before, after=after, fields=fields)
@@ -112,7 +112,7 @@ def drift_lines(found: Drift) -> Iterator[Line]:
         yield Line(f"~ schema: {change}", "update")
     for note in found.notes:
         yield Line(f"note: {note}", "dim")
-    if found.is_found:
+    if found.resources:
         yield Line("    hint: `arc-halo plan` shows what an apply would put right", "dim")
     yield Line(drift_summary(found), "bold")
 

@@ -49,15 +49,6 @@ def find_revision(conn: Connection, project: str, number: int | None) -> PastRev
     return PastRevision(project=project, row=row, changes=changes)
 
 
-def undone_by(conn: Connection, project: str, manifest_digest: bytes) -> RevisionRow | None:
-    """The rollback that is the project's last revision, if it undid this very manifest."""
-    last = revisions.listed(conn, project, limit=1)
-    if not last or last[0].rolled_back_to is None:
-        return None
-    undone = revisions.listed(conn, project, after=last[0].rolled_back_to)
-    return last[0] if any(r.manifest_digest == manifest_digest for r in undone[1:]) else None
-
-
 def counts_text(row: RevisionRow) -> str:
     """`2 create, 1 update`"""
     changes = row.summary.get("changes", {})

@@ -92,7 +92,7 @@ def change_json(change: Change) -> JsonObject:
         "old_name": whole["old_name"],
         "source": change.source_file,
         "change": {
-            "actions": ACTIONS[change.action],
+            "actions": ACTIONS["replace" if change.is_replacement else change.action],
             "before": change.before,
             "after": change.after,
         },

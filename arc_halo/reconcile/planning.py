@@ -22,12 +22,11 @@ from arc_halo.reconcile.changes import (
     Losses,
     Plan,
 )
-from arc_halo.reconcile.history import undone_by
 from arc_halo.reconcile.resources import Planner
 from arc_halo.reconcile.selecting import EVERYTHING, Selection, select
 from arc_halo.reconcile.sources import Sources
 from arc_halo.reconcile.tokenizers import Tokenizers
-from arc_halo.store import aliases, losses, migrate, models, reactors
+from arc_halo.store import aliases, losses, migrate, models, reactors, revisions
 from arc_halo.store.revisions import RevisionRow
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
@@ -58,7 +57,7 @@ class Wanted:
             environment=self.desired.env,
             selection=self.selection,
             prune=self.prune,
-            declared_count=len(self.desired.declarations),
+            declared_count=len(self.desired.declarations) + len(self.left_out),
             **facts,
         )
 
@@ -71,12 +70,17 @@ def select_wanted(
         return Wanted(desired=desired, plugins=plugins, prune=prune)
     managed = [] if migrate.pending(conn) else state.managed_keys(conn, desired.project)
     chosen = select(desired, selection, managed)
+    left_out = [
+        each for key, each in desired.declarations.items() if key not in chosen.declarations
+    ]
+    # What one that is left out used to be is to be renamed yet.
+    olds = (diff.old_key(each.key, each.lifecycle) for each in left_out)
     return Wanted(
         desired=chosen,
         plugins=plugins,
         prune=prune,
         selection=selection,
-        left_out=frozenset(desired.declarations.keys() - chosen.declarations.keys()),
+        left_out=frozenset([*(each.key for each in left_out), *(old for old in olds if old)]),
     )
 
 
@@ -124,7 +128,9 @@ def _plan_of_live(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
     tokenizers = Tokenizers(desired, sources.tokenizers, known, conn)
     planner = Planner(desired, sources, wanted.plugins, recorded, tokenizers, conn)
     found = compare(conn, wanted, live, planner.resources())
-    undone = undone_by(conn, desired.project, desired.manifest_digest) if found.changes else None
+    undone = None
+    if found.changes:
+        undone = revisions.undone_by(conn, desired.project, desired.manifest_digest)
     notes = () if undone is None else (_undone_text(undone),)
     return wanted.plan(
         base_revision=live.head_revision,

@@ -107,7 +107,7 @@ def sections(changes: Sequence[Change]) -> Iterator[tuple[str | None, list[Chang
 def _gravity(change: Change) -> int:
     if change.is_drift:
         return len(GRAVITY)
-    return GRAVITY.index(change.action)
+    return GRAVITY.index("replace" if change.is_replacement else change.action)
 
 
 def _title(rank: int, changes: Sequence[Change]) -> str | None:
@@ -205,6 +205,8 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
 
 def _planned_text(change: Change) -> str:
     details = [build_text(change), change.reason, losses_text(change)]
+    if change.is_replacement and change.action != "replace":
+        details.append("its weights are replaced")
     if change.old_key is not None:
         details.insert(0, f"was {change.old_key}")
     return _line(change, [d for d in details if d])

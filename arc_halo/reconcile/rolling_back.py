@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from arc_halo.manifest.documents import (
     KINDS,
@@ -37,8 +38,8 @@ def plan_rollback(conn: Connection, project: str, revision: int, plugins: Plugin
         migrate.check(conn)
         found = find_revision(conn, project, revision).row
         past = revisions.state_at(conn, project, revision)
-        live = state.read(conn, project, [each.key for each in past])
-        resources = _resources(past, live.resources)
+        live = _live(conn, project, revision, past)
+        resources = _resources(past, live.resources, _called_now(conn, project, revision))
         wanted = Wanted(desired=_desired(project, found), plugins=plugins, prune=True)
         difference = compare(conn, wanted, live, resources)
     return Plan(
@@ -56,6 +57,37 @@ def plan_rollback(conn: Connection, project: str, revision: int, plugins: Plugin
     )
 
 
+def _live(
+    conn: Connection, project: str, revision: int, past: Iterable[PastResource]
+) -> state.LiveState:
+    """The live state, as a rollback sees it.
+
+    What was taken over since is given back to nobody, and not deleted; what the project let go
+    since, and nobody took, is taken again.
+    """
+    live = state.read(conn, project, [each.key for each in past])
+    adopted = revisions.adopted(conn, project, after=revision)
+    let_go = revisions.let_go(conn, project)
+    found = {}
+    for key, each in live.resources.items():
+        if key in adopted:
+            found[key] = replace(each, deletion="orphan")
+        elif each.owner is None and key in let_go:
+            found[key] = replace(each, owner=project, is_drifted=True, digest=b"")
+        else:
+            found[key] = each
+    return replace(live, resources=found)
+
+
+def _called_now(conn: Connection, project: str, revision: int) -> dict[Key, Key]:
+    """What resources of that time are called now, of those that were renamed since."""
+    now: dict[Key, Key] = {}
+    for old, new in revisions.renames(conn, project, after=revision):
+        first = next((then for then, name in now.items() if name == old), old)
+        now[first] = new
+    return now
+
+
 def _desired(project: str, revision: RevisionRow) -> Desired:
     return Desired(
         project=project,
@@ -67,20 +99,31 @@ def _desired(project: str, revision: RevisionRow) -> Desired:
 
 
 def _resources(
-    past: Iterable[PastResource], live: Mapping[Key, LiveResource]
+    past: Iterable[PastResource],
+    live: Mapping[Key, LiveResource],
+    called_now: Mapping[Key, Key],
 ) -> dict[Key, DesiredResource]:
     ordered = sorted(past, key=lambda each: (KINDS.index(each.kind), each.name))
-    return {each.key: _resource(each, live.get(each.key)) for each in ordered}
+    return {
+        each.key: _resource(each, live.get(each.key), called_now.get(each.key)) for each in ordered
+    }
 
 
-def _resource(past: PastResource, live: LiveResource | None) -> DesiredResource:
+def _resource(
+    past: PastResource, live: LiveResource | None, called_now: Key | None
+) -> DesiredResource:
     deletion: Deletion = "orphan" if past.deletion == "orphan" else "delete"
     ignore = live.ignore if live else ()
     return DesiredResource(
         key=past.key,
         spec=past.spec,
         digest=spec_digest(past.spec),
-        lifecycle=Lifecycle(protected=past.protected, deletion=deletion, ignore=ignore),
+        lifecycle=Lifecycle(
+            protected=past.protected,
+            deletion=deletion,
+            renamed_from=called_now.name if called_now else None,
+            ignore=ignore,
+        ),
         source_file=None,
     )
 

@@ -88,7 +88,7 @@ def read_plan(path: Path) -> SavedPlan:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise NotFoundError(f"{path}: {exc.strerror}", hint="name a plan file") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise _no_plan(path, str(exc)) from exc
     version = document.get("format_version") if isinstance(document, dict) else None
     if not isinstance(version, str):

@@ -35,11 +35,12 @@ SETTLED_SECONDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What a plan depends on besides files and the database."""
+    """What a plan depends on besides files and rows; `database` is an address without password."""
 
     environ: Mapping[str, str]
     env: str | None
     prune: bool | None
+    database: str
     allow_paths: Sequence[Path] = ()
 
     def as_json(self) -> JsonObject:
@@ -47,6 +48,7 @@ class Circumstances:
             "tool_version": __version__,
             "env": self.env,
             "prune": self.prune,
+            "database": self.database,
             "allow_paths": [str(path) for path in self.allow_paths],
             "interpreter": sys.version,
             "packages": _packages(),

@@ -77,6 +77,35 @@ WHERE project = %(project)s AND revision > %(after)s
 ORDER BY kind, name
 """
 
+RENAMES = """
+SELECT kind, old_name, name FROM revision_changes
+WHERE project = %(project)s AND revision > %(after)s AND old_name IS NOT NULL
+ORDER BY revision, ordinal
+"""
+
+ADOPTED = """
+SELECT DISTINCT kind, name FROM revision_changes
+WHERE project = %(project)s AND revision > %(after)s AND action = 'adopt'
+"""
+
+LET_GO = """
+SELECT last.kind, last.name FROM (
+    SELECT DISTINCT ON (kind, name) kind, name, action FROM revision_changes
+    WHERE project = %(project)s ORDER BY kind, name, revision DESC, ordinal DESC) AS last
+WHERE last.action = 'forget'
+"""
+
+# The last time that all of a manifest was applied, and the rollback that went back beyond it.
+UNDONE_BY = """
+SELECT undone.revision FROM revisions AS undone
+JOIN (SELECT max(revision) AS revision FROM revisions
+      WHERE project = %(project)s AND manifest_digest = %(manifest_digest)s
+        AND rolled_back_to IS NULL AND NOT is_partial) AS applied
+  ON undone.revision > applied.revision AND undone.rolled_back_to < applied.revision
+WHERE undone.project = %(project)s
+ORDER BY undone.revision DESC LIMIT 1
+"""
+
 # What a name had last, up to the revision. Where one name was given away and taken anew in the
 # same revision, the new resource is what it had.
 STATE_AT = """
@@ -220,6 +249,34 @@ def touched(conn: Connection, project: str, *, after: int) -> list[Key]:
     """The resources that revisions after `after` changed."""
     with conn.cursor(row_factory=class_row(Key)) as cursor:
         return cursor.execute(TOUCHED, {"project": project, "after": after}).fetchall()
+
+
+def renames(conn: Connection, project: str, *, after: int) -> list[tuple[Key, Key]]:
+    """The renames after a revision, in order: what each resource was called before, and then."""
+    rows = conn.execute(RENAMES, {"project": project, "after": after}).fetchall()
+    return [
+        (Key(kind=str(kind), name=str(old)), Key(kind=str(kind), name=str(new)))
+        for kind, old, new in rows
+    ]
+
+
+def adopted(conn: Connection, project: str, *, after: int) -> set[Key]:
+    """What the project took over after a revision."""
+    with conn.cursor(row_factory=class_row(Key)) as cursor:
+        return set(cursor.execute(ADOPTED, {"project": project, "after": after}))
+
+
+def let_go(conn: Connection, project: str) -> set[Key]:
+    """What the project managed once, and let go, the last thing that it did to it."""
+    with conn.cursor(row_factory=class_row(Key)) as cursor:
+        return set(cursor.execute(LET_GO, {"project": project}))
+
+
+def undone_by(conn: Connection, project: str, manifest_digest: bytes) -> RevisionRow | None:
+    """The rollback that undid a manifest, unless it was applied as a whole again."""
+    params = {"project": project, "manifest_digest": manifest_digest}
+    row = conn.execute(UNDONE_BY, params).fetchone()
+    return find(conn, project, int(str(row[0]))) if row else None
 
 
 def check_constraints(conn: Connection) -> None:

@@ -33,6 +33,8 @@ _MARKS: LiteralString = "\nUNION ALL\n".join([_mark(table) for table in _TABLES]
 
 STANDING = f"""
 SELECT project.id::text AS id, project.head_revision,
+       (SELECT concat(encode(plan_digest, 'hex'), ' ', created_at) FROM revisions
+        WHERE revisions.project = project.name AND revision = project.head_revision) AS head,
        (SELECT concat(count(*), ' ', max(applied_at)) FROM arc_halo_migrations) AS migrations,
        (SELECT string_agg(concat(mark.rows, ':', mark.written), ' ' ORDER BY mark.name)
         FROM ({_MARKS}) AS mark) AS marks
@@ -44,11 +46,13 @@ FROM projects AS project WHERE project.name = %(project)s
 class Standing:
     """Equal to an earlier one only while no row that an apply compares was written since.
 
-    Rows of other projects count too: then more is looked at than need be.
+    Rows of other projects count too: then more is looked at than need be. `head` tells a copy of a
+    database, which began with the same numbers, from what it was copied of.
     """
 
     id: str
     head_revision: int
+    head: str | None
     migrations: str
     marks: str
 

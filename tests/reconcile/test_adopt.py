@@ -42,7 +42,7 @@ def test_what_nobody_manages_is_taken_as_it_stands(unmanaged):
 
 
 def test_another_project_is_told_of_its_loss(workshop, open_workshop):
-    workshop.apply({"models": {"a@1": {"type": "other", "protected": True}}})
+    workshop.apply({"models": {"a@1": {"type": "other", "ignore": ["tags"], "deletion": "orphan"}}})
     plan = workshop.plan()
     other = open_workshop("other")
     other.write({"project": "other", **MODEL})
@@ -52,6 +52,8 @@ def test_another_project_is_told_of_its_loss(workshop, open_workshop):
     assert workshop.sql(
         "SELECT project, action FROM revision_changes ORDER BY project, revision"
     ) == [("other", "adopt"), ("work", "create"), ("work", "forget")]
+    kept = other.sql("SELECT deletion, ignored FROM managed_resources WHERE project = 'other'")
+    assert kept == [("orphan", ["tags"])]
     (conflict,) = workshop.plan().conflicts
     assert conflict.message == "model/a@1 belongs to the project 'other'"
     workshop.write({"models": {"b@1": {"type": "other"}}})
@@ -72,3 +74,24 @@ def test_what_cannot_be_adopted_is_refused(unmanaged):
     workshop.apply()
     with pytest.raises(RefusedError, match="belongs to work already"):
         adopt(workshop, "model/b@1")
+
+
+def test_what_another_project_protects_is_not_taken(workshop, open_workshop):
+    workshop.apply({"models": {"a@1": {"type": "other", "protected": True}}})
+    other = open_workshop("other")
+    other.write({"project": "other", **MODEL})
+    with pytest.raises(RefusedError, match="is protected by the project 'work'"):
+        adopt(other, "model/a@1", may_take=True)
+
+
+def test_a_rollback_lets_go_of_what_was_adopted(unmanaged):
+    workshop = unmanaged
+    workshop.write({"models": {"b@1": {"type": "other"}}})
+    workshop.apply()
+    workshop.write({"models": {"b@1": {"type": "other"}, **MODEL["models"]}})
+    adopt(workshop, "model/a@1")
+    with workshop.project() as project:
+        plan = project.plan_rollback(1)
+        assert [(c.action, c.key.name) for c in plan.changes] == [("forget", "a@1")]
+        project.apply(plan)
+    assert workshop.value("SELECT count(*) FROM models WHERE model_name = 'a'") == 1

@@ -266,3 +266,17 @@ SIZES = {
     "intermediate_size": 16,
     "hidden_act": "silu",
 }
+
+
+def test_a_list_that_is_ignored_is_no_drift(workshop):
+    reactor = {
+        "type": "ensemble",
+        "strategy": "voting",
+        "members": [{"model": "a"}, {"model": "b"}],
+        "ignore": ["members"],
+    }
+    models = {f"{name}@1": {"type": "other"} for name in "ab"}
+    workshop.apply({"models": models, "reactors": {"r": reactor}})
+    workshop.sql("UPDATE reactor_models SET weight = 0.25")
+    assert not workshop.drift().is_found
+    assert not workshop.plan().has_changes

@@ -12,11 +12,10 @@ from arc_halo.reconcile.history import (
     revision_json,
     revision_lines,
     revision_markdown,
-    undone_by,
 )
 from arc_halo.reconcile.limits import UNLIMITED
 from arc_halo.reconcile.plan_document import plan_json
-from arc_halo.store import aliases
+from arc_halo.store import aliases, revisions
 
 
 def history(workshop):
@@ -175,7 +174,7 @@ def test_a_manifest_that_was_rolled_back_is_known(story):
     roll_back(story, 2)
     plan = story.plan(prune=True)
     with story.project() as project, project.connection() as conn:
-        undone = undone_by(conn, "work", plan.manifest_digest)
+        undone = revisions.undone_by(conn, "work", plan.manifest_digest)
     assert undone is not None
     assert undone.revision == 4
     assert any("rolled back" in note for note in plan.notes)
@@ -191,3 +190,35 @@ def test_an_alias_is_known_as_of_a_date(workshop):
         for period in (now, then):
             (found,) = aliases.history(conn, "a", "live", at=period.assigned_at)
             assert found == period
+
+
+def test_a_rollback_renames_back(workshop):
+    """What refers to the row stays with it."""
+    workshop.apply({"models": {"a@1": {"type": "other"}}})
+    workshop.apply({"models": {"b@1": {"type": "other", "renamed_from": "a"}}})
+    workshop.apply({"models": {"c@1": {"type": "other", "renamed_from": "b"}}})
+    before = workshop.sql("SELECT id FROM models")
+    with workshop.project() as project:
+        (change,) = project.plan_rollback(1).changes
+    assert (change.action, str(change.old_key)) == ("rename", "model/c@1")
+    roll_back(workshop, 1)
+    assert workshop.sql("SELECT id, model_name FROM models") == [(*before[0], "a")]
+
+
+def test_a_rollback_takes_back_what_was_let_go(workshop):
+    keep = {"k@1": {"type": "other"}}
+    workshop.apply({"models": {**keep, "a@1": {"type": "other", "deletion": "orphan"}}})
+    workshop.apply({"models": keep}, prune=True)
+    roll_back(workshop, 1)
+    assert workshop.sql("SELECT name FROM managed_resources ORDER BY 1") == [("a@1",), ("k@1",)]
+    assert not workshop.drift().is_found
+
+
+def test_what_was_rolled_back_stays_known_whatever_comes_after(story):
+    digest = story.plan(prune=True).manifest_digest
+    roll_back(story, 2)
+    story.apply(targets=["model/new@1"])
+    with story.project() as project, project.connection() as conn:
+        undone = revisions.undone_by(conn, "work", digest)
+    assert undone is not None
+    assert undone.revision == 4

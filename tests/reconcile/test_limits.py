@@ -38,8 +38,17 @@ def test_an_empty_manifest_empties_nothing_unless_asked(workshop):
     workshop.write({})
     with pytest.raises(RefusedError, match="declares nothing, and work manages 2"):
         workshop.apply(prune=True, limits=Limits())
+    with pytest.raises(RefusedError, match="declares nothing"):
+        workshop.apply(prune=True, limits=Limits(), targets=["model/*"])
     workshop.apply(prune=True, limits=Limits(allow_empty=True))
     assert workshop.value("SELECT count(*) FROM models") == 0
+
+
+def test_an_empty_manifest_lets_nothing_go_unless_asked(workshop):
+    workshop.apply(fleet(1, deletion="orphan"))
+    workshop.write({})
+    with pytest.raises(RefusedError, match="declares nothing"):
+        workshop.apply(prune=True, limits=Limits())
 
 
 def test_protection_cannot_be_lifted_and_made_use_of_at_once(workshop):

@@ -94,3 +94,27 @@ def test_a_policy_cannot_change_the_plan_and_a_listener_undoes_nothing(workshop)
     with pytest.raises(PluginError, match=r"revision 1 of work is applied, but .*nobody listens"):
         workshop.apply({"plugins": ["meddling.py"], "models": {"a@1": {"type": "other"}}})
     assert workshop.value("SELECT count(*) FROM models") == 1
+
+
+def test_a_rename_does_not_hide_that_weights_are_replaced(guarded):
+    import numpy as np
+
+    workshop, manifest = guarded
+    one = workshop.weights("one.safetensors", {"t": np.ones(2, np.float32)})
+    two = workshop.weights("two.safetensors", {"t": np.zeros(2, np.float32)})
+    model = {"type": "other", "aliases": ["production"]}
+    manifest["models"] = {"a@1": {**model, "weights": one}}
+    workshop.apply(manifest)
+    manifest["models"] = {"b@1": {**model, "weights": two, "renamed_from": "a"}}
+    workshop.write(manifest)
+    (conflict,) = workshop.plan().conflicts
+    assert "is in production" in conflict.message
+
+
+def test_a_policy_that_ends_the_program_has_not_agreed(workshop):
+    (workshop.directory / "quits.py").write_text(
+        FAILING.replace('raise ValueError("out of order")', "raise SystemExit(0)")
+    )
+    workshop.write({"plugins": ["quits.py"], "models": {"a@1": {"type": "other"}}})
+    with pytest.raises(PluginError, match=r"quits\.py.*SystemExit"):
+        workshop.plan()

@@ -85,7 +85,7 @@ def test_a_plan_that_was_edited_is_not_the_plan(workshop, saved, tmp_path):
 
 def test_what_is_no_plan_is_refused_and_not_overwritten(workshop, tmp_path):
     path = tmp_path / "arc_halo.json"
-    for text in ("no JSON", "[]", "{}", '{"format_version": "1.0"}'):
+    for text in ("no JSON", "[]", "{}", '{"format_version": "1.0"}', "[" * 100_000):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match="is no plan of Arc-Halo"):
             read_plan(path)

@@ -87,3 +87,13 @@ def test_a_target_that_needs_what_is_excluded_is_a_mistake(workshop, manifest):
     workshop.write(manifest)
     with pytest.raises(InvalidInputError, match="needs model/a@1, which is excluded"):
         workshop.plan(targets=["model/ab"], excludes=["model/a"])
+
+
+def test_what_a_resource_left_out_used_to_be_is_left_out_too(workshop):
+    keep = {"k@1": {"type": "other"}}
+    workshop.apply({"models": {**keep, "old@1": {"type": "other"}}})
+    workshop.write({"models": {**keep, "new@1": {"type": "other", "renamed_from": "old"}}})
+    for selection in ({"excludes": ["model/new*"]}, {"targets": ["model/old*", "model/k"]}):
+        plan = workshop.plan(prune=True, **selection)
+        assert not plan.changes
+        assert not plan.orphans

@@ -6,10 +6,12 @@ import json
 import os
 
 import numpy as np
+import psycopg
 import pytest
 
 from arc_halo import Project
 from arc_halo.reconcile import unchanged
+from arc_halo.store.standing import standing
 
 PLUGIN = """
 from arc_halo import hookimpl
@@ -143,3 +145,22 @@ def test_no_cache_reads_anew(settled):
     with project:
         project.plan()
         assert "manifest" in vars(project)
+
+
+def test_a_copy_of_the_database_is_another_one(settled, create_database, open_workshop):
+    """A branch begins with the same numbers, and goes on with the same ones."""
+    copy = create_database(settled.url)
+    manifest = (settled.directory / "arc_halo.yaml").read_text()
+    here, there = (manifest.replace("none}", f"{name}}}") for name in ("here", "there"))
+    elsewhere = Project(settled.directory, database_url=copy, environ={})
+    with elsewhere:
+        (settled.directory / "arc_halo.yaml").write_text(there)
+        elsewhere.apply(elsewhere.plan())
+    (settled.directory / "arc_halo.yaml").write_text(here)
+    settled.apply()
+    plan(settled)
+    assert not plan(settled)[1]
+    with Project(settled.directory, database_url=copy, environ={}) as project:
+        assert project.plan().has_changes
+        with project.connection() as conn, psycopg.connect(settled.url) as own:
+            assert standing(conn, "work") != standing(own, "work")
