@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from arc_halo.bundled.accounts import account_for
@@ -47,6 +48,11 @@ SECRET = "pl4nted-in-every-address"
 # Who is started in the background by a shell ignores interrupts, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Properties are tried with fewer examples where everything runs, with hypothesis' own number by
+# HYPOTHESIS_PROFILE=default.
+settings.register_profile("quick", max_examples=40)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 CreateDatabase = Callable[[str | None], str]
 

@@ -132,7 +132,12 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     # What it has to say of lines cut by Ctrl-C, our own errors say better.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
-    code = run(arguments)
+    try:
+        code = run(arguments)
+    except SystemExit as exc:
+        if exc.code == TERMINATED:
+            _leave(TERMINATED)
+        raise
     if code == INTERRUPTED:
         _leave(code)
     sys.exit(code)
@@ -144,10 +149,10 @@ def _interrupted(invocation: Invocation) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit with `code`, whatever Python thinks of the interrupt.
+    """Exit with `code`, whatever Python thinks of the signal: everything is closed by now.
 
-    Where it came while a C module was imported, Python remembers it as unhandled, and would end
-    itself by the signal although everything is closed by now.
+    Where an interrupt came while a C module was imported, Python remembers it as unhandled, and
+    would end itself by the signal. Where threads of a pool were ending, it would complain of them.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gitops_secrets import leaks
 from gitops_stage import Operation, Stage, shares
 
-FEW = 2
+FEW = 1
 MANY, MANY_OF_THE_SERVER = 50, 20
 
 

@@ -36,7 +36,7 @@ from arc_halo.weights.store import WeightStore
 (SAFETENSORS,) = arc_halo_weight_formats()
 DEMO = sorted((Path(__file__).parents[2] / "examples" / "weights").glob("*/model.safetensors"))
 
-SHORT, LONG = 300, 50_000
+SHORT, LONG = 150, 50_000
 STUCK_SECONDS = 60
 """Far beyond what a file of a few hundred bytes can take: not a measurement, but an end."""
 
