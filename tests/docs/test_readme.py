@@ -45,6 +45,13 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
 )
 
+SELDOM = {
+    "compare-training-runs", "compute-elsewhere", "declare-training", "ensemble-predictions",
+    "export-for-transformers", "inspect-a-merge", "judge-and-correct-answers", "record-a-training",
+    "record-inference", "run-your-own-model", "search-embeddings", "serve-reactors",
+}  # fmt: skip
+"""Pages that run with the campaigns: `pytest -m campaign tests/docs`."""
+
 LANGUAGES = {"sh", "console", "python", "yaml", "text", "mermaid", "sql"}
 
 DONE_BY_CI = re.compile(r"(?:\bpython -m )?\b(?:pip install|git clone|pytest)\b[^&\n]*")
@@ -182,7 +189,13 @@ def schema() -> dict[str, object]:
     return schema_of(PluginManager.load({"plugins/midrange.py": ROOT / "plugins" / "midrange.py"}))
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.campaign] if Path(page).stem in SELDOM else [])
+        for page in RUN
+    ],
+)
 def test_what_a_page_shows_happens(
     page: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
