@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import UUID
 
-from arc_halo._version import __version__
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 from arc_halo.manifest.documents import canonical, spec_digest
 from arc_halo.reconcile import kinds, state
 from arc_halo.reconcile.committing import LOCK_SECONDS
-from arc_halo.reconcile.git import git_state
-from arc_halo.reconcile.who import actor, run_url
+from arc_halo.reconcile.who import origin
 from arc_halo.store import projects, revisions
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.rows import Connection
@@ -50,8 +47,8 @@ def adopt(
 
     One transaction, and a revision of each project it concerns. `may_take` allows taking it from
     another project, unless it is protected there. Raises `NotFoundError` for what is not there,
-    `RefusedError` for what is the project's already, or another's. Protection, `deletion` and
-    `ignore` stay as they were until the next apply.
+    `RefusedError` for what is the project's already, or another's. `deletion` and `ignore` stay as
+    they were until the next apply.
     """
     with conn.transaction():
         owner = _owner(conn, key)
@@ -146,7 +143,6 @@ def _managed(key: Key, spec: JsonObject, resource_id: UUID, live_digest: str) ->
 def _record(
     conn: Connection, project: str, revision: int, key: Key, change: JsonObject, directory: Path
 ) -> None:
-    git = git_state(directory)
     identity = canonical([project, revision, change["action"], str(key)])
     name = hashlib.sha256(b"arc-halo/adopt/1\0" + identity).digest()
     whole = {
@@ -163,14 +159,9 @@ def _record(
         revisions.NewRevision(
             project=project,
             revision=revision,
-            actor=actor(),
-            host=socket.gethostname(),
-            tool_version=__version__,
-            git_commit=git.commit if git else None,
-            git_dirty=git.is_dirty if git else None,
+            **asdict(origin(directory)),
             manifest_digest=projects.head(conn, project).manifest_digest or bytes(32),
             plan_digest=name,
-            run_url=run_url(),
             is_partial=True,
         ),
         summary={"changes": {change["action"]: 1}},

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID
 
-from arc_halo._version import __version__
 from arc_halo.errors import StalePlanError
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.reconcile import kinds, state
 from arc_halo.reconcile.changes import Change, FuseBuild, ImportBuild, Plan
-from arc_halo.reconcile.git import git_state
-from arc_halo.reconcile.who import actor, run_url
+from arc_halo.reconcile.who import origin
 from arc_halo.store import projects, reactors, revisions, tokenizers
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.rows import Connection
@@ -141,21 +139,15 @@ class Commit:
             )
 
     def _record_revision(self, revision: int, summary: JsonObject, project_directory: Path) -> None:
-        git = git_state(project_directory)
         plan = self._plan
         revisions.record(
             self._conn,
             revisions.NewRevision(
                 project=plan.project,
                 revision=revision,
-                actor=actor(),
-                host=socket.gethostname(),
-                tool_version=__version__,
-                git_commit=git.commit if git else None,
-                git_dirty=git.is_dirty if git else None,
+                **asdict(origin(project_directory)),
                 manifest_digest=plan.manifest_digest,
                 plan_digest=plan.digest,
-                run_url=run_url(),
                 environment=plan.environment,
                 is_partial=plan.is_partial,
                 rolled_back_to=plan.rolled_back_to,

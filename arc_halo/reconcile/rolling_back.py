@@ -81,11 +81,10 @@ def _live(
 
 def _called_now(conn: Connection, project: str, revision: int) -> dict[Key, Key]:
     """What resources of that time are called now, of those that were renamed since."""
-    now: dict[Key, Key] = {}
+    then: dict[Key, Key] = {}
     for old, new in revisions.renames(conn, project, after=revision):
-        first = next((then for then, name in now.items() if name == old), old)
-        now[first] = new
-    return now
+        then[new] = then.pop(old, old)
+    return {old: new for new, old in then.items()}
 
 
 def _desired(project: str, revision: RevisionRow) -> Desired:
