@@ -76,6 +76,8 @@ class Relay:
                         _shut(source)
                         time.sleep(0.2)  # or the server would see its client go first
                     break
+                if self._is_cut and self._for_all:  # one that was open before
+                    break
                 sink.sendall(data)
         _shut(source)
         _shut(sink)
