@@ -165,13 +165,19 @@ class Change:
 
     @property
     def identity(self) -> list[str | bool | None]:
-        """What tells the change from another one: where it starts from, and what it comes to."""
+        """What tells the change from another one: where it starts from, and what it comes to.
+
+        The root of what is fused is no part of it: it is known once somebody has made that.
+        """
+        digest = self.digest
+        if isinstance(self.build, FuseBuild) and self.after is not None:
+            digest = spec_digest({**self.after, "weights": None})
         return [
             self.action,
             str(self.key),
             str(self.old_key) if self.old_key else None,
             spec_digest(self.before).hex() if self.before is not None else None,
-            self.digest.hex() if self.digest else None,
+            digest.hex() if digest else None,
             self.lifecycle.protected,
             self.lifecycle.deletion,
             " ".join(self.lifecycle.ignore),

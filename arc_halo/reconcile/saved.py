@@ -176,11 +176,7 @@ def _who(revision: revisions.RevisionRow) -> str:
 
 
 def _comparable(document: JsonObject) -> dict[str, Any]:
-    fields = ("action", "old_name", "change", "protected", "deletion")
-    return {
-        change["address"]: [change[field] for field in fields]
-        for change in document["resource_changes"]
-    }
+    return {change["address"]: change for change in document["resource_changes"]}
 
 
 def _plain(document: JsonObject) -> JsonObject:
@@ -190,7 +186,34 @@ def _plain(document: JsonObject) -> JsonObject:
 
 
 def _differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
+    return sorted(
+        name
+        for name in {**then, **now}
+        if name not in then or name not in now or not _is_same(then[name], now[name])
+    )
+
+
+def _is_same(then: JsonObject, now: JsonObject) -> bool:
+    """Whether two changes come to the same.
+
+    What is fused may have been made meanwhile, as by an apply that was interrupted: its root and
+    its recipe are compared where both know them.
+    """
+    (first, *known), (second, *found) = _told_apart(then), _told_apart(now)
+    pairs = zip(known, found, strict=True)
+    return first == second and all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def _told_apart(change: JsonObject) -> tuple[Any, Any, Any]:
+    """What a change comes to, and the root and the recipe of what it fuses."""
+    fields = ("action", "old_name", "change", "protected", "deletion")
+    told = {field: change[field] for field in fields}
+    if "fuse" not in (change["build"] or {}):
+        return told, None, None
+    after = change["change"]["after"]
+    weights = after["weights"]
+    told["change"] = {**told["change"], "after": {**after, "weights": {**weights, "root": None}}}
+    return told, weights["root"], change["build"]["recipe_key"]
 
 
 def _few(names: list[str]) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from arc_halo.errors import ArcHaloError, InvalidInputError, StalePlanError
+from arc_halo.fusion.driving import LOCAL
+from arc_halo.reconcile.building import Builder
+from arc_halo.reconcile.progress import Silent
 from arc_halo.reconcile.saved import SavedPlan, read_plan, save_plan
 
 MODELS = {"a@1": {"type": "other"}, "b@1": {"type": "other", "description": "two"}}
@@ -29,6 +33,26 @@ def saved(workshop, tmp_path):
 def apply_saved(workshop, saved):
     with workshop.project() as project:
         return project.apply(project.plan_again(saved))
+
+
+def merged(workshop):
+    """Two models with weights, and one that is fused from them."""
+    for name, value in (("a", 1), ("b", 2)):
+        workshop.weights(f"{name}.safetensors", {"t": np.full((2, 3), value, np.float32)})
+    models = {f"{n}@1": {"type": "other", "weights": f"{n}.safetensors"} for n in "ab"}
+    blend = {
+        "type": "merge",
+        "strategy": "linear",
+        "members": [{"model": "a@1"}, {"model": "b@1"}],
+        "produces": {"model": "blend", "version": "1"},
+    }
+    return {"models": models, "reactors": {"blend": blend}}
+
+
+def build_all(workshop):
+    """As an apply that is killed before it commits leaves the database."""
+    with workshop.project() as project:
+        Builder(project.weights, project.plan(), project.plugins, LOCAL, Silent()).run()
 
 
 def test_a_saved_plan_is_applied_exactly(workshop, saved):
@@ -80,6 +104,27 @@ def test_a_plan_that_was_edited_is_not_the_plan(workshop, saved, tmp_path):
     document = saved({"models": MODELS}).document
     document["resource_changes"][0]["change"]["after"]["description"] = "better"
     with pytest.raises(StalePlanError, match="model/a@1 would be changed otherwise"):
+        apply_saved(workshop, SavedPlan(label="plan.json", document=document))
+
+
+def test_a_plan_is_applied_after_an_apply_of_it_was_interrupted(workshop, saved):
+    plan = saved(merged(workshop))
+    build_all(workshop)
+    apply_saved(workshop, plan)
+    with pytest.raises(StalePlanError, match="was applied already, as revision 1"):
+        apply_saved(workshop, plan)
+
+
+@pytest.mark.parametrize("field", ["root", "recipe_key"])
+def test_a_plan_of_other_fused_weights_is_not_the_plan(workshop, saved, field):
+    workshop.write(merged(workshop))
+    build_all(workshop)
+    document = saved().document
+    (fused,) = (c for c in document["resource_changes"] if "fuse" in (c["build"] or {}))
+    holder = fused["build"] if field == "recipe_key" else fused["change"]["after"]["weights"]
+    assert holder[field]
+    holder[field] = holder[field][:-8] + "00000000"
+    with pytest.raises(StalePlanError, match="model/blend@1 would be changed otherwise"):
         apply_saved(workshop, SavedPlan(label="plan.json", document=document))
 
 
