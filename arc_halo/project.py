@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -283,7 +284,7 @@ class Project:
         with self.connection() as conn:
             migrate.check(conn)
 
-    def desired(self) -> Desired:
+    def desired(self, conn: Connection | None = None) -> Desired:
         """The desired state, aliases looked up in the database where the manifest uses any."""
         from arc_halo.manifest.resolve import alias_references, resolve
         from arc_halo.reconcile import state
@@ -291,7 +292,7 @@ class Project:
 
         registered = {}
         if references := alias_references(self.manifest.sources):
-            with self.connection() as conn:
+            with nullcontext(conn) if conn else self.connection() as conn:
                 if not migrate.pending(conn):
                     registered = state.registered_models(conn, references)
         return resolve(
@@ -526,13 +527,47 @@ class Project:
         return report
 
     def try_plan(self, plan: Plan, *, limits: Limits | None = None) -> Report:
-        """Carry out a plan in a transaction that is rolled back; weights are not built."""
+        """Carry out a plan in a transaction that is rolled back; weights are not built.
+
+        Its migrations are applied before, in the same transaction, and it is made anew after
+        them. Raises `UsageError` where no transaction may hold them.
+        """
+        from arc_halo.errors import UsageError
+        from arc_halo.store import migrate
+
+        limits = limits or self.limits()
+        if not plan.migrations:
+            with self.connection() as conn:
+                return self._try(conn, plan, limits)
+        with self.direct_connection() as conn, migrate.tried_up(conn) as outcome:
+            if outcome.untried:
+                raise UsageError(
+                    f"{outcome.untried[0]} runs outside of transactions, so that it cannot be "
+                    "tried, nor what comes after it",
+                    hint="`arc-halo migrate up` first",
+                )
+            migrated = self._migrated_plan(conn, plan)
+            report = self._try(conn, migrated, limits)
+        return replace(report, plan=replace(report.plan, migrations=plan.migrations))
+
+    def _try(self, conn: Connection, plan: Plan, limits: Limits) -> Report:
         from arc_halo.reconcile.applying import try_plan
         from arc_halo.reconcile.policies import check_policies
 
-        (limits or self.limits()).check(plan)
+        limits.check(plan)
         check_policies(plan, self.plugins)
-        return try_plan(self.pool, plan, project_directory=self.directory)
+        return try_plan(conn, plan, project_directory=self.directory)
+
+    def _migrated_plan(self, conn: Connection, plan: Plan) -> Plan:
+        """`plan`, made anew in a transaction that has applied its migrations."""
+        from arc_halo.reconcile.planning import make_migrated_plan, select_wanted
+        from arc_halo.reconcile.policies import with_refusals
+        from arc_halo.reconcile.sources import read_sources
+
+        desired = self.desired(conn)
+        wanted = select_wanted(conn, desired, self.plugins, plan.selection, prune=plan.prune)
+        sources = read_sources(wanted.desired, self.plugins, self.digests)
+        return with_refusals(make_migrated_plan(conn, wanted, sources), self.plugins)
 
     def limits(self, *, max_deletes: int | None = None, allow_empty: bool = False) -> Limits:
         """How far an apply may go: what is given, else what `settings` say."""

@@ -162,13 +162,8 @@ def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits, c
     from arc_halo.reconcile.report import Line, as_json, plan_lines
 
     limits.check(plan)
-    if plan.migrations:
-        show_plan(invocation, project, plan, cut)
-        invocation.console.note(
-            "the database is to be migrated first: `arc-halo migrate up --dry-run` tries that"
-        )
-        return
     report = project.try_plan(plan, limits=limits)
+    plan = report.plan
     unbuilt = sum(change.build is not None for change in plan.changes)
     notes = [f"{unbuilt} models were tried without their new weights"] if unbuilt else []
     done = Line("Dry run: all of it would be applied, and is rolled back.", "bold")
@@ -176,14 +171,14 @@ def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits, c
     def text() -> None:
         *lines, summary = plan_lines(plan)
         told = [Line(f"note: {note}", "dim") for note in notes]
-        invocation.console.lines([*lines, *told, summary, *([done] if plan.changes else [])])
+        invocation.console.lines([*lines, *told, summary, *([done] if plan.has_changes else [])])
 
     render(
         invocation,
         text=text,
         json=lambda: as_json(report_json(report)),
         markdown=lambda: cut.markdown(
-            partial(plan_markdown, plan, remarks=[done.text] if plan.changes else [])
+            partial(plan_markdown, plan, remarks=[done.text] if plan.has_changes else [])
         ),
     )
 

@@ -86,8 +86,8 @@ def up(invocation: Invocation, to: str | None, dry_run: bool, allow_out_of_order
 
     with _connection(invocation) as conn:
         if dry_run:
-            outcome = migrations.try_up(conn, to=to, out_of_order=allow_out_of_order)
-            return _tell_tried(invocation, outcome.done, outcome.untried)
+            with migrations.tried_up(conn, to=to, out_of_order=allow_out_of_order) as outcome:
+                return _tell_tried(invocation, outcome.done, outcome.untried)
         applied = migrations.up(conn, to=to, out_of_order=allow_out_of_order)
     return _tell(invocation, applied, "applied")
 

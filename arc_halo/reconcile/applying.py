@@ -19,7 +19,7 @@ from arc_halo.reconcile.progress import Progress, Silent
 from arc_halo.store import revisions
 from arc_halo.store.locks import try_xact_lock
 from arc_halo.store.revisions import check_constraints
-from arc_halo.store.rows import Pool
+from arc_halo.store.rows import Connection, Pool
 from arc_halo.tensors.digests import format_digest
 from arc_halo.types import JsonObject, Key
 from arc_halo.weights.building import Built
@@ -85,7 +85,7 @@ def apply_plan(
     )
 
 
-def try_plan(pool: Pool, plan: Plan, *, project_directory: Path) -> Report:
+def try_plan(conn: Connection, plan: Plan, *, project_directory: Path) -> Report:
     """Do all that `apply_plan` does in its transaction, constraints included, and undo it.
 
     Weights are not built: a model that would get new ones is tried without them.
@@ -94,7 +94,7 @@ def try_plan(pool: Pool, plan: Plan, *, project_directory: Path) -> Report:
     changes = [_without_unbuilt(change) for change in plan.changes]
     revision = plan.base_revision
     if changes:
-        with pool.connection() as conn, conn.transaction(force_rollback=True):
+        with conn.transaction(force_rollback=True):
             summary = _summary(plan, {}, 0.0)
             revision = Commit(conn, plan, changes, {}).run(summary, project_directory)
             check_constraints(conn)

@@ -97,7 +97,7 @@ def make_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
             migrate.check(conn)
         pending = tuple(each.id for each in states if each.state == "pending")
         if not pending:
-            return _plan_of_live(conn, wanted, sources)
+            return make_migrated_plan(conn, wanted, sources)
         if len(pending) == len(states):
             return _plan_of_empty(wanted, sources, pending)
         note = "resources are compared once the database is migrated: `arc-halo migrate up`"
@@ -119,7 +119,8 @@ def _plan_of_empty(wanted: Wanted, sources: Sources, pending: tuple[str, ...]) -
     )
 
 
-def _plan_of_live(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
+def make_migrated_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
+    """As `make_plan`, in the caller's transaction, of a database that is migrated in it."""
     desired = wanted.desired
     live = state.read(conn, desired.project, desired.declarations)
     recorded = state.applied_weights(conn, sources.absent)

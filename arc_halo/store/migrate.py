@@ -9,7 +9,8 @@ commit together or not at all, on the caller's connection. Those that no transac
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,11 +25,13 @@ from arc_halo.store.migration_files import MigrationFile, read_files
 from arc_halo.store.migration_files import migrations_directory as migrations_directory
 from arc_halo.store.migration_marks import Mark, read_marks
 from arc_halo.store.migration_runs import (
+    Choose,
     Outcome,
     Step,
     apply_step,
     carry_out,
     roll_back_step,
+    tried,
 )
 from arc_halo.store.migration_scripts import created_names
 from arc_halo.store.migration_text import wrong
@@ -87,19 +90,29 @@ def up(
     autocommit mode and direct, not a pooler's. `lock_timeout`, in seconds, bounds the wait for
     another migration and for each table.
     """
-    return _up(conn, to, lock_timeout, directory, out_of_order).done
+    files = read(directory)
+    return carry_out(
+        conn, files, _pending_of(conn, files, to, out_of_order), lock_timeout=lock_timeout
+    )
 
 
-def try_up(
+@contextmanager
+def tried_up(
     conn: Connection,
     *,
     to: str | None = None,
     lock_timeout: float = 10.0,
     directory: Path | None = None,
     out_of_order: bool = False,
-) -> Outcome:
-    """As `up`, but everything is undone again. What cannot run in a transaction is not tried."""
-    return _up(conn, to, lock_timeout, directory, out_of_order, dry_run=True)
+) -> Iterator[Outcome]:
+    """As `up`, but for as long as the `with` lasts: then everything is undone.
+
+    What cannot run in a transaction is not tried, and nothing that comes after it.
+    """
+    files = read(directory)
+    choose = _pending_of(conn, files, to, out_of_order)
+    with tried(conn, files, choose, lock_timeout=lock_timeout) as outcome:
+        yield outcome
 
 
 def down(
@@ -119,7 +132,7 @@ def down(
         undone = [file for file in reversed(files) if file.id in applied and file.id > kept]
         return [roll_back_step(file) for file in undone]
 
-    return carry_out(conn, files, choose, lock_timeout=lock_timeout).done
+    return carry_out(conn, files, choose, lock_timeout=lock_timeout)
 
 
 def read(directory: Path | None) -> list[MigrationFile]:
@@ -164,16 +177,10 @@ ORDER BY name
 """
 
 
-def _up(
-    conn: Connection,
-    to: str | None,
-    lock_timeout: float,
-    directory: Path | None,
-    out_of_order: bool,
-    *,
-    dry_run: bool = False,
-) -> Outcome:
-    files = read(directory)
+def _pending_of(
+    conn: Connection, files: Sequence[MigrationFile], to: str | None, out_of_order: bool
+) -> Choose:
+    """Chooses what is pending, up to and including `to`."""
     known = {file.id for file in files}
     last = files[-1].id if to is None else find(files, to).id
 
@@ -185,7 +192,7 @@ def _up(
         _check_names_are_free(conn, steps, begun)
         return steps
 
-    return carry_out(conn, files, choose, lock_timeout=lock_timeout, dry_run=dry_run)
+    return choose
 
 
 def _state(file: MigrationFile, mark: Mark | None, begun: Begun | None) -> MigrationStatus:

@@ -92,31 +92,39 @@ def roll_back_step(file: MigrationFile) -> Step:
 
 
 def carry_out(
-    conn: Connection,
-    files: Sequence[MigrationFile],
-    choose: Choose,
-    *,
-    lock_timeout: float,
-    dry_run: bool = False,
-) -> Outcome:
-    """Carry out the steps that `choose` takes, looking at the database when the lock is had.
-
-    A dry run does what there is up to the first step that needs no transaction, and undoes it.
-    """
+    conn: Connection, files: Sequence[MigrationFile], choose: Choose, *, lock_timeout: float
+) -> list[str]:
+    """Carry out the steps that `choose` takes, looking at the database when the lock is had."""
     done: list[str] = []
     deadline = time.monotonic() + lock_timeout
     while True:
-        with exclusively(conn, lock_timeout, dry_run=dry_run):
-            turn = _take_turn(conn, files, choose, dry_run=dry_run)
+        with exclusively(conn, lock_timeout):
+            turn = _take_turn(conn, files, choose)
         if isinstance(turn, Begun):
             _wait(turn, deadline)
             continue
         done += [step.file.id for step in turn.batch]
         if turn.alone is None:
-            return Outcome(done=done, untried=[step.file.id for step in turn.untried])
+            return done
         _run_alone(conn, files, turn.alone, lock_timeout)
         done.append(turn.alone.step.file.id)
         deadline = time.monotonic() + lock_timeout
+
+
+@contextmanager
+def tried(
+    conn: Connection, files: Sequence[MigrationFile], choose: Choose, *, lock_timeout: float
+) -> Iterator[Outcome]:
+    """A transaction with the steps up to the first that needs none; it is rolled back."""
+    deadline = time.monotonic() + lock_timeout
+    while True:
+        with exclusively(conn, lock_timeout, dry_run=True):
+            turn = _take_turn(conn, files, choose, dry_run=True)
+            if not isinstance(turn, Begun):
+                done, untried = ([s.file.id for s in each] for each in (turn.batch, turn.untried))
+                yield Outcome(done=done, untried=untried)
+                return
+        _wait(turn, deadline)
 
 
 @contextmanager
@@ -161,7 +169,7 @@ class _Turn:
 
 
 def _take_turn(
-    conn: Connection, files: Sequence[MigrationFile], choose: Choose, *, dry_run: bool
+    conn: Connection, files: Sequence[MigrationFile], choose: Choose, *, dry_run: bool = False
 ) -> _Turn | Begun:
     """Run what one transaction can, and begin what comes next; or what another session runs."""
     marks, begun = read_marks(conn), read_begun(conn)

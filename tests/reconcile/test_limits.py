@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError
 from arc_halo.reconcile.limits import Limits
 from arc_halo.reconcile.report import plan_lines
+from arc_halo.store import migrate
 
 
 def fleet(count, **fields):
@@ -119,3 +122,29 @@ def test_a_dry_run_meets_deferred_constraints_and_policies(workshop):
     workshop.write(fleet(1))
     with workshop.project() as project, pytest.raises(ArcHaloError, match="ticket"):
         project.try_plan(project.plan())
+
+
+def test_a_dry_run_migrates_too_and_undoes_it(open_workshop, empty_database):
+    workshop = replace(open_workshop(), url=empty_database)
+    workshop.write(fleet(2))
+    with workshop.project() as project:
+        report = project.try_plan(project.plan())
+    assert (report.revision, report.plan.counts["create"]) == (1, 2)
+    assert report.plan.migrations
+    assert workshop.value("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+
+
+def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(workshop):
+    workshop.apply(fleet(2))
+    with workshop.project() as project, project.direct_connection() as conn:
+        *_, before, last = (each.id for each in migrate.status(conn))
+        migrate.down(conn, to=before)
+    workshop.write(fleet(3))
+    with workshop.project() as project:
+        plan = project.plan()
+        report = project.try_plan(plan)
+        assert (plan.migrations, plan.changes) == ((last,), ())
+        assert [str(change.key) for change in report.plan.changes] == ["model/m2@1"]
+        assert report.revision == 2
+        assert project.plan().migrations == (last,)
+    assert workshop.value("SELECT count(*) FROM models") == 2

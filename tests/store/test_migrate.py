@@ -464,10 +464,16 @@ def test_a_dry_run_finds_what_fails_and_keeps_nothing(
     empty: Connection, two: Path, write: Write
 ) -> None:
     before = relations(empty)
-    assert migrate.try_up(empty, directory=two).done == ["0001.one", "0002.two"]
+    with migrate.tried_up(empty, directory=two) as outcome:
+        assert outcome.done == ["0001.one", "0002.two"]
+        assert relations(empty) > before
+    assert relations(empty) == before
     write("0003.bad", "CREATE TABLE two (a int);\n")
-    with pytest.raises(DatabaseError, match=r"0003\.bad\.sql:1:1"):
-        migrate.try_up(empty, directory=two)
+    with (
+        pytest.raises(DatabaseError, match=r"0003\.bad\.sql:1:1"),
+        migrate.tried_up(empty, directory=two),
+    ):
+        pass
     assert relations(empty) == before
 
 

@@ -88,8 +88,8 @@ def test_it_stands_between_two_transactions_both_ways(
 def test_a_dry_run_tries_what_comes_before_it_and_keeps_nothing(
     empty: Connection, tmp_path: Path, write: Write
 ) -> None:
-    outcome = migrate.try_up(empty, directory=tmp_path)
-    assert (outcome.done, outcome.untried) == ([FIRST], [ALONE, LAST])
+    with migrate.tried_up(empty, directory=tmp_path) as outcome:
+        assert (outcome.done, outcome.untried) == ([FIRST], [ALONE, LAST])
     assert empty.execute("SELECT to_regclass('one')").fetchone() == (None,)
 
 
