@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from arc_halo.reconcile.applying import Report
 from arc_halo.reconcile.changes import Action, Change, Conflict, Orphan, Plan
 from arc_halo.reconcile.markdown_page import Page, Row, Section, code, marker, page_text, prose
 from arc_halo.reconcile.report import (
@@ -26,6 +26,9 @@ from arc_halo.reconcile.report import (
     selection_text,
 )
 from arc_halo.sizes import format_count, format_size
+
+if TYPE_CHECKING:
+    from arc_halo.reconcile.applying import Report
 
 TITLES: dict[Action, str] = {
     "delete": "Deletions",
