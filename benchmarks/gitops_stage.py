@@ -253,8 +253,8 @@ class Stage:
 
 
 def shares(count: int, source: random.Random) -> list[float]:
-    """Random moments, spread over a run; before the first, Python is starting up."""
-    return [0.25 + 0.8 * (number + source.random()) / count for number in range(count)]
+    """Random moments, spread over a run and a while after it; Python is starting up before them."""
+    return [0.25 + 1.05 * (number + source.random()) / count for number in range(count)]
 
 
 def _rows(conn: psycopg.Connection[Any], table: str, columns: list[str]) -> list[str]:
