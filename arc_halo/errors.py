@@ -52,7 +52,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "AH010": "a YAML feature that a manifest may not use (tag, NaN, NUL, non-string key)",
         "AH011": "a file of the project cannot be read",
         "AH012": "a path leaves the project directory",
-        "AH013": "a name is declared twice",
+        "AH013": "a name is declared twice, or given up by what still has it",
         "AH014": "a file is there already, and is not overwritten",
         "AH015": "a file cannot be written",
         "AH020": "a reference to something that is not declared",

@@ -48,6 +48,7 @@ from arc_halo.manifest.reactors import (
     vocabulary_of,
 )
 from arc_halo.manifest.references import References, Registered
+from arc_halo.manifest.renames import check_renames
 from arc_halo.manifest.secrecy import literal_secrets
 from arc_halo.manifest.trainings import TrainingResolver
 from arc_halo.names import did_you_mean, parse_reference
@@ -72,6 +73,7 @@ def resolve(
     problems = Problems()
     names = Names(plugins=plugins, problems=problems)
     names.collect(sources)
+    check_renames(names, problems)
     references = References(names=names, problems=problems, registered=registered)
     files = ModelFiles(
         directory=head.path.parent, allow_paths=allow_paths, plugins=plugins, problems=problems

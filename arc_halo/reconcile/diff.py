@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arc_halo.manifest.documents import INFERENCE, KINDS, MODEL, Lifecycle
+from arc_halo.manifest.documents import INFERENCE, KINDS
+from arc_halo.manifest.renames import old_key
+from arc_halo.names import did_you_mean
 from arc_halo.reconcile.changes import (
     Change,
     Conflict,
@@ -71,9 +73,11 @@ def diff(
         if resource.owner == project and key not in desired and key not in renamed and may_go(key)
     ]
     deletions, refused, orphans = _departed(gone, prune)
+    lost = [change for change in changes if _is_created_though_renamed(change)]
+    mistaken = [conflict for change in lost if (conflict := _mistaken(change, deletions, project))]
     return Difference(
         changes=(*changes, *deletions),
-        conflicts=(*conflicts, *refused),
+        conflicts=(*conflicts, *refused, *mistaken),
         orphans=tuple(orphans),
         unchanged=unchanged,
     )
@@ -88,16 +92,6 @@ def needs_details(desired: DesiredResource, live: LiveResource | None) -> bool:
         or live.deletion != desired.lifecycle.deletion
         or live.ignore != desired.lifecycle.ignore
     )
-
-
-def old_key(key: Key, lifecycle: Lifecycle) -> Key | None:
-    """What a resource used to be called, if its declaration says."""
-    name = lifecycle.renamed_from
-    if name is None:
-        return None
-    if key.kind == MODEL and "@" not in name:
-        name += "@" + key.name.partition("@")[2]
-    return Key(kind=key.kind, name=name)
 
 
 def field_changes(before: JsonObject, after: JsonObject) -> tuple[FieldChange, ...]:
@@ -219,6 +213,26 @@ def _lifecycle_changes(resource: DesiredResource, found: LiveResource) -> tuple[
         FieldChange(path=path, before=before, after=after)
         for path, before, after in pairs
         if before != after
+    )
+
+
+def _is_created_though_renamed(change: Change) -> bool:
+    return change.action == "create" and change.lifecycle.renamed_from is not None
+
+
+def _mistaken(change: Change, deletions: Sequence[Change], project: str) -> Conflict | None:
+    """Of a resource that was to be renamed, and would be created beside the loss of others."""
+    names = [each.key.name for each in deletions if each.key.kind == change.key.kind]
+    old = old_key(change.key, change.lifecycle)
+    if not names or old is None:
+        return None
+    hint = did_you_mean(old.name, names)
+    return Conflict(
+        key=change.key,
+        code="AH054",
+        message=f"{change.key} is renamed from {old.name}, which {project} does not manage, and "
+        f"{change.key.kind}/{names[0]} would be deleted",
+        hint=f"{hint or 'correct `renamed_from`'}; if it is new, take `renamed_from` out",
     )
 
 

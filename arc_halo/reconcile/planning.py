@@ -13,6 +13,7 @@ from arc_halo.manifest.documents import (
     Desired,
     ModelSpec,
 )
+from arc_halo.manifest.renames import old_key
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile import diff, state
 from arc_halo.reconcile.changes import (
@@ -74,7 +75,7 @@ def select_wanted(
         each for key, each in desired.declarations.items() if key not in chosen.declarations
     ]
     # What one that is left out used to be is to be renamed yet.
-    olds = (diff.old_key(each.key, each.lifecycle) for each in left_out)
+    olds = (old_key(each.key, each.lifecycle) for each in left_out)
     return Wanted(
         desired=chosen,
         plugins=plugins,
