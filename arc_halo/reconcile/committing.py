@@ -11,6 +11,7 @@ from arc_halo.errors import StalePlanError
 from arc_halo.fusion.recipes import FusionRecipe
 from arc_halo.reconcile import kinds, state
 from arc_halo.reconcile.changes import Change, FuseBuild, ImportBuild, Plan
+from arc_halo.reconcile.renaming import rename
 from arc_halo.reconcile.who import origin
 from arc_halo.store import projects, reactors, revisions, tokenizers
 from arc_halo.store.locks import try_xact_lock
@@ -39,7 +40,7 @@ class Commit:
     def run(self, summary: JsonObject, project_directory: Path) -> int:
         """Returns the number of the new revision."""
         revision = self._lock()
-        self._rename()
+        rename(self._conn, self._changes)
         tokenizers.keep(self._conn, _new_tokenizers(self._plan))
         self._write(kinds.Revision(project=self._plan.project, number=revision))
         self._record_merges()
@@ -66,13 +67,6 @@ class Commit:
                 hint="plan or apply again",
             )
         return head.head_revision + 1
-
-    def _rename(self) -> None:
-        for change in self._changes:
-            if change.old_key is not None:
-                old, new = change.old_key.name, change.key.name
-                kinds.BY_NAME[change.key.kind].rename(self._conn, old, new)
-                projects.rename_managed(self._conn, change.key.kind, old, new)
 
     def _write(self, revision: kinds.Revision) -> None:
         for kind in kinds.ORDERED:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.store.rows import Connection
@@ -19,6 +19,10 @@ SELECT name, head_revision, manifest_digest FROM projects WHERE name = %(project
 
 LOCK_HEAD = """
 SELECT name, head_revision, manifest_digest FROM projects WHERE name = %(project)s FOR UPDATE
+"""
+
+NAMES = """
+SELECT name FROM projects ORDER BY name
 """
 
 ENSURE = """
@@ -69,6 +73,13 @@ WHERE managed_resources.project = excluded.project
 
 RENAME_MANAGED = """
 UPDATE managed_resources SET name = %(new)s WHERE kind = %(kind)s AND name = %(old)s
+"""
+
+NOTE_LIVE_DIGESTS = """
+UPDATE managed_resources AS managed SET live_digest = item.live_digest
+FROM unnest(%(kinds)s::text[], %(names)s::text[], %(digests)s::text[])
+     AS item (kind, name, live_digest)
+WHERE managed.kind = item.kind AND managed.name = item.name
 """
 
 DELETE_MANAGED = """
@@ -150,6 +161,12 @@ def head(conn: Connection, project: str, *, lock: bool = False) -> Head:
     return found or Head(name=project, head_revision=0, manifest_digest=None)
 
 
+def names(conn: Connection) -> list[str]:
+    """Every project that was ever applied."""
+    with conn.cursor(row_factory=scalar_row) as cursor:
+        return cursor.execute(NAMES).fetchall()
+
+
 def ensure(conn: Connection, project: str) -> None:
     conn.execute(ENSURE, {"project": project})
 
@@ -191,6 +208,13 @@ def upsert_managed(
 
 def rename_managed(conn: Connection, kind: str, old: str, new: str) -> None:
     conn.execute(RENAME_MANAGED, {"kind": kind, "old": old, "new": new})
+
+
+def note_live_digests(conn: Connection, digests: Mapping[Key, str]) -> None:
+    """Take the rows of managed resources for what was applied."""
+    if digests:
+        params = {**_split(digests), "digests": list(digests.values())}
+        conn.execute(NOTE_LIVE_DIGESTS, params)
 
 
 def delete_managed(conn: Connection, project: str, keys: Iterable[Key]) -> None:

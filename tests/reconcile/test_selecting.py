@@ -97,3 +97,18 @@ def test_what_a_resource_left_out_used_to_be_is_left_out_too(workshop):
         plan = workshop.plan(prune=True, **selection)
         assert not plan.changes
         assert not plan.orphans
+
+
+def test_what_refers_to_a_renamed_model_has_not_drifted(workshop, manifest):
+    """Whether the reactors that use it are in the plan, or not declared any more."""
+    workshop.apply(manifest)
+    workshop.sql("UPDATE models SET description = 'by hand' WHERE model_name = 'b'")
+    models = dict(manifest["models"])
+    models["d@1"] = {**models.pop("a@1"), "renamed_from": "a"}
+    reactors = {**manifest["reactors"], "one": merge("ab", "d", "b")}
+    workshop.apply({**manifest, "models": models, "reactors": reactors}, targets=["model/d"])
+    assert [str(each.key) for each in workshop.drift().resources] == ["model/b@1"]
+    plan = workshop.plan()
+    assert [str(change.key) for change in plan.changes if not change.is_drift] == ["reactor/one"]
+    workshop.apply()
+    assert not workshop.drift().is_found
