@@ -145,11 +145,20 @@ def _moved(conn: Connection, saved: SavedPlan, plan: Plan) -> list[str]:
         reasons.append(f"the pending migrations are others ({then} then, {now} now)")
     if saved.base_revision != plan.base_revision:
         reasons.append(_revisions_since(conn, saved, plan))
-    if names := _differing(saved.changes, _comparable(_plain(plan_json(plan)))):
-        reasons.append(f"{_few(names)} would be changed otherwise")
+    reasons += _moved_changes(saved.changes, _comparable(_plain(plan_json(plan))))
     if not reasons and saved.document["plan_digest"] != plan.digest.hex():
         reasons.append("it has the digest of another plan")
     return reasons
+
+
+def _moved_changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = _differing(then, now)
+    drifted = {name for name, change in now.items() if change["is_drift"]}
+    drifted -= {name for name, change in then.items() if change["is_drift"]}
+    by_hand = [name for name in names if name in drifted]
+    others = [name for name in names if name not in drifted]
+    reasons = [f"{_few(by_hand)} was changed outside of apply"] if by_hand else []
+    return [*reasons, f"{_few(others)} would be changed otherwise"] if others else reasons
 
 
 def _done(conn: Connection, saved: SavedPlan, plan: Plan) -> revisions.RevisionRow | None:

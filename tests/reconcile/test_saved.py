@@ -96,7 +96,7 @@ def test_a_row_changed_by_hand_in_between_is_told(workshop, saved):
     workshop.apply({"models": MODELS})
     plan = saved({"models": {**MODELS, "c@1": {"type": "other"}}})
     workshop.sql("UPDATE models SET description = 'by hand' WHERE model_name = 'b'")
-    with pytest.raises(StalePlanError, match="model/b@1 would be changed otherwise"):
+    with pytest.raises(StalePlanError, match="now: model/b@1 was changed outside of apply"):
         apply_saved(workshop, plan)
 
 
