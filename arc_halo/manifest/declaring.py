@@ -24,6 +24,7 @@ from arc_halo.manifest.documents import (
     canonical,
 )
 from arc_halo.manifest.params import with_defaults
+from arc_halo.manifest.paths import allowing
 from arc_halo.manifest.reactors import RUN_DEFAULTS, WORDS
 from arc_halo.manifest.schema import INT8
 from arc_halo.manifest.trainings import LOGGING, RECOMPUTING, RETENTION
@@ -167,6 +168,8 @@ class _Declarer:
         if source is None:
             source = f"weights/{each.key.name}.safetensors"
             self._remark(f"its weights came from no file: arc-halo export {each.key.name}, first")
+        elif Path(source).is_absolute() or ".." in Path(source).parts:
+            self._remark(f"its weights are outside of the project: {allowing(Path(source))}")
         said: JsonObject = {"source": source, "digest": weights["root"]}
         formats = {name: provided.item for name, provided in self._plugins.formats.items()}
         name = Path(source).name

@@ -67,8 +67,7 @@ def _contained(directory: Path, text: str, allow_paths: Sequence[Path]) -> Path:
     try:
         return contained(directory, text, allow_paths)
     except PathRefusedError as error:
-        hint = "move the file into the project, or allow its directory with --allow-path DIR"
-        raise PathError("AH012", str(error), hint) from error
+        raise PathError("AH012", str(error), error.hint) from error
 
 
 def _fixed_parts(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class ModelFiles:
         try:
             return contained(self.directory, text, self.allow_paths)
         except PathRefusedError as exc:
-            self.problems.add(found, pointer, "AH012", str(exc), "see `--allow-path DIR`")
+            self.problems.add(found, pointer, "AH012", str(exc), exc.hint)
             return None
 
 

@@ -45,7 +45,7 @@ def find_overlay(
     try:
         contained(directory, label, allow_paths)
     except PathRefusedError as error:
-        raise PathError("AH012", str(error), "see `--allow-path DIR`") from error
+        raise PathError("AH012", str(error), error.hint) from error
     if not (directory / label).is_file():
         there = sorted(path.stem for path in (directory / OVERLAYS).glob("*.yaml"))
         hint = did_you_mean(environment, there) or (

@@ -85,8 +85,7 @@ def _plugin_files(head: Source, directory: Path, allow_paths: Sequence[Path]) ->
         try:
             path = contained(directory, label, allow_paths)
         except PathRefusedError as exc:
-            hint = "see `--allow-path DIR`"
-            problems.append(problem(head, ("plugins", index), "AH012", str(exc), hint=hint))
+            problems.append(problem(head, ("plugins", index), "AH012", str(exc), hint=exc.hint))
             continue
         if not path.is_file():
             message = f"there is no plugin file {label}"

@@ -30,7 +30,7 @@ class Allowance:
         try:
             path = contained(self.directory, label, self.allow_paths)
         except PathRefusedError as exc:
-            raise MemberError(str(exc), hint="see `--allow-path DIR`", code="AH012") from exc
+            raise MemberError(str(exc), hint=exc.hint, code="AH012") from exc
         if not path.is_file():
             raise MemberError(f"{label}: there is no such file", code="AH011")
         return path

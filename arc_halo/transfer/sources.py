@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _check_contained(files: Sequence[Path], roots: Sequence[Path]) -> None:
         if not any(root in real.parents for root in roots):
             raise FormatError(
                 f"{file} leads to {real}, outside of the project",
-                hint="allow its directory with `--allow-path DIR`",
+                hint=f"allow its directory: `--allow-path {shlex.quote(str(real.parent))}`",
                 code="AH012",
             )
 

@@ -15,8 +15,9 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from arc_halo import connect
 from arc_halo.cli.main import run
-from arc_halo.errors import InvalidInputError, NotFoundError
+from arc_halo.errors import InvalidInputError, ManifestError, NotFoundError
 from arc_halo.manifest.writing import mapping_lines
 from arc_halo.reconcile import exporting
 from arc_halo.reconcile.exporting import ExportedManifest
@@ -258,6 +259,26 @@ def test_what_nobody_manages_is_declared_adopted_and_then_plans_to_nothing(work:
         with work.project() as project:
             project.adopt(address)
     assert check_round_trip(work).unmanaged == ()
+
+
+def test_weights_outside_of_the_project_say_how_to_allow_them(work: Any) -> None:
+    place = work.directory.parent / "else where"
+    place.mkdir()
+    shutil.copy(work.directory / "1.safetensors", place / "w.safetensors")
+    with connect(work.url, project=work.directory) as halo:
+        halo.models.import_weights("far@1", place / "w.safetensors")
+    work.write({})
+    found = exported(work, with_unmanaged=True)
+    allowed = f"`--allow-path '{place}'`"
+    (note,) = found.notes
+    assert note.startswith("model/far@1: its weights are outside of the project")
+    assert note.endswith(allowed)
+    (work.directory / "arc_halo.yaml").write_text(found.files["arc_halo.yaml"])
+    with pytest.raises(ManifestError) as caught:
+        work.plan()
+    (problem,) = caught.value.problems
+    assert problem.code == "AH012"
+    assert (problem.hint or "").endswith(allowed)
 
 
 def test_a_model_that_came_from_no_file_says_how_to_get_one(work: Any) -> None:
