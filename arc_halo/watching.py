@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from arc_halo.errors import ArcHaloError, ManifestError, RefusedError
+from arc_halo.sizes import format_count
 
 if TYPE_CHECKING:
     from arc_halo.project import Project
@@ -89,8 +90,9 @@ class Watch:
         limits = project.limits(max_deletes=self._watched.max_deletes)
         limits.check(plan)
         if plan.deletions and not self._watched.may_delete:
+            count = format_count(len(plan.deletions), "resource")
             raise RefusedError(
-                f"this deletes {len(plan.deletions)} resources, and nobody can be asked",
+                f"this deletes {count}, and nobody can be asked",
                 hint="if that is what you want, watch with `--yes`",
                 code="AH054",
             )

@@ -164,6 +164,14 @@ class Change:
         return is_kept and replaces_weights(self.before or {}, self.after or {})
 
     @property
+    def loses_weights(self) -> bool:
+        """Whether a model is left without the weights it had, or nothing is left of it."""
+        if self.after is None:
+            return self.action == "delete"
+        root = (self.after.get("weights") or {}).get("root")
+        return self.is_replacement and root is None and self.build is None
+
+    @property
     def identity(self) -> list[str | bool | None]:
         """What tells the change from another one: where it starts from, and what it comes to.
 
@@ -275,7 +283,8 @@ class Plan:
 
     @property
     def deletions(self) -> tuple[Change, ...]:
-        return tuple(change for change in self.changes if change.action == "delete")
+        """What is deleted, and models that lose their weights."""
+        return tuple(change for change in self.changes if change.loses_weights)
 
     @cached_property
     def counts(self) -> Mapping[str, int]:

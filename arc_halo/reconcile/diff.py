@@ -123,7 +123,7 @@ def _conflict(key: Key, found: LiveResource | None, project: str) -> Conflict | 
         hint = f"`arc-halo adopt {key}` takes it over"
     else:
         message = f"{key} belongs to the project {found.owner!r}"
-        hint = f"`arc-halo adopt {key}` takes it from there"
+        hint = f"`arc-halo adopt {key} --yes` takes it from there"
     if key.kind == INFERENCE:
         hint = f"{hint}; a database has one {key.name}"
     else:

@@ -63,7 +63,7 @@ def remarks(row: RevisionRow) -> str:
     if row.is_partial:
         parts.append("partial")
     if row.environment:
-        parts.append(row.environment)
+        parts.append(f"environment {row.environment}")
     return ", ".join(parts)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from arc_halo.errors import RefusedError
 from arc_halo.reconcile.changes import Plan
+from arc_halo.sizes import format_count
 
 LEAST_DELETES, DELETED_SHARE = 10, 0.2
 """Without a limit of its own, a plan may delete so many resources, or that share of them."""
@@ -25,16 +26,19 @@ class Limits:
             more = f" (and {len(plan.conflicts) - 1} more)" if len(plan.conflicts) > 1 else ""
             raise RefusedError(first.message + more, hint=first.hint, code=first.code)
         if plan.is_emptying and not self.allow_empty:
+            past = plan.rolled_back_to
+            wanted = "the manifest declares" if past is None else f"revision {past} had"
             raise RefusedError(
-                f"the manifest declares nothing, and {plan.project} manages "
-                f"{plan.managed_count}, all of which would go",
+                f"{wanted} nothing, and {plan.project} manages {plan.managed_count}, all of which "
+                "would go",
                 hint="if that is what you want, say `--allow-empty`, or `arc-halo destroy`",
                 code="AH054",
             )
         allowed = self._allowed(plan)
         if len(plan.deletions) > allowed:
             raise RefusedError(
-                f"the plan deletes {len(plan.deletions)} resources, at most {allowed} are allowed",
+                f"the plan deletes {format_count(len(plan.deletions), 'resource')}, at most "
+                f"{allowed} are allowed",
                 hint="if that is what you want, raise `--max-deletes` or `settings.max_deletes`",
                 code="AH054",
             )

@@ -19,11 +19,13 @@ from arc_halo.reconcile.report import (
     deleted_bytes,
     done_details,
     field_text,
+    grave_action,
     losses_text,
     plan_summary,
     report_summary,
     sections,
     selection_text,
+    weights_text,
 )
 from arc_halo.sizes import format_count, format_size
 
@@ -139,7 +141,7 @@ def _migrations(migrations: Sequence[str]) -> Iterator[Section]:
 def _changes(changes: Sequence[Change], told: Told) -> Iterator[Section]:
     for _, group in sections(changes):
         first = group[0]
-        title = DRIFT if first.is_drift else TITLES[first.action]
+        title = DRIFT if first.is_drift else TITLES[grave_action(first)]
         remark = ""
         if title == TITLES["delete"] and (size_bytes := deleted_bytes(group)):
             remark = f", with {format_size(size_bytes)} of weights"
@@ -159,7 +161,7 @@ def _row(change: Change, told: Sequence[str]) -> Row:
 
 def _planned(change: Change) -> list[str]:
     was = f"was {change.old_key}" if change.old_key else None
-    return [text for text in (was, build_text(change), change.reason) if text]
+    return [text for text in (was, build_text(change), change.reason, weights_text(change)) if text]
 
 
 def _rest(plan: Plan) -> Iterator[Section]:

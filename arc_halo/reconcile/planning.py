@@ -130,10 +130,12 @@ def make_migrated_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Pl
     tokenizers = Tokenizers(desired, sources.tokenizers, known, conn)
     planner = Planner(desired, sources, wanted.plugins, recorded, tokenizers, conn)
     found = compare(conn, wanted, live, planner.resources())
-    undone = None
+    undone, notes = None, list[str]()
     if found.changes:
         undone = revisions.undone_by(conn, desired.project, desired.manifest_digest)
-    notes = () if undone is None else (_undone_text(undone),)
+        last = revisions.find(conn, desired.project, live.head_revision)
+        notes += [] if undone is None else [_undone_text(undone)]
+        notes += [] if last is None else _other_environment(last, desired.env)
     return wanted.plan(
         base_revision=live.head_revision,
         changes=found.changes,
@@ -152,6 +154,16 @@ def _undone_text(rollback: RevisionRow) -> str:
         f"this manifest was rolled back, to revision {rollback.rolled_back_to}, by "
         f"{rollback.actor}: to apply it goes forward again"
     )
+
+
+def _other_environment(last: RevisionRow, env: str | None) -> list[str]:
+    """Of a database in which several overlays would undo one another."""
+    if last.environment == env:
+        return []
+    then, now = (
+        f"environment {each}" if each else "no environment" for each in (last.environment, env)
+    )
+    return [f"revision {last.revision} was of {then}, this is of {now}: one database is for one"]
 
 
 def compare(

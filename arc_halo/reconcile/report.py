@@ -107,7 +107,14 @@ def sections(changes: Sequence[Change]) -> Iterator[tuple[str | None, list[Chang
 def _gravity(change: Change) -> int:
     if change.is_drift:
         return len(GRAVITY)
-    return GRAVITY.index("replace" if change.is_replacement else change.action)
+    return GRAVITY.index(grave_action(change))
+
+
+def grave_action(change: Change) -> Action:
+    """What a change is as far as weights go, whatever else becomes of the resource."""
+    if change.loses_weights:
+        return "delete"
+    return "replace" if change.is_replacement else change.action
 
 
 def _title(rank: int, changes: Sequence[Change]) -> str | None:
@@ -205,11 +212,19 @@ def _change_lines(changes: Sequence[Change]) -> Iterator[Line]:
 
 def _planned_text(change: Change) -> str:
     details = [build_text(change), change.reason, losses_text(change)]
-    if change.is_replacement and change.action != "replace":
-        details.append("its weights are replaced")
+    details.append(weights_text(change))
     if change.old_key is not None:
         details.insert(0, f"was {change.old_key}")
     return _line(change, [d for d in details if d])
+
+
+def weights_text(change: Change) -> str | None:
+    """What becomes of the weights, where neither the action nor the build says it."""
+    if change.action != "delete" and change.loses_weights:
+        return "its weights are taken away"
+    if change.is_replacement and change.action != "replace":
+        return "its weights are replaced"
+    return None
 
 
 def losses_text(change: Change) -> str | None:

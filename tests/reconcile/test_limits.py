@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
+from arc_halo import Project
 from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError
 from arc_halo.reconcile.limits import Limits
 from arc_halo.reconcile.report import plan_lines
@@ -148,3 +150,42 @@ def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(workshop):
         assert report.revision == 2
         assert project.plan().migrations == (last,)
     assert workshop.value("SELECT count(*) FROM models") == 2
+
+
+def test_a_model_that_loses_its_weights_counts_as_a_deletion(workshop):
+    weights = workshop.weights("a.safetensors", {"t": np.ones(3, np.float32)})
+    workshop.apply({"models": {"a@1": {"type": "other", "weights": weights}}})
+    workshop.write({"models": {"a@1": {"type": "other"}}})
+    plan = workshop.plan()
+    assert [str(change.key) for change in plan.deletions] == ["model/a@1"]
+    first, line, *_ = texts(plan)
+    assert first == "Deletions: 1 resource."
+    assert line.startswith("-/+ model/a@1")
+    assert line.endswith("its weights are taken away")
+    with pytest.raises(RefusedError, match="the plan deletes 1 resource, at most 0"):
+        workshop.apply(limits=Limits(max_deletes=0))
+    # Other weights are no loss: what they were is kept for a while, and what they become is said.
+    other = workshop.weights("b.safetensors", {"t": np.zeros(3, np.float32)})
+    workshop.write({"models": {"a@1": {"type": "other", "weights": other}}})
+    assert workshop.plan().deletions == ()
+
+
+def test_an_environment_beside_another_in_one_database_is_told(workshop):
+    workshop.write(fleet(1))
+    (workshop.directory / "overlays").mkdir()
+    for name in ("dev", "prod"):
+        overlay = {"models": {"m0@1": {"description": name}}}
+        (workshop.directory / "overlays" / f"{name}.yaml").write_text(yaml.safe_dump(overlay))
+
+    def plan(env):
+        with Project(workshop.directory, database_url=workshop.url, environ={}, env=env) as project:
+            made = project.plan()
+            project.apply(made)
+            return made
+
+    assert plan("dev").notes == ()
+    said = "revision 1 was of environment dev, this is of environment prod: one database is for one"
+    assert plan("prod").notes == (said,)
+    assert plan("prod").notes == ()
+    said = "revision 2 was of environment prod, this is of no environment: one database is for one"
+    assert plan(None).notes == (said,)
