@@ -14,7 +14,7 @@ from arc_halo.reconcile.changes import Change, FuseBuild, ImportBuild, Plan
 from arc_halo.reconcile.renaming import rename
 from arc_halo.reconcile.who import origin
 from arc_halo.store import projects, reactors, revisions, tokenizers
-from arc_halo.store.locks import try_xact_lock
+from arc_halo.store.locks import limit_waiting, try_xact_lock
 from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
 
@@ -52,6 +52,7 @@ class Commit:
     def _lock(self) -> int:
         project = self._plan.project
         try_xact_lock(self._conn, f"arc-halo/{project}", LOCK_SECONDS)
+        limit_waiting(self._conn, LOCK_SECONDS)
         projects.ensure(self._conn, project)
         head = projects.head(self._conn, project, lock=True)
         if head.head_revision != self._plan.base_revision:

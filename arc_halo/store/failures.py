@@ -10,20 +10,24 @@ from dataclasses import dataclass
 import psycopg
 
 from arc_halo.config import redact
-from arc_halo.errors import ConnectionFailedError, DatabaseError
+from arc_halo.errors import ConnectionFailedError, DatabaseError, LockNotHadError
 
 
 @contextmanager
 def translate() -> Iterator[None]:
-    """Turn what psycopg raises inside into `DatabaseError`, or `ConnectionFailedError` if lost."""
+    """Turn what psycopg raises inside into the error of `translated`."""
     try:
         yield
     except psycopg.Error as exc:
         raise translated(exc) from exc
 
 
-def translated(exc: psycopg.Error) -> DatabaseError:
-    """The error to show for `exc`: its SQLSTATE, table and constraint, and what to do."""
+def translated(exc: psycopg.Error) -> DatabaseError | LockNotHadError:
+    """The error to show for `exc`: its SQLSTATE, table and constraint, and what to do.
+
+    `ConnectionFailedError` where the connection is lost, `LockNotHadError` where rows or tables
+    were held for too long.
+    """
     state = exc.sqlstate or ""
     if state.startswith("08") or state in _LOST or _is_lost(exc):
         return ConnectionFailedError(
@@ -39,10 +43,11 @@ def translated(exc: psycopg.Error) -> DatabaseError:
         "constraint": exc.diag.constraint_name,
     }
     shown = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
-    return DatabaseError(
-        redact(f"{said}{detail}") + (f" ({shown})" if shown else ""),
-        hint=_STATEMENT_HINTS.get(state, exc.diag.message_hint),
-    )
+    message = redact(f"{said}{detail}") + (f" ({shown})" if shown else "")
+    hint = _STATEMENT_HINTS.get(state, exc.diag.message_hint)
+    if state == _LOCK_NOT_AVAILABLE:
+        return LockNotHadError(message, hint=hint)
+    return DatabaseError(message, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,7 @@ def one_line(text: str) -> str:
     return " ".join(dict.fromkeys(line for line in lines if line))
 
 
+_LOCK_NOT_AVAILABLE = "55P03"
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05"})
 
 _MIGRATE = "run `arc-halo migrate status`, then `arc-halo migrate up`"
@@ -87,7 +93,8 @@ _STATEMENT_HINTS: Mapping[str, str] = {
     "42883": _MIGRATE,
     "40001": "another transaction came first: run the command again",
     "40P01": "two transactions waited for each other: run the command again",
-    "55P03": "another session holds the lock: run the command again when it is done",
+    _LOCK_NOT_AVAILABLE: "another session holds the lock, which `pg_locks` and "
+    "`pg_stat_activity` show: run the command again when it is done",
     "57014": "the statement was cancelled, or took longer than statement_timeout allows",
 }
 

@@ -49,6 +49,14 @@ def try_xact_lock(conn: psycopg.Connection[object], key_text: str, timeout: floa
         pause = min(pause * 2, 0.5)
 
 
+SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(milliseconds)s, true)"
+
+
+def limit_waiting(conn: psycopg.Connection[object], seconds: float) -> None:
+    """For the rest of the transaction, wait so long at most for each row or table."""
+    conn.execute(SET_LOCK_TIMEOUT, {"milliseconds": str(max(1, round(seconds * 1000)))})
+
+
 def lock_holder(conn: psycopg.Connection[object], key_text: str) -> LockHolder | None:
     """Who holds the lock named `key_text` in this database now."""
     with conn.cursor(row_factory=class_row(LockHolder)) as cursor:

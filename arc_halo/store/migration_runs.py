@@ -19,7 +19,8 @@ from psycopg import sql
 from arc_halo.errors import ArcHaloError, ConnectionFailedError, LockNotHadError
 from arc_halo.store import roles
 from arc_halo.store.catalogue import SchemaObject, read_catalogue
-from arc_halo.store.connection import Connection, translate, try_xact_lock
+from arc_halo.store.connection import Connection, translate
+from arc_halo.store.locks import limit_waiting, try_xact_lock
 from arc_halo.store.migration_begun import (
     Begun,
     Direction,
@@ -134,11 +135,9 @@ def exclusively(conn: Connection, lock_timeout: float, *, dry_run: bool = False)
         for statement in _BEGIN:
             conn.execute(statement)
         try_xact_lock(conn, LOCK, lock_timeout)
-        conn.execute(SET_LOCK_TIMEOUT, {"milliseconds": str(max(1, round(lock_timeout * 1000)))})
+        limit_waiting(conn, lock_timeout)
         yield
 
-
-SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %(milliseconds)s, true)"
 
 _BEGIN = (
     # A stricter level would look at the database as it was before the lock was had.

@@ -11,10 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 
 from arc_halo import Project
-from arc_halo.errors import ConnectionFailedError
+from arc_halo.errors import ConnectionFailedError, LockNotHadError
+from arc_halo.reconcile import committing
 
 MANIFEST = {"models": {"a@1": {"type": "other"}}}
 
@@ -139,3 +141,15 @@ def test_where_nobody_can_be_asked_it_is_said_to_be_unknown(workshop, plan, monk
         apply(workshop, url, plan)
     assert "arc-halo history" in (caught.value.hint or "")
     assert workshop.value("SELECT count(*) FROM models") == 1
+
+
+def test_rows_that_another_program_holds_are_not_waited_for_for_ever(workshop, monkeypatch):
+    monkeypatch.setattr(committing, "LOCK_SECONDS", 0.2)
+    workshop.apply({"models": {"a@1": {"type": "other"}}})
+    workshop.write({"models": {"a@1": {"type": "other", "description": "new"}}})
+    with psycopg.connect(workshop.url) as other:
+        other.execute("SELECT FROM models FOR UPDATE")
+        with pytest.raises(LockNotHadError, match="lock timeout") as caught:
+            workshop.apply()
+    assert (caught.value.error_code, caught.value.exit_code) == ("AH051", 3)
+    assert workshop.apply().revision == 2
