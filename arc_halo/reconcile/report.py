@@ -323,12 +323,14 @@ def _root(change: Change) -> str | None:
 
 
 def field_text(kind: str, field: FieldChange) -> str:
-    """`weight: 0.4 -> 0.6`"""
+    """`weight: 0.4 -> 0.6`, `members[poet@1.0.0]: added`"""
     before, after = field.before, field.after
     if kind == INFERENCE:
         from arc_halo.manifest.caches import as_written
 
         before, after = as_written(field.path, before), as_written(field.path, after)
+    if field.path.endswith("]") and (before is None) != (after is None):
+        return f"{field.path}: {'added' if before is None else 'removed'}"
     is_to_come = field.path == "weights.root" and after is None
     told = "known after build" if is_to_come else _value(after)
     return f"{field.path}: {_value(before)} -> {told}"
@@ -337,6 +339,8 @@ def field_text(kind: str, field: FieldChange) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, str) and value.startswith("sha256:"):
         return value[:ROOT_WIDTH] + "…"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 

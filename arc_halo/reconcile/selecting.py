@@ -75,7 +75,9 @@ def _check_globs(selection: Selection, known: list[Key]) -> None:
     for option, globs in (("--target", selection.targets), ("--exclude", selection.excludes)):
         for glob in globs:
             if not any(_matches(key, (glob,)) for key in known):
-                guess = did_you_mean(glob, [str(key) for key in known])
+                guess = did_you_mean(glob, [str(key) for key in known]) or next(
+                    (f"did you mean '{key}'?" for key in known if _is_without_kind(key, glob)), None
+                )
                 raise InvalidInputError(
                     f"{option} {glob}: no resource has such an address",
                     hint=guess or "write KIND/NAME, with * for any text: model/poet@1.0.0, model/*",
@@ -86,6 +88,10 @@ def _check_globs(selection: Selection, known: list[Key]) -> None:
 def _matches(key: Key, globs: Iterable[str]) -> bool:
     address = str(key)
     return any(fnmatchcase(address, glob) or _is_any_version(key, glob) for glob in globs)
+
+
+def _is_without_kind(key: Key, glob: str) -> bool:
+    return any(fnmatchcase(name, glob) for name in (key.name, key.name.partition("@")[0]))
 
 
 def _is_any_version(key: Key, glob: str) -> bool:

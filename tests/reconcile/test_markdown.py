@@ -11,7 +11,7 @@ from arc_halo.cli.main import run
 from arc_halo.reconcile.changes import Change, Conflict, FieldChange, Losses, Orphan, Plan
 from arc_halo.reconcile.markdown import plan_markdown
 from arc_halo.reconcile.markdown_page import Page, Row, Section, code, page_text, prose
-from arc_halo.reconcile.report import plan_summary
+from arc_halo.reconcile.report import field_text, plan_summary
 from arc_halo.types import Key
 
 LIMIT = 60_000
@@ -64,6 +64,10 @@ def test_sections_come_in_the_order_of_what_matters():
     ]  # fmt: skip
     assert "#### Deletions: 1, with 24.6 kB of weights" in text
     assert "- `- model/old@1`\n  - 24.6 kB, 1 alias go too" in text
+    assert field_text("reactor", FieldChange(path="members[a@1]", before=None, after={})) == (
+        "members[a@1]: added"
+    )
+    assert field_text("model", FieldChange(path="cost", before=1.0, after=2)) == "cost: 1 -> 2"
     assert "- `~ reactor/story`\n  - `members[poet].weight: 0.4 -> 0.6`" in text
     assert "- `> model/b@1` was model/a@1" in text
 

@@ -78,6 +78,9 @@ def test_a_partial_apply_is_recorded_as_one(workshop, manifest):
 
 def test_a_glob_that_matches_nothing_is_a_mistake(workshop, manifest):
     workshop.write(manifest)
+    with pytest.raises(InvalidInputError, match="--target b:") as caught:
+        workshop.plan(targets=["b"])
+    assert caught.value.hint == "did you mean 'model/b@1'?"
     with pytest.raises(InvalidInputError, match="--target model/aa@1") as caught:
         workshop.plan(targets=["model/aa@1"])
     assert caught.value.hint == "did you mean 'model/a@1'?"
