@@ -489,8 +489,6 @@ class Project:
 
     def plan_destroy(self) -> Plan:
         """What destroy would do: everything the project manages, gone."""
-        from dataclasses import replace
-
         from arc_halo.manifest.documents import Desired
         from arc_halo.manifest.footprint import manifest_digest
         from arc_halo.manifest.resolve import read_settings
@@ -507,7 +505,9 @@ class Project:
         with self.connection() as conn:
             wanted = Wanted(desired=desired, plugins=self.plugins, prune=True)
             plan = make_plan(conn, wanted, Sources())
-        return replace(plan, changes=tuple(replace(c, reason=None) for c in plan.changes))
+        # What is noted of the manifest is nothing to one who takes it all away.
+        changes = tuple(replace(change, reason=None) for change in plan.changes)
+        return replace(plan, changes=changes, notes=(), undone_by=None)
 
     def apply(
         self, plan: Plan, *, limits: Limits | None = None, progress: Progress | None = None

@@ -40,8 +40,16 @@ class References:
             self.problems.add(found, pointer, "AH022", message, hint)
             return None
         message = f"{'.'.join(map(str, found.pointer))} refers to the model {text!r}, "
-        guess = did_you_mean(text, [*self.names.versions, *self.names.models])
+        renamed = self._renamed(reference)
+        guess = renamed or did_you_mean(text, [*self.names.versions, *self.names.models])
         self.problems.add(found, pointer, "AH020", message + "which is not declared", guess)
+        return None
+
+    def _renamed(self, reference: ModelReference) -> str | None:
+        """A hint at the model that used to be called so."""
+        for name, model in self.names.models.items():
+            if model.data.get("renamed_from") in (reference.name, str(reference)):
+                return f"it is called {name} now"
         return None
 
     def _by_alias(self, found: Found, pointer: Pointer, reference: ModelReference) -> str | None:

@@ -51,6 +51,18 @@ def test_a_name_that_nobody_or_somebody_else_gave_up_is_told(
     assert problems(tmp_path, text) == [("AH013", message, line)]
 
 
+def test_who_still_uses_an_old_name_is_told_the_new_one(tmp_path: Path) -> None:
+    text = (
+        "models:\n  viper@1: {type: other, renamed_from: python}\ntraining:\n  t: {model: python}\n"
+    )
+    (tmp_path / "arc_halo.yaml").write_text(f"version: 1\nproject: p\n{text}")
+    manifest = read_manifest(tmp_path, env={})
+    with pytest.raises(ManifestError) as caught:
+        resolve(manifest.sources, manifest.plugins)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.hint) == ("AH020", "it is called viper@1 now")
+
+
 def test_other_versions_and_other_kinds_are_other_names(tmp_path: Path) -> None:
     text = (
         "models:\n  b@1: {type: other, renamed_from: a}\n  b@2: {type: other, renamed_from: a}\n"
