@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -165,7 +166,8 @@ def roles(invocation: Invocation, members: tuple[str, ...], dry_run: bool) -> No
     """Make three roles: arc_halo_reader plans, arc_halo_writer applies, arc_halo_admin migrates.
 
     They cannot log in: let users of the server in with --member. Tables go to arc_halo_admin, and
-    those of later migrations with them. What is as it should be is left alone.
+    those of later migrations with them. What is as it should be is left alone, and memberships are
+    not taken back: who is in two of them is told.
 
     \b
     Examples:
@@ -180,15 +182,30 @@ def roles(invocation: Invocation, members: tuple[str, ...], dry_run: bool) -> No
         project.direct_connection() as conn,
     ):
         done = store.set_up(conn, members=pairs, dry_run=dry_run)
-    facts = {"dry_run": dry_run, "statements": done.statements}
+    facts = {
+        "dry_run": dry_run,
+        "statements": done.statements,
+        "wider": [asdict(each) for each in done.wider],
+    }
     script = "\n".join(f"{statement};" for statement in done.statements)
-    text = script if dry_run else _told(done.statements)
+    told = _told(done.statements)
+    text = (script or f"-- {told}") if dry_run else told
     render(
         invocation,
         text=lambda: invocation.console.print(text),
         json=lambda: json.dumps(facts, indent=2),
         markdown=lambda: f"```sql\n{script}\n```" if script else text,
     )
+    for each in done.wider:
+        invocation.console.note(
+            f"note: {each.user} is in {each.role}, and has the rights of {each.also} besides; "
+            f"memberships are not taken back: REVOKE {each.also} FROM {each.user}"
+        )
+    if dry_run and not done.is_in_charge:
+        invocation.console.note(
+            f"note: {done.user_name} may not run this: have an administrator run "
+            "`arc-halo db roles` with the same options and an address of their own"
+        )
     if done.open_schema:
         invocation.console.note(
             f"note: anybody may create tables in the schema {done.open_schema}: "

@@ -310,15 +310,15 @@ def _rights(conn: Connection) -> Finding:
             check="rights",
             state="warn",
             message=f"{facts.user_name} may plan, but not apply",
-            advice="apply as a member of arc_halo_writer: "
-            f"`arc-halo db roles --member writer={facts.user_name}`",
+            advice="apply as a member of arc_halo_writer; an administrator lets one in: "
+            "`arc-halo db roles --member writer=USER`",
         )
     if missing:
         return Finding(
             check="rights",
             state="fail",
             message=f"{facts.user_name} lacks {', '.join(missing)}",
-            advice="connect as the role that owns the tables, or have it run "
+            advice="connect as the role that owns the tables, or have an administrator run "
             f"`arc-halo db roles --member writer={facts.user_name}`",
         )
     if not facts.can_create:
@@ -326,8 +326,8 @@ def _rights(conn: Connection) -> Finding:
             check="rights",
             state="warn",
             message=f"{facts.user_name} may apply, but not migrate",
-            advice="migrate as the role that owns the tables, or as a member of arc_halo_admin: "
-            f"`arc-halo db roles --member admin={facts.user_name}`",
+            advice="migrate as the role that owns the tables, or as a member of arc_halo_admin; an "
+            "administrator lets one in: `arc-halo db roles --member admin=USER`",
         )
     message = f"{facts.user_name} may migrate, read and write"
     return Finding(check="rights", state="ok", message=message)

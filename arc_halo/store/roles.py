@@ -31,12 +31,16 @@ Membership = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What the server and the database have of the roles; pairs are joined by a blank."""
+    """What the server and the database have of the roles; pairs are joined by a blank.
+
+    In charge is a superuser, who may make roles, and who owns the database or the schema.
+    """
 
     schema: str
     database: str
     user_name: str
     is_admin: bool
+    is_in_charge: bool
     roles: list[str]
     memberships: list[str]
     schema_rights: list[str]
@@ -56,11 +60,26 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wider:
+    """A user who was let into a role, and has the rights of a higher one besides."""
+
+    user: str
+    role: str
+    also: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """The statements that it took, or would take, and where anybody may create tables."""
+    """The statements that it took, or would take, and where anybody may create tables.
+
+    `user_name` is who is connected, and `wider` are those who may do more than one role of theirs.
+    """
 
     statements: tuple[str, ...]
     open_schema: str | None
+    user_name: str
+    is_in_charge: bool
+    wider: tuple[Wider, ...]
 
 
 def set_up(conn: Connection, *, members: Sequence[Membership] = (), dry_run: bool = False) -> Setup:
@@ -72,17 +91,19 @@ def set_up(conn: Connection, *, members: Sequence[Membership] = (), dry_run: boo
     with translate(), conn.transaction():
         standing = _standing(conn)
         _check_members(conn, [member for _, member in members])
+        things = _things(conn, created_names(read_files(migrations_directory())))
         wanted = [
-            *role_statements(standing, members),
-            *thing_statements(
-                standing.schema, _things(conn, created_names(read_files(migrations_directory())))
-            ),
+            *role_statements(standing, members, hands_over=_hands_over(standing, things)),
+            *thing_statements(standing.schema, things),
         ]
         if not dry_run:
             _run(conn, wanted)
         return Setup(
             statements=tuple(statement.as_string(conn) for statement in wanted),
             open_schema=standing.schema if standing.anybody_creates else None,
+            user_name=standing.user_name,
+            is_in_charge=_hands_over(standing, things),
+            wider=_wider(conn, members),
         )
 
 
@@ -95,11 +116,14 @@ def refresh(conn: Connection, names: Collection[str] = ()) -> None:
             conn.execute(statement)
 
 
-def role_statements(standing: Standing, members: Sequence[Membership] = ()) -> list[sql.Composed]:
+def role_statements(
+    standing: Standing, members: Sequence[Membership] = (), *, hands_over: bool
+) -> list[sql.Composed]:
     """What makes the roles, each with all the rights of the one before it, and lets them in."""
     joined = [(READER, WRITER), (WRITER, ADMIN), *members]
-    if not standing.is_admin:
-        # Who hands tables over has to belong to whom they are handed to.
+    if hands_over and not standing.is_admin:
+        # Who hands tables over has to belong to whom they are handed to. Nobody else is let in: an
+        # administrator may run what was printed for a reader.
         joined.append((ADMIN, standing.user_name))
     place = [(READER, "USAGE"), (ADMIN, "USAGE"), (ADMIN, "CREATE")]
     statements = [
@@ -162,6 +186,10 @@ SELECT n.nspname::text AS schema, current_database()::text AS database,
        current_user::text AS user_name,
        coalesce(pg_has_role(to_regrole('arc_halo_admin')::oid, 'USAGE'),
                 (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)) AS is_admin,
+       (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user)
+           OR pg_has_role(n.nspowner, 'USAGE')
+           OR (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database
+               WHERE datname = current_database()) AS is_in_charge,
        ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%(roles)s)) AS roles,
        ARRAY(SELECT role.rolname || ' ' || member.rolname FROM pg_auth_members AS joined
              JOIN pg_roles AS role ON role.oid = joined.roleid
@@ -214,6 +242,27 @@ KNOWN_ROLES = """
 SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%(names)s)
 """
 
+# Whoever makes a role is given it WITH ADMIN OPTION, unasked.
+WIDER = """
+WITH ours AS (SELECT oid, rolname::text AS name, array_position(%(roles)s, rolname::text) AS height
+              FROM pg_roles WHERE rolname = ANY(%(roles)s)),
+joined AS (
+    SELECT roleid AS role, member FROM pg_auth_members WHERE NOT admin_option
+    UNION
+    SELECT ours.oid, pg_roles.oid
+    FROM unnest(%(asked_roles)s::text[], %(asked_members)s::text[]) AS asked (role, member)
+    JOIN ours ON ours.name = asked.role JOIN pg_roles ON pg_roles.rolname = asked.member
+)
+SELECT DISTINCT ON (member.rolname, low.height)
+       member.rolname::text AS user, low.name AS role, high.name AS also
+FROM joined
+JOIN ours AS low ON low.oid = joined.role
+JOIN pg_roles AS member ON member.oid = joined.member
+JOIN ours AS high ON high.height > low.height AND pg_has_role(member.oid, high.oid, 'USAGE')
+WHERE NOT member.rolsuper AND member.rolname <> ALL(%(roles)s)
+ORDER BY member.rolname, low.height, high.height DESC
+"""
+
 _CHANGES = {
     "GRANT": sql.SQL("GRANT {rights} ON {kind} {names} TO {role}"),
     "REVOKE": sql.SQL("REVOKE {rights} ON {kind} {names} FROM {role}"),
@@ -262,6 +311,23 @@ def _things(conn: Connection, names: Collection[str]) -> list[Thing]:
         return cursor.execute(THINGS, {"names": list(names)}).fetchall()
 
 
+def _hands_over(standing: Standing, things: Sequence[Thing]) -> bool:
+    """Whether the tables are this user's to hand over. One table would not do: in a schema where
+    anybody may create tables, anybody makes one with a name of ours."""
+    owners = {each.owner for each in things}
+    return standing.is_in_charge or owners == {standing.user_name}
+
+
+def _wider(conn: Connection, members: Sequence[Membership]) -> tuple[Wider, ...]:
+    params = {
+        "roles": list(ROLES),
+        "asked_roles": [role for role, _ in members],
+        "asked_members": [member for _, member in members],
+    }
+    with conn.cursor(row_factory=class_row(Wider)) as cursor:
+        return tuple(cursor.execute(WIDER, params))
+
+
 def _check_members(conn: Connection, names: Sequence[str]) -> None:
     with conn.cursor(row_factory=scalar_row) as cursor:
         known = set(cursor.execute(KNOWN_ROLES, {"names": list(names)}))
@@ -286,6 +352,6 @@ def _run(conn: Connection, statements: Sequence[sql.Composed]) -> None:
     except errors.InsufficientPrivilege as exc:
         raise DatabaseError(
             f"{exc.diag.message_primary} (SQLSTATE {exc.sqlstate})",
-            hint="have the owner of the database, with CREATEROLE, or an administrator run it; "
-            "`arc-halo db roles --dry-run` prints the SQL",
+            hint="have an administrator, or the owner of the database with CREATEROLE, run "
+            "`arc-halo db roles` with the same options and an address of their own",
         ) from exc

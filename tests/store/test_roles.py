@@ -396,16 +396,23 @@ def test_the_command_prints_its_sql_makes_the_roles_and_says_what_it_did(
     del owned
     url = users.url("owner", unmigrated)
 
-    def command(*arguments: str, output: str = "text") -> str:
+    def command(*arguments: str, output: str = "text", stream: str = "stdout") -> str:
         invocation = Invocation(database_url=url, output=output)
         done = CliRunner().invoke(db, ["roles", *arguments], obj=invocation, catch_exceptions=False)
-        return done.stdout
+        return str(getattr(done, stream))
 
     script = command("--dry-run")
     assert 'GRANT CREATE ON SCHEMA "public" TO "arc_halo_admin";' in script
     assert json.loads(command("--dry-run", output="json"))["statements"]
     assert command() == "3 grants\n"
     assert command() == "nothing to do: the roles are there, with their rights\n"
+    assert command("--dry-run") == f"-- {command()}"
+    url = users.url("plans", unmigrated)
+    higher = ("--member", f"reader={users.name('applies')}")
+    assert "have an administrator run" in command("--dry-run", *higher, stream="stderr")
+    url = users.url("owner", unmigrated)
+    revoke = f"REVOKE arc_halo_writer FROM {users.name('applies')}"
+    assert revoke in command("--dry-run", *higher, stream="stderr")
     with pytest.raises(NotFoundError, match="no role 'nobody-here'") as caught:
         command("--member", "reader=nobody-here")
     assert "CREATE ROLE" in str(caught.value.hint)
@@ -417,7 +424,48 @@ def test_who_may_not_make_roles_is_told_who_may(users: Users, owned: str) -> Non
         pytest.raises(DatabaseError, match="42501") as caught,
     ):
         roles.set_up(conn, members=[(roles.READER, users.name("stranger"))])
-    assert "--dry-run" in str(caught.value.hint)
+    assert "have an administrator" in str(caught.value.hint)
+    assert "address of their own" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("user", ["plans", "applies", "stranger"])
+def test_what_is_printed_for_a_user_does_not_make_an_administrator_of_them(
+    users: Users, owned: str, database: str, user: str
+) -> None:
+    with connect(database) as conn:
+        conn.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with connect(users.url(user, database)) as conn:  # where the roles have no rights yet
+        conn.execute("CREATE TABLE arc_halo_mine ()")
+        fresh = roles.set_up(conn, dry_run=True)
+    with connect(users.url(user, owned)) as conn:
+        here = roles.set_up(conn, members=[(roles.READER, users.name("stranger"))], dry_run=True)
+    assert {fresh.is_in_charge, here.is_in_charge} == {False}
+    assert any("OWNER TO" in each for each in fresh.statements)
+    assert here.statements == (f'GRANT "arc_halo_reader" TO "{users.name("stranger")}"',)
+    for statement in fresh.statements:
+        assert users.name(user) not in statement
+
+
+def test_who_migrated_belongs_to_whom_the_tables_are_handed_to(
+    users: Users, owned: str, empty_database: str
+) -> None:
+    del owned
+    with connect(empty_database) as conn:
+        conn.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with connect(users.url("stranger", empty_database)) as conn:
+        migrate.up(conn)
+        statements = roles.set_up(conn, dry_run=True).statements
+    assert f'GRANT "arc_halo_admin" TO "{users.name("stranger")}"' in statements
+
+
+def test_who_is_in_a_higher_role_too_is_told(users: Users, owned: str) -> None:
+    both = [(roles.READER, users.name("migrates"))]
+    told = roles.Wider(user=users.name("migrates"), role=roles.READER, also=roles.ADMIN)
+    with connect(users.url("owner", owned)) as conn, conn.transaction(force_rollback=True):
+        assert roles.set_up(conn).wider == ()
+        assert roles.set_up(conn, members=both, dry_run=True).wider == (told,)
+        assert roles.set_up(conn, members=both).wider == (told,)
+        assert roles.set_up(conn).wider == (told,)
 
 
 def test_vectors_made_at_run_time_are_read_by_all_and_go_with_what_the_writer_deletes(
