@@ -226,7 +226,7 @@ def _vector(conn: Connection) -> Finding:
 
 
 def _migrations(conn: Connection) -> Finding:
-    from arc_halo.store.migrate import status
+    from arc_halo.store.migrate import check_names_are_free, status
 
     found = status(conn)
     if begun := [item.begun for item in found if item.begun]:
@@ -245,6 +245,7 @@ def _migrations(conn: Connection) -> Finding:
             return Finding(check="migrations", state="fail", message=message, advice=advice)
     pending = [name for name in states if states[name] == "pending"]
     if pending:
+        check_names_are_free(conn, found)
         message = f"{len(pending)} of {len(states)} pending"
         advice = "run `arc-halo migrate up`, or `arc-halo apply`, which does"
         return Finding(check="migrations", state="warn", message=message, advice=advice)
@@ -265,23 +266,23 @@ def _tables(conn: Connection) -> Finding:
     if not missing:
         message = f"all {wanted} tables, views and functions are there"
         return Finding(check="tables", state="ok", message=message)
-    if len(missing) == wanted and _has_pending_migrations(conn):
-        message, advice = "none yet", "run `arc-halo migrate up`"
-        return Finding(check="tables", state="warn", message=message, advice=advice)
+    pending = _pending(conn)
+    if pending and pending.is_all:
+        return Finding(check="tables", state="warn", message="none yet", advice=pending.advice)
     return Finding(
         check="tables",
         state="fail",
         message=f"{len(missing)} of {wanted} are missing: {', '.join(missing)}",
-        advice="run `arc-halo migrate up`; if nothing is pending, restore them from a backup",
+        advice=pending.advice if pending else "restore them from a backup",
     )
 
 
 def _schema(conn: Connection) -> Finding:
     from arc_halo.store.schema_drift import schema_drift
 
-    if _has_pending_migrations(conn):
-        message, advice = "not compared: migrations are pending", "run `arc-halo migrate up`"
-        return Finding(check="schema", state="warn", message=message, advice=advice)
+    if pending := _pending(conn):
+        message = "not compared: migrations are pending"
+        return Finding(check="schema", state="warn", message=message, advice=pending.advice)
     try:
         changes = [str(change) for change in schema_drift(conn)]
     except SchemaMismatchError as exc:
@@ -334,9 +335,10 @@ def _rights(conn: Connection) -> Finding:
 
 
 def _round_trip(conn: Connection) -> Finding:
-    if _has_pending_migrations(conn):
-        message, advice = "not tried: there is no schema yet", "run `arc-halo migrate up`"
-        return Finding(check="round trip", state="warn", message=message, advice=advice)
+    if pending := _pending(conn):
+        why = "there is no schema yet" if pending.is_all else "migrations are pending"
+        message = f"not tried: {why}"
+        return Finding(check="round trip", state="warn", message=message, advice=pending.advice)
     from arc_halo.store.server import missing_rights
     from arc_halo.weights.probe import round_trip
 
@@ -349,10 +351,26 @@ def _round_trip(conn: Connection) -> Finding:
     return Finding(check="round trip", state="ok", message=message)
 
 
-def _has_pending_migrations(conn: Connection) -> bool:
-    from arc_halo.store.migrate import status
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pending:
+    """That migrations wait: whether all of them do, and what to do about it."""
 
-    return any(item.state == "pending" for item in status(conn))
+    is_all: bool
+    advice: str
+
+
+def _pending(conn: Connection) -> _Pending | None:
+    from arc_halo.store.migrate import check_names_are_free, status
+
+    found = status(conn)
+    if not any(item.state == "pending" for item in found):
+        return None
+    advice = "run `arc-halo migrate up`"
+    try:
+        check_names_are_free(conn, found)
+    except SchemaMismatchError as exc:
+        advice = exc.hint or advice
+    return _Pending(is_all=all(item.state == "pending" for item in found), advice=advice)
 
 
 def _as_text(findings: Sequence[Finding]) -> str:

@@ -89,7 +89,8 @@ def make_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
     """The plan that makes the database match what is wanted.
 
     Reads in one snapshot and writes nothing. A database without our schema counts as empty, one
-    with an older schema cannot be compared before it is migrated.
+    with an older schema cannot be compared before it is migrated. Raises `SchemaMismatchError`
+    where a table with a name of ours is somebody else's.
     """
     with conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -99,6 +100,7 @@ def make_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Plan:
         pending = tuple(each.id for each in states if each.state == "pending")
         if not pending:
             return make_migrated_plan(conn, wanted, sources)
+        migrate.check_names_are_free(conn, states)
         if len(pending) == len(states):
             return _plan_of_empty(wanted, sources, pending)
         note = "resources are compared once the database is migrated: `arc-halo migrate up`"

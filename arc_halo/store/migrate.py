@@ -75,6 +75,18 @@ def check(conn: Connection, *, directory: Path | None = None) -> None:
     raise SchemaMismatchError(f"migrations are pending: {', '.join(waiting)}", hint=hint)
 
 
+def check_names_are_free(
+    conn: Connection, found: Sequence[MigrationStatus], *, directory: Path | None = None
+) -> None:
+    """Raise `SchemaMismatchError` where a pending one of `found` creates what is there already.
+
+    That is not ours. `up` checks the same; whoever only plans, or examines, does not come to it.
+    """
+    waiting = {each.id for each in found if each.state == "pending" and each.begun is None}
+    if waiting:
+        _check_names(conn, [file for file in read(directory) if file.id in waiting])
+
+
 def up(
     conn: Connection,
     *,
@@ -189,7 +201,9 @@ def _pending_of(
         _check_history(found, out_of_order=out_of_order)
         waiting = {each.id for each in found if each.state == "pending" and each.id <= last}
         steps = [apply_step(file, known) for file in files if file.id in waiting]
-        _check_names_are_free(conn, steps, begun)
+        _check_names(
+            conn, [step.file for step in steps if begun is None or step.file.id != begun.id]
+        )
         return steps
 
     return choose
@@ -236,8 +250,7 @@ def _check_none_missing(found: Sequence[MigrationStatus]) -> None:
         )
 
 
-def _check_names_are_free(conn: Connection, steps: Sequence[Step], begun: Begun | None) -> None:
-    fresh = [step.file for step in steps if begun is None or step.file.id != begun.id]
+def _check_names(conn: Connection, fresh: Sequence[MigrationFile]) -> None:
     with conn.cursor(row_factory=scalar_row) as cursor:
         taken = cursor.execute(TAKEN, {"names": list(created_names(fresh))}).fetchall()
     if taken:

@@ -61,6 +61,24 @@ def test_an_empty_database_is_told_to_migrate(empty_database):
         assert "arc-halo migrate up" in found[name].advice
 
 
+def test_a_table_of_somebody_else_is_named_and_nobody_is_sent_to_migrate(empty_database):
+    with connect(empty_database) as conn:
+        conn.execute("CREATE TABLE models (a int)")
+    found = findings(empty_database)
+    assert found["migrations"].state == "fail"
+    assert "'models' that Arc-Halo did not make" in found["migrations"].message
+    assert {name for name in found if "migrate up" in (found[name].advice or "")} == set()
+    assert found["tables"].message == "none yet"
+
+
+def test_a_part_of_the_migrations_is_not_called_no_schema(empty_database):
+    with connect(empty_database) as conn:
+        migrate.up(conn, to="5")
+    found = findings(empty_database)
+    assert found["round trip"].message == "not tried: migrations are pending"
+    assert found["migrations"].message == "1 of 6 pending"
+
+
 def test_a_missing_table_is_named(database):
     with connect(database) as conn:
         conn.execute("DROP TABLE attention_patterns CASCADE")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from arc_halo import Project
-from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError
+from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError, SchemaMismatchError
 from arc_halo.reconcile.limits import Limits
 from arc_halo.reconcile.report import plan_lines
 from arc_halo.store import migrate
@@ -134,6 +134,18 @@ def test_a_dry_run_migrates_too_and_undoes_it(open_workshop, empty_database):
     assert (report.revision, report.plan.counts["create"]) == (1, 2)
     assert report.plan.migrations
     assert workshop.value("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+
+
+def test_a_plan_refuses_the_tables_of_somebody_else_as_its_apply_would(
+    open_workshop, empty_database
+):
+    workshop = replace(open_workshop(), url=empty_database)
+    workshop.write(fleet(2))
+    workshop.sql("CREATE TABLE models (a int)")
+    with workshop.project() as project:
+        for refused in (project.plan, project.migrate):
+            with pytest.raises(SchemaMismatchError, match="'models' that Arc-Halo did not make"):
+                refused()
 
 
 def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(workshop):
