@@ -12,10 +12,11 @@ from arc_halo.cli.migration_files import check_or_write_sum, test
 from arc_halo.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from arc_halo.store.migrate import MigrationStatus
+    from arc_halo.store.migration_losses import Losses, LostTable
     from arc_halo.store.rows import Connection
 
 
@@ -95,22 +96,28 @@ def up(invocation: Invocation, to: str | None, dry_run: bool, allow_out_of_order
 @migrate.command("down")
 @click.option("--to", metavar="N", required=True, help="The migration to go back to; 0 for none.")
 @click.option("--yes", is_flag=True, help="Drop tables, and what is in them, without asking.")
+@click.option("--dry-run", is_flag=True, help="Do everything, name the tables, and undo it.")
 @click.pass_obj
-def down(invocation: Invocation, to: str, yes: bool) -> None:
+def down(invocation: Invocation, to: str, yes: bool, dry_run: bool) -> None:
     """Roll back to migration N. What the dropped tables held is lost.
 
     \b
     Examples:
+      arc-halo migrate down --to 4 --dry-run
       arc-halo migrate down --to 4
       arc-halo migrate down --to 0 --yes
     """
     from arc_halo.store import migrate as migrations
+    from arc_halo.store.migration_losses import losses
 
-    if not yes:
-        _ask(invocation, to)
     with _connection(invocation) as conn:
+        if dry_run or not yes:
+            lost = losses(conn, to=to)
+            if dry_run:
+                return _tell_tried(invocation, lost.done, lost.untried, lost.tables)
+            _ask(invocation, to, lost)
         undone = migrations.down(conn, to=to)
-    _tell(invocation, undone, "rolled back")
+    return _tell(invocation, undone, "rolled back")
 
 
 @migrate.command("repair")
@@ -192,27 +199,52 @@ def _connection(invocation: Invocation) -> AbstractContextManager[Connection]:
     return opened()
 
 
-def _ask(invocation: Invocation, to: str) -> None:
-    question = f"Roll back to migration {to} and lose what the dropped tables hold?"
-    if invocation.console.is_interactive and invocation.console.confirm(question):
+def _ask(invocation: Invocation, to: str, lost: Losses) -> None:
+    if not lost.done and not lost.untried:
         return
+    _tell_untried(invocation, lost.untried)
+    named = ", ".join(f"{table.name} ({_rows(table)})" for table in lost.tables) or "none"
+    if invocation.console.is_interactive:
+        invocation.console.note(f"tables that go: {named}")
+        if invocation.console.confirm(f"Roll back to migration {to} and lose what they hold?"):
+            return
+        raise RefusedError("nothing was changed", code="AH054")
     raise RefusedError(
-        "rolling back drops tables and what is in them", hint="say `--yes`", code="AH054"
+        f"rolling back drops tables and what is in them: {named}", hint="say `--yes`", code="AH054"
     )
 
 
-def _tell_tried(invocation: Invocation, done: list[str], untried: list[str]) -> None:
+def _rows(table: LostTable) -> str:
+    from arc_halo.sizes import format_count
+
+    return ("" if table.is_exact else "about ") + format_count(table.rows, "row")
+
+
+def _tell_tried(
+    invocation: Invocation,
+    done: list[str],
+    untried: list[str],
+    dropped: Sequence[LostTable] | None = None,
+) -> None:
+    _tell_untried(invocation, untried)
+    lines = [f"  - {table.name}: {_rows(table)}" for table in dropped or ()]
+    more = {} if dropped is None else {"tables": [asdict(table) for table in dropped]}
+    _tell(invocation, done, "tried and undone", lines=lines, untried=untried, **more)
+
+
+def _tell_untried(invocation: Invocation, untried: list[str]) -> None:
     if untried:
         names = ", ".join(untried)
         invocation.console.note(f"not tried, since no transaction may hold the first: {names}")
-    _tell(invocation, done, "tried and undone", untried=untried)
 
 
-def _tell(invocation: Invocation, ids: list[str], verb: str, **more: list[str]) -> None:
+def _tell(
+    invocation: Invocation, ids: list[str], verb: str, lines: Sequence[str] = (), **more: object
+) -> None:
     from arc_halo.reconcile.report import as_json
     from arc_halo.sizes import format_count
 
-    text = "\n".join([*ids, f"{format_count(len(ids), 'migration')} {verb}."])
+    text = "\n".join([*ids, *lines, f"{format_count(len(ids), 'migration')} {verb}."])
     render(
         invocation,
         text=lambda: invocation.console.print(text),

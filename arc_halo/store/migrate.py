@@ -135,16 +135,17 @@ def down(
     As `up`, in one transaction. What the dropped tables held is lost.
     """
     files = read(directory)
-    kept = "" if re.fullmatch("0+", to) else find(files, to).id
+    return carry_out(conn, files, _undone_by(files, to), lock_timeout=lock_timeout)
 
-    def choose(marks: Mapping[str, Mark], begun: Begun | None) -> list[Step]:
-        found = compare(files, marks, begun)
-        _check_none_missing(found)
-        applied = {each.id for each in found if each.state != "pending" or each.begun}
-        undone = [file for file in reversed(files) if file.id in applied and file.id > kept]
-        return [roll_back_step(file) for file in undone]
 
-    return carry_out(conn, files, choose, lock_timeout=lock_timeout)
+@contextmanager
+def tried_down(
+    conn: Connection, *, to: str, lock_timeout: float = 10.0, directory: Path | None = None
+) -> Iterator[Outcome]:
+    """As `down`, but for as long as the `with` lasts, as `tried_up`."""
+    files = read(directory)
+    with tried(conn, files, _undone_by(files, to), lock_timeout=lock_timeout) as outcome:
+        yield outcome
 
 
 def read(directory: Path | None) -> list[MigrationFile]:
@@ -205,6 +206,20 @@ def _pending_of(
             conn, [step.file for step in steps if begun is None or step.file.id != begun.id]
         )
         return steps
+
+    return choose
+
+
+def _undone_by(files: Sequence[MigrationFile], to: str) -> Choose:
+    """Chooses what is applied and came after `to`, the latest first."""
+    kept = "" if re.fullmatch("0+", to) else find(files, to).id
+
+    def choose(marks: Mapping[str, Mark], begun: Begun | None) -> list[Step]:
+        found = compare(files, marks, begun)
+        _check_none_missing(found)
+        applied = {each.id for each in found if each.state != "pending" or each.begun}
+        undone = [file for file in reversed(files) if file.id in applied and file.id > kept]
+        return [roll_back_step(file) for file in undone]
 
     return choose
 

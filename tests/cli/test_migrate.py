@@ -29,6 +29,34 @@ def test_a_dry_run_says_what_it_tried_and_leaves_nothing(arc_halo):
     assert "0 migrations applied" not in arc_halo("migrate", "up")[1].out
 
 
+def test_the_tables_that_a_rollback_drops_are_named_with_their_rows(
+    arc_halo, empty_database, monkeypatch
+):
+    arc_halo("migrate", "up")
+    with connect(empty_database) as conn:
+        conn.execute(
+            "INSERT INTO cache_policies (name, budget_bytes)"
+            " VALUES ('activation_cache', 1), ('attention_patterns', 1)"
+        )
+    code, shown = arc_halo("migrate", "down", "--to", "5", "--dry-run")
+    lines = shown.out.splitlines()
+    assert (code, lines[:2]) == (0, ["0006.inference", "  - cache_policies: 2 rows"])
+    assert "  - kv_cache: 0 rows" in lines
+    assert not any("kv_cache_g0:" in line for line in lines)  # a partition goes with its table
+    assert lines[-1] == "1 migration tried and undone."
+    facts = json.loads(
+        arc_halo("migrate", "down", "--to", "5", "--dry-run", "--output", "json")[1].out
+    )
+    assert facts["tables"][0] == {"name": "cache_policies", "rows": 2, "is_exact": True}
+    code, shown = arc_halo("migrate", "down", "--to", "5")
+    assert (code, "cache_policies (2 rows), " in shown.err) == (5, True)
+    monkeypatch.setattr("arc_halo.store.migration_losses.COUNTED_BYTES", 0)
+    with connect(empty_database) as conn:
+        conn.execute("ANALYZE cache_policies")
+    assert "cache_policies (about 2 rows), " in arc_halo("migrate", "down", "--to", "5")[1].err
+    assert "0 migrations rolled back." in arc_halo("migrate", "down", "--to", "6")[1].out
+
+
 def test_drift_is_accepted_and_edits_are_repaired_with_a_reason(arc_halo, empty_database):
     arc_halo("migrate", "up")
     with connect(empty_database) as conn:
