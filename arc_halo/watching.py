@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LONGEST_PAUSE = 10
 """Of the pauses between failures, in intervals."""
 
+TOLD = 20
+"""Changes that an event names, the gravest first; it counts all of them."""
+
 Happened = Literal["started", "unchanged", "applied", "held", "blocked", "failed", "stopped"]
 
 
@@ -83,12 +86,29 @@ class Watch:
                     "unchanged", revision=plan.base_revision, resources=plan.unchanged_count
                 )
             if plan.undone_by is not None:
-                return self._event("held", revision=plan.undone_by, changes=dict(plan.counts))
+                return self._event("held", revision=plan.undone_by, **_changes(plan))
             return self._apply(project, plan)
 
     def _apply(self, project: Project, plan: Plan) -> Happened:
         limits = project.limits(max_deletes=self._watched.max_deletes)
-        limits.check(plan)
+        try:
+            limits.check(plan)
+            self._check_deletions(plan)
+        except RefusedError as exc:
+            return self._refused("blocked", exc, **_changes(plan))
+        if not self._watched.applies:
+            return self._event("blocked", message="only watching", **_changes(plan))
+        drifted = sum(change.is_drift for change in plan.changes)
+        report = project.apply(plan, limits=limits)
+        return self._event(
+            "applied",
+            revision=report.revision,
+            **_changes(plan),
+            drifted=drifted,
+            seconds=round(report.seconds, 3),
+        )
+
+    def _check_deletions(self, plan: Plan) -> None:
         if plan.deletions and not self._watched.may_delete:
             count = format_count(len(plan.deletions), "resource")
             raise RefusedError(
@@ -96,23 +116,13 @@ class Watch:
                 hint="if that is what you want, watch with `--yes`",
                 code="AH054",
             )
-        if not self._watched.applies:
-            return self._event("blocked", message="only watching", changes=dict(plan.counts))
-        drifted = sum(change.is_drift for change in plan.changes)
-        report = project.apply(plan, limits=limits)
-        return self._event(
-            "applied",
-            revision=report.revision,
-            changes=dict(plan.counts),
-            drifted=drifted,
-            seconds=round(report.seconds, 3),
-        )
 
-    def _refused(self, happened: Happened, exc: ArcHaloError) -> Happened:
+    def _refused(self, happened: Happened, exc: ArcHaloError, **told: object) -> Happened:
         facts: dict[str, object] = {
             "code": exc.error_code,
             "message": exc.message,
             "hint": exc.hint,
+            **told,
         }
         if isinstance(exc, ManifestError):
             facts["problems"] = len(exc.problems)
@@ -127,3 +137,12 @@ class Watch:
         # Jitter, so that many watches of one server do not ask it at the same moment for good.
         times = min(2**self._failures, LONGEST_PAUSE) if self._failures else 1
         return interval * times * self._jitter.uniform(0.9, 1.1)
+
+
+def _changes(plan: Plan) -> dict[str, object]:
+    """How many changes of each kind there are, and which the first of them are."""
+    from arc_halo.reconcile.report import sections
+
+    ordered = [change for _, changes in sections(plan.changes) for change in changes]
+    named = [{"address": str(each.key), "action": each.action} for each in ordered[:TOLD]]
+    return {"changes": dict(plan.counts), "resource_changes": named}

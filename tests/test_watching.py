@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from arc_halo import Project
+from arc_halo.cli.main import run
 from arc_halo.watching import Watch, Watched
 
 HEAD = "version: 1\nproject: shop\n"
@@ -57,6 +58,7 @@ def test_nothing_is_deleted_unless_it_may_be(shop) -> None:
     shop(TWO)
     event = shop(ONE, prune=True)
     assert (event["event"], event["code"]) == ("blocked", "AH054")
+    assert event["resource_changes"] == [{"address": "strategy/even", "action": "delete"}]
     assert shop(prune=True, may_delete=True)["changes"] == {"delete": 1}
     assert shop(HEAD, prune=True, may_delete=True)["event"] == "blocked"
 
@@ -79,8 +81,21 @@ def test_errors_are_told_and_outlived(shop) -> None:
 def test_who_only_watches_changes_nothing(shop, database: str) -> None:
     event = shop(ONE, applies=False)
     assert (event["event"], event["changes"]) == ("blocked", {"create": 1})
+    assert event["resource_changes"] == [{"address": "model/a@1", "action": "create"}]
     with psycopg.connect(database) as conn:
         assert conn.execute("SELECT count(*) FROM models").fetchone() == (0,)
+
+
+def test_of_many_changes_the_first_are_named_and_all_are_counted(shop) -> None:
+    event = shop(HEAD + f"models: {{{', '.join(f'm{n}@1: {{type: other}}' for n in range(30))}}}\n")
+    assert event["changes"] == {"create": 30}
+    assert len(event["resource_changes"]) == 20
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e10", "86401", "0.5", "soon"])
+def test_an_interval_is_of_a_second_to_a_day(seconds: str, capsys) -> None:
+    assert run(["watch", "--interval", seconds]) == 64
+    assert "Invalid value for '--interval'" in capsys.readouterr().err
 
 
 def test_sigterm_ends_a_watch_cleanly(tmp_path: Path, database: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +18,29 @@ if TYPE_CHECKING:
     from arc_halo.types import JsonObject
 
 TRY_AGAIN = 1
+SHORTEST_SECONDS = 1
+LONGEST_SECONDS = 24 * 60 * 60
+
+
+class Seconds(click.FloatRange):
+    """A number in the range, which NaN is not, though no comparison says so."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return seconds
 
 
 @click.command("watch")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=SHORTEST_SECONDS, max=LONGEST_SECONDS),
     default=60.0,
     metavar="SECONDS",
-    help="How long from one comparison to the next; 60 if not said.",
+    help="How long from one comparison to the next, 1 second to a day; 60 if not said.",
 )
 @click.option("--prune/--no-prune", default=None, help="Delete what left the manifest, or not.")
 @click.option(
