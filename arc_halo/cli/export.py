@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from arc_halo.cli.invocation import Invocation, render
+from arc_halo.cli.overwriting import refuse_existing
 from arc_halo.cli.tensors.models import weights_of
 from arc_halo.errors import InvalidInputError
 
@@ -68,15 +68,14 @@ def export(
         exporting.check_writable(weight_format, is_sharded=max_shard_bytes is not None)
         weights_path = exporting.weights_path(directory, weight_format)
         config_path = directory / "config.json"
-        if not force:
-            refuse_existing([*files_of(weights_path), config_path])
+        refuse_existing(*files_of(weights_path), config_path, force=force)
         project.check_schema()
         with project.connection() as conn:
             record, weight_set_id = weights_of(conn, model)
             tokenizer = exporting.tokenizer_of(conn, record)
         tokenizer_path = directory / "tokenizer.json"
-        if tokenizer is not None and not force:
-            refuse_existing([tokenizer_path])
+        if tokenizer is not None:
+            refuse_existing(tokenizer_path, force=force)
         directory.mkdir(parents=True, exist_ok=True)
         with invocation.console.task(f"export {model}", record.size_bytes or 0) as advance:
             exported = exporting.export_weights(
@@ -122,12 +121,3 @@ def _shard_bytes(text: str | None) -> int | None:
             f"shards of {text} hold nothing", code="AH090", hint="write a size such as 2GB"
         )
     return size_bytes
-
-
-def refuse_existing(paths: Iterable[Path]) -> None:
-    """Raise `InvalidInputError` for a file that is there."""
-    for path in paths:
-        if path.exists():
-            raise InvalidInputError(
-                f"{path} is there already", hint="`--force` overwrites it", code="AH014"
-            )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.errors import RefusedError
+from arc_halo.cli.overwriting import refuse_existing
 
 if TYPE_CHECKING:
     from arc_halo.reconcile.exporting import ExportedManifest
@@ -82,11 +82,7 @@ def _paths(found: ExportedManifest, out: Path) -> dict[Path, str]:
 def _write(files: Mapping[Path, str], *, force: bool) -> None:
     from arc_halo.formats._files import replacing
 
-    there = [path for path in files if path.exists()]
-    if there and not force:
-        raise RefusedError(
-            f"{there[0]} is there already", hint="`--force` overwrites it", code="AH014"
-        )
+    refuse_existing(*files, force=force)
     # The project file comes last: what it includes is there then.
     for path, text in reversed(list(files.items())):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import click
 from arc_halo.cli.given_files import TOKENIZER, given_paths, given_tokenizers, open_given
 from arc_halo.cli.inspecting import inspect
 from arc_halo.cli.invocation import Invocation, render
+from arc_halo.cli.overwriting import refuse_existing
 from arc_halo.cli.verifying import verify
-from arc_halo.errors import RefusedError
 
 if TYPE_CHECKING:
     from arc_halo.fusion.vocabularies import Vocabularies
@@ -112,8 +112,7 @@ def run(
     plugins = wanted.plugins
     paths = _paths(wanted, files)
     out = directory / OUTPUT
-    if out.exists() and not force:
-        raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH014")
+    refuse_existing(out, force=force)
     tokenizers = given_tokenizers(wanted.spec, paths)
     with ExitStack() as stack:
         opened = {name: open_given(stack, plugins, name, path) for name, path in paths.items()}

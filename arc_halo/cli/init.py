@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from arc_halo.cli.invocation import Invocation, render
+from arc_halo.cli.overwriting import refuse_existing
 from arc_halo.errors import InvalidInputError
 
 FILES = {
@@ -42,12 +43,7 @@ def init(invocation: Invocation, directory: Path, name: str | None) -> None:
             hint="use small letters, digits, '.', '_' and '-': `--name my-models`",
             code="AH006",
         )
-    if (directory / "arc_halo.yaml").exists():
-        raise InvalidInputError(
-            f"{directory / 'arc_halo.yaml'} is there already",
-            hint="edit it, or name another directory",
-            code="AH014",
-        )
+    refuse_existing(directory / "arc_halo.yaml", hint="edit it, or name another directory")
     written = [
         str(directory / target)
         for target, template in FILES.items()

@@ -12,7 +12,8 @@ import click
 
 from arc_halo.cli.given_files import given_paths, given_tokenizers, open_given
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, UsageError
+from arc_halo.cli.overwriting import refuse_existing
+from arc_halo.errors import InvalidInputError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.fusion.conflicts import Inspection
@@ -100,8 +101,7 @@ def inspect(
     from arc_halo.fusion.heatmap_svg import draw
     from arc_halo.reconcile.report import as_json
 
-    if svg is not None and svg.exists() and not force:
-        raise RefusedError(f"{svg} is there already", hint="`--force` overwrites it", code="AH014")
+    refuse_existing(svg, force=force)
     needs_database = not files and reactor is None
     with invocation.open(needs_manifest=reactor is not None, needs_database=needs_database) as to:
         asked = _asked(to, models, base, reactor)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from arc_halo.cli.invocation import Invocation, render
+from arc_halo.cli.overwriting import refuse_existing
 from arc_halo.errors import (
     InvalidInputError,
     ManifestError,
     PluginConflictError,
     PluginError,
-    RefusedError,
 )
 
 if TYPE_CHECKING:
@@ -227,11 +227,7 @@ def _label(invocation: Invocation, file: Path, where: Path) -> str:
 
 
 def _write(texts: Mapping[Path, str], *, force: bool) -> None:
-    for path in texts:
-        if path.exists() and not force:
-            raise RefusedError(
-                f"{path} is there already", hint="`--force` overwrites it", code="AH014"
-            )
+    refuse_existing(*texts, force=force)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

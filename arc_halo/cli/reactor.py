@@ -12,7 +12,8 @@ import click
 
 from arc_halo.cli.given_texts import read_given, read_inputs
 from arc_halo.cli.invocation import INTERRUPTED, Invocation, render, table
-from arc_halo.errors import NotFoundError, RefusedError, UsageError
+from arc_halo.cli.overwriting import refuse_existing
+from arc_halo.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.outputs import Outputs
@@ -156,8 +157,7 @@ def graph(invocation: Invocation, name: str, svg: Path | None, force: bool) -> N
     from arc_halo.reactors.opening import read_shape
     from arc_halo.reconcile.report import as_json
 
-    if svg is not None and svg.exists() and not force:
-        raise RefusedError(f"{svg} is there already", hint="`--force` overwrites it", code="AH014")
+    refuse_existing(svg, force=force)
     with invocation.open(needs_database=True) as project:
         project.check_schema()
         with project.connection() as conn:

@@ -10,7 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from arc_halo.errors import ArcHaloError, InvalidInputError, NotFoundError, StalePlanError
+from arc_halo.errors import (
+    ArcHaloError,
+    InvalidInputError,
+    NotFoundError,
+    RefusedError,
+    StalePlanError,
+)
 from arc_halo.formats._files import replacing
 from arc_halo.reconcile.changes import Plan
 from arc_halo.reconcile.git import GitState
@@ -71,10 +77,10 @@ class SavedPlan:
 
 
 def save_plan(path: Path, plan: Plan, git: GitState | None) -> None:
-    """Write the plan, for its owner alone to read. Raises `ArcHaloError` (AH014) for a file that
+    """Write the plan, for its owner alone to read. Raises `RefusedError` (AH014) for a file that
     is something else."""
     if path.exists() and not _is_plan(path):
-        raise ArcHaloError(
+        raise RefusedError(
             f"{path} is there already, and is no plan", hint="choose another file", code="AH014"
         )
     with replacing(path) as file:

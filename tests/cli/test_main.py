@@ -221,7 +221,7 @@ def test_init_writes_a_project_that_applies(tmp_path, database, monkeypatch, cap
     monkeypatch.chdir(tmp_path / "shop")
     assert run(["apply"]) == 0
     assert "+ model/tiny@1.0.0" in capsys.readouterr().out
-    assert run(["init"]) == 4
+    assert run(["init"]) == 5
     assert run(["init", str(tmp_path / "Bad Name!"), "--name", "Bad Name!"]) == 4
 
 

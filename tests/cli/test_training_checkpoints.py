@@ -106,7 +106,7 @@ def test_weights_are_restored_to_files_with_the_config_of_the_model(
     written = load_file("out/model.safetensors")
     assert (written["w"] == trained[20]["w"]).all()
     assert not (tmp_path / "out" / "config.json").exists()
-    assert run(["training", "checkpoints", "restore", "tune", "-o", "out"]) == 4
+    assert run(["training", "checkpoints", "restore", "tune", "-o", "out"]) == 5
     assert "--force" in capsys.readouterr().err
     save_file(trained[10], "m.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "odd"}')

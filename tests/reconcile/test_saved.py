@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from arc_halo.errors import ArcHaloError, InvalidInputError, StalePlanError
+from arc_halo.errors import InvalidInputError, RefusedError, StalePlanError
 from arc_halo.fusion.driving import LOCAL
 from arc_halo.reconcile.building import Builder
 from arc_halo.reconcile.progress import Silent
@@ -135,9 +135,9 @@ def test_what_is_no_plan_is_refused_and_not_overwritten(workshop, tmp_path):
         with pytest.raises(InvalidInputError, match="is no plan of Arc-Halo"):
             read_plan(path)
         workshop.write({"models": MODELS})
-        with pytest.raises(ArcHaloError, match="is there already") as caught:
+        with pytest.raises(RefusedError, match="is there already") as caught:
             save_plan(path, workshop.plan(), None)
-        assert caught.value.error_code == "AH014"
+        assert (caught.value.error_code, caught.value.exit_code) == ("AH014", 5)
         assert path.read_text() == text
 
 

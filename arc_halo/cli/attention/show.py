@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
-from arc_halo.errors import InvalidInputError, RefusedError, UsageError
+from arc_halo.cli.overwriting import refuse_existing
+from arc_halo.errors import InvalidInputError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.inference.attention_captures import Attention, Head
@@ -127,11 +128,7 @@ def _check_files(svg: Path | None, png: Path | None, force: bool) -> None:
             )
     if png:
         heatmap_png.check_can_draw()
-    for file in (svg, png):
-        if file and file.exists() and not force:
-            raise RefusedError(
-                f"{file} is there already", hint="`--force` overwrites it", code="AH014"
-            )
+    refuse_existing(svg, png, force=force)
 
 
 def _show_heads(invocation: Invocation, found: Attention) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arc_halo.cli.export import refuse_existing
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
+from arc_halo.cli.overwriting import refuse_existing
 from arc_halo.cli.training import checkpoint_facts as facts_of
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def restore(
         exporting.check_writable(weight_format, is_sharded=False)
         path = exporting.weights_path(directory, weight_format)
         config_path = directory / "config.json"
-        if not force:
-            refuse_existing([*files_of(path), config_path])
+        refuse_existing(*files_of(path), config_path, force=force)
         project.check_schema()
         with project.connection() as conn:
             point = find_checkpoint(conn, checkpoint, parts=frozenset({"model"}))

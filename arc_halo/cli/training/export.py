@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.errors import RefusedError, UsageError
+from arc_halo.cli.overwriting import refuse_existing
+from arc_halo.errors import UsageError
 
 
 @click.command("export")
@@ -56,8 +57,8 @@ def export(
         raise UsageError(
             "points are written as CSV where no file is named", hint="name one with `--out FILE`"
         )
-    if not is_stdout and out.exists() and not force:
-        raise RefusedError(f"{out} is there already", hint="`--force` overwrites it", code="AH014")
+    if not is_stdout:
+        refuse_existing(out, force=force)
     if exporting.is_parquet(out):
         exporting.check_parquet()
     with invocation.open(needs_database=True) as project:

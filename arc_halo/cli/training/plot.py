@@ -10,7 +10,8 @@ import click
 
 from arc_halo.cli.console import printable
 from arc_halo.cli.invocation import Invocation, render
-from arc_halo.errors import NotFoundError, RefusedError
+from arc_halo.cli.overwriting import refuse_existing
+from arc_halo.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,10 +94,7 @@ def plot(
 
     if file is not None:
         plotting.check_image(file)
-        if file.exists() and not force:
-            raise RefusedError(
-                f"{file} is there already", hint="`--force` overwrites it", code="AH014"
-            )
+        refuse_existing(file, force=force)
     terminal = shutil.get_terminal_size((80, 24))
     width, height = width or terminal.columns, height or min(20, max(8, terminal.lines - 6))
     # A sign of Braille has two dots beside one another.
