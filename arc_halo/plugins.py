@@ -22,6 +22,7 @@ from arc_halo import hookspecs
 from arc_halo._version import __version__
 from arc_halo.config import redact
 from arc_halo.errors import PluginConflictError, PluginError, UnknownPluginError
+from arc_halo.hook_rules import check_module
 from arc_halo.names import did_you_mean
 from arc_halo.types import (
     BodyStore,
@@ -151,7 +152,6 @@ class PluginManager:
         manager._load_entry_points()
         for label, path in (files or {}).items():
             manager._load_file(label, path)
-        manager._check()
         return manager
 
     @cached_property
@@ -260,6 +260,10 @@ class PluginManager:
         except (pluggy.PluginValidationError, ValueError) as exc:
             raise PluginError(f"{provider}: {exc}") from exc
 
+    def _register_checked(self, module: ModuleType, provider: Provider) -> None:
+        check_module(module, str(provider), file=provider.file is not None)
+        self._register(module, provider)
+
     def _load_entry_points(self) -> None:
         for entry in sorted(
             importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name
@@ -277,7 +281,7 @@ class PluginManager:
                 ) from exc
             if not isinstance(module, ModuleType):
                 raise PluginError(f"the plugin {entry.name!r} of {provider} is not a module")
-            self._register(module, provider)
+            self._register_checked(module, provider)
 
     def _load_file(self, label: str, path: Path) -> None:
         try:
@@ -302,17 +306,7 @@ class PluginManager:
                 f"{_place(exc, path, label)}: the plugin cannot be imported: {_words(exc)}",
                 hint="run `python " + label + "` to see more",
             ) from exc
-        self._register(module, provider)
-
-    def _check(self) -> None:
-        try:
-            self._pm.check_pending()
-        except pluggy.PluginValidationError as exc:
-            owner = getattr(exc.plugin, "__name__", "")
-            provider = self._providers.get(owner, owner)
-            raise PluginError(
-                f"{provider}: {exc}", hint="`arc-halo plugins --hooks` lists the hooks"
-            ) from exc
+        self._register_checked(module, provider)
 
     def _index(self, kind: type[D], hook: str) -> Mapping[str, Provided[D]]:
         found: dict[str, Provided[D]] = {}
@@ -334,15 +328,12 @@ class PluginManager:
 
     def _impls(self, hook: str) -> Iterator[tuple[pluggy.HookImpl, Provider]]:
         for impl in getattr(self._pm.hook, hook).get_hookimpls():
-            provider = self._providers[impl.plugin_name]
-            if impl.wrapper or impl.hookwrapper:
-                raise PluginError(f"{provider}: {hook} may not be wrapped")
-            yield impl, provider
+            yield impl, self._providers[impl.plugin_name]
 
 
 def _texts(said: Any) -> list[Any]:
-    """What a policy says: nothing, a text, or several."""
-    return [said] if isinstance(said, str) else list(said or ())
+    """What a policy says: nothing, a text, or several; a `False` is none of them, and fails."""
+    return [said] if isinstance(said, str) else list(() if said is None else said)
 
 
 def _called(

@@ -22,11 +22,15 @@ def refusals(plan: Plan, plugins: PluginManager) -> tuple[Conflict, ...]:
         Conflict(
             key=Key(kind="policy", name=provider.file or provider.name),
             code="AH056",
-            message=f"a policy of {provider} refuses: {reason}",
+            message=f"a policy of {provider} refuses{_because(reason)}",
             hint=HINT,
         )
         for reason, provider in plugins.refusals(plan_json(plan))
     )
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason.strip() else ", and gives no reason"
 
 
 def with_refusals(plan: Plan, plugins: PluginManager) -> Plan:

@@ -83,8 +83,70 @@ def test_a_misspelt_hook_is_an_error_that_names_hook_and_file(tmp_path: Path) ->
 
 def test_a_hook_with_parameters_it_is_not_given_is_an_error(tmp_path: Path) -> None:
     text = strategy().replace("strategies():", "strategies(config):")
-    with pytest.raises(PluginError, match=r"(?s)plugins/p0\.py.*config"):
+    with pytest.raises(PluginError, match=r"plugins/p0\.py.*config"):
         use(load(tmp_path, text))
+
+
+POLICY = (
+    "from arc_halo import hookimpl\n\n@hookimpl\ndef arc_halo_before_apply(plan):\n    yield 'no'\n"
+)
+
+NEVER_ASKED = {
+    "no mark": (
+        POLICY.replace("@hookimpl", ""),
+        "p0.py:4: arc_halo_before_apply is without `@hookimpl`, so that it would never be called",
+        "write `@hookimpl` above it",
+    ),
+    "no function": (
+        "from functools import partial\narc_halo_before_apply = partial(print)\n",
+        "p0.py: arc_halo_before_apply is without `@hookimpl`",
+        "write `@hookimpl` above it",
+    ),
+    "no mark, misspelt": (
+        POLICY.replace("@hookimpl", "").replace("apply", "aply"),
+        "p0.py:4: arc_halo_before_aply is no hook",
+        "did you mean 'arc_halo_before_apply'?; `arc-halo plugins --hooks` lists the hooks; a hook",
+    ),
+    "misspelt": (
+        POLICY.replace("apply", "aply"),
+        "p0.py:3: arc_halo_before_aply is no hook",
+        "did you mean 'arc_halo_before_apply'?",
+    ),
+    "another argument": (
+        POLICY.replace("(plan)", "(plan, changes)"),
+        "p0.py:3: arc_halo_before_apply asks for 'changes', which it is not given",
+        "write `def arc_halo_before_apply(plan)`, or fewer of them",
+    ),
+    "no hook": ("x = 1\n", "p0.py: this implements no hook", "take it out of `plugins:`"),
+}
+
+
+@pytest.mark.parametrize("what", NEVER_ASKED)
+def test_a_policy_that_would_never_be_asked_is_an_error_in_one_line(
+    tmp_path: Path, what: str
+) -> None:
+    text, message, hint = NEVER_ASKED[what]
+    with pytest.raises(PluginError) as caught:
+        load(tmp_path, text)
+    assert caught.value.error_code == "AH030"
+    assert f"plugins/{message}" in caught.value.message
+    assert "\n" not in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_the_policy_that_the_documentation_begins_with_refuses(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "policies.md").read_text()
+    policy = page.partition("```python file=keep_all.py\n")[2].partition("```")[0]
+    deletion = {"address": "model/a@1", "change": {"actions": ["delete"]}}
+    ((reason, _),) = load(tmp_path, policy).refusals({"resource_changes": [deletion]})
+    assert reason == "model/a@1 would be deleted"
+
+
+def test_what_is_marked_as_optional_or_named_by_its_mark_is_no_mistake(tmp_path: Path) -> None:
+    optional = POLICY.replace("@hookimpl", "@hookimpl(optionalhook=True)").replace("apply", "dusk")
+    named = POLICY.replace("@hookimpl", '@hookimpl(specname="arc_halo_before_apply")')
+    manager = load(tmp_path, optional, named.replace("def arc_halo_before_apply", "def judge"))
+    assert [reason for reason, _ in manager.refusals({})] == ["no"]
 
 
 @pytest.mark.parametrize("other", ["linear", "mine"])
@@ -192,6 +254,14 @@ def test_an_installed_package_provides_too(tmp_path: Path, monkeypatch: pytest.M
     provided = manager.strategy("mine")
     assert (str(provided.provider), provided.version) == ("halo-extra 1.2", "4")
     assert "halo-extra 1.2" in [str(provider) for provider in manager.providers]
+
+
+def test_a_package_whose_policy_has_no_mark_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, POLICY.replace("@hookimpl", ""))
+    with pytest.raises(PluginError, match=r"halo-extra 1\.2: arc_halo_before_apply is without"):
+        PluginManager.load()
 
 
 def test_a_package_has_to_give_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,19 @@ def test_a_rename_does_not_hide_that_weights_are_replaced(guarded):
     assert "is in production" in conflict.message
 
 
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [("yield ' '", "refuses, and gives no reason"), ("return False", "'bool' object")],
+)
+def test_a_policy_without_a_reason_still_refuses(workshop, says, told):
+    (workshop.directory / "mute.py").write_text(
+        FAILING.replace('raise ValueError("out of order")', says)
+    )
+    workshop.write({"plugins": ["mute.py"], "models": {"a@1": {"type": "other"}}})
+    with pytest.raises((PluginError, RefusedError), match=rf"mute\.py.*{told}"):
+        workshop.apply()
+
+
 def test_a_policy_that_ends_the_program_has_not_agreed(workshop):
     (workshop.directory / "quits.py").write_text(
         FAILING.replace('raise ValueError("out of order")', "raise SystemExit(0)")
