@@ -254,7 +254,7 @@ def test_export_never_overwrites_by_itself(shop, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("mine")
-    assert shop("export", "first", "-o", str(out)) == 4
+    assert shop("export", "first", "-o", str(out)) == 5
     assert (out / "config.json").read_text() == "mine"
     assert shop("export", "first", "-o", str(tmp_path / "other")) == 1
     assert "has no weights" in capsys.readouterr().err
