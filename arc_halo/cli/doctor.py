@@ -306,7 +306,7 @@ def _rights(conn: Connection) -> Finding:
     from arc_halo.store.server import missing_rights, server_facts
 
     facts, missing = server_facts(conn), missing_rights(conn)
-    if missing and not any(right.startswith("SELECT ") for right in missing):
+    if missing and not any("SELECT" in rights for rights in missing):
         return Finding(
             check="rights",
             state="warn",
@@ -318,7 +318,10 @@ def _rights(conn: Connection) -> Finding:
         return Finding(
             check="rights",
             state="fail",
-            message=f"{facts.user_name} lacks {', '.join(missing)}",
+            message=f"{facts.user_name} lacks "
+            + "; ".join(
+                f"{', '.join(rights)} on {', '.join(tables)}" for rights, tables in missing.items()
+            ),
             advice="connect as the role that owns the tables, or have an administrator run "
             f"`arc-halo db roles --member writer={facts.user_name}`",
         )

@@ -147,7 +147,7 @@ def plan_summary(plan: Plan) -> str:
         return f"Nothing to do: {_unchanged(plan)} as declared."
     parts = [f"{plan.counts[action]} {verb}" for action, (verb, _) in _counted(plan)]
     if plan.migrations:
-        parts.insert(0, f"{len(plan.migrations)} migrations to apply")
+        parts.insert(0, f"{format_count(len(plan.migrations), 'migration')} to apply")
     blocked = f" {format_count(len(plan.conflicts), 'conflict')} to solve first."
     return f"Plan: {', '.join(parts) or 'no changes'}." + (blocked if plan.conflicts else "")
 

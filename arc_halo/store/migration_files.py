@@ -88,7 +88,9 @@ def _texts(directory: Path) -> Mapping[Path, str]:
 def _paths(directory: Path) -> list[Path]:
     paths = sorted(path for path in directory.glob("*") if path.suffix in {".sql", ".py"})
     if not paths:
-        raise wrong(f"{directory}: no migrations are there", hint="install Arc-Halo again")
+        is_ours = directory == migrations_directory()
+        hint = "install Arc-Halo again" if is_ours else "name the directory of NNNN.family.sql"
+        raise wrong(f"{directory}: no migrations are there", hint=hint)
     return paths
 
 

@@ -87,11 +87,13 @@ def missing_objects(conn: Connection) -> list[str]:
         return [name for (name,) in cursor.execute(_MISSING, names)]
 
 
-def missing_rights(conn: Connection) -> list[str]:
-    """The rights on our tables that the connected role lacks, as in `INSERT on models`."""
+def missing_rights(conn: Connection) -> dict[tuple[str, ...], list[str]]:
+    """The rights that the connected role lacks together, and our tables that it lacks them on."""
+    found: dict[tuple[str, ...], list[str]] = {}
     with conn.cursor(row_factory=tuple_row) as cursor:
-        rows = cursor.execute(_MISSING_RIGHTS, {"tables": list(TABLES)})
-        return [f"{right} on {table}" for table, right in rows]
+        for table, rights in cursor.execute(_MISSING_RIGHTS, {"tables": list(TABLES)}):
+            found.setdefault(tuple(rights), []).append(table)
+    return found
 
 
 _FACTS = """
@@ -124,10 +126,12 @@ WHERE to_regprocedure('public.' || name) IS NULL
 """
 
 _MISSING_RIGHTS = """
-SELECT name, privilege
+SELECT name, array_agg(privilege ORDER BY place)
 FROM unnest(%(tables)s::text[]) AS name
-CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+    WITH ORDINALITY AS rights (privilege, place)
 WHERE to_regclass('public.' || name) IS NOT NULL
   AND NOT has_table_privilege(to_regclass('public.' || name), privilege)
-ORDER BY name, privilege
+GROUP BY name
+ORDER BY name
 """

@@ -11,7 +11,7 @@ import yaml
 from arc_halo import Project
 from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError, SchemaMismatchError
 from arc_halo.reconcile.limits import Limits
-from arc_halo.reconcile.report import plan_lines
+from arc_halo.reconcile.report import plan_lines, plan_summary
 from arc_halo.store import migrate
 
 
@@ -158,6 +158,7 @@ def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(workshop):
         plan = project.plan()
         report = project.try_plan(plan)
         assert (plan.migrations, plan.changes) == ((last,), ())
+        assert plan_summary(plan) == "Plan: 1 migration to apply."
         assert [str(change.key) for change in report.plan.changes] == ["model/m2@1"]
         assert report.revision == 2
         assert project.plan().migrations == (last,)

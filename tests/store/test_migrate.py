@@ -446,8 +446,9 @@ def test_a_number_stands_once(empty: Connection, two: Path) -> None:
 def test_an_empty_or_missing_directory_is_refused(
     empty: Connection, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(SchemaMismatchError, match="no migrations are there"):
+    with pytest.raises(SchemaMismatchError, match="no migrations are there") as refused:
         migrate.up(empty, directory=tmp_path / name)
+    assert "directory" in str(refused.value.hint)
 
 
 def test_out_of_order_is_possible_when_it_is_asked_for(
