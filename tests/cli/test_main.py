@@ -219,8 +219,15 @@ def test_init_writes_a_project_that_applies(tmp_path, database, monkeypatch, cap
     monkeypatch.setenv("ARC_HALO_DATABASE_URL", database)
     assert run(["init", "shop"]) == 0
     monkeypatch.chdir(tmp_path / "shop")
-    assert run(["apply"]) == 0
+    for words in ("init -q", "add -A", "-c user.name=ada -c user.email=ada@h.org commit -qm one"):
+        subprocess.run(["git", *words.split()], check=True)
+    assert run(["plan", "--out", "plan.json"]) == 0
+    assert run(["apply", "plan.json"]) == 0
     assert "+ model/tiny@1.0.0" in capsys.readouterr().out
+    # The saved plan is ignored: the revision is that of the commit.
+    assert run(["history", "--output", "json"]) == 0
+    (revision,) = json.loads(capsys.readouterr().out)["revisions"]
+    assert revision["git"]["is_dirty"] is False
     assert run(["init"]) == 5
     assert run(["init", str(tmp_path / "Bad Name!"), "--name", "Bad Name!"]) == 4
 
