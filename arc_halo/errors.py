@@ -172,6 +172,13 @@ class DatabaseError(ArcHaloError):
     code = "AH044"
 
 
+class LockTimeoutError(DatabaseError):
+    """Another program holds rows or tables, and does so for too long."""
+
+    code = "AH051"
+    exit_code = 3
+
+
 class ConnectionFailedError(DatabaseError):
     code = "AH040"
 

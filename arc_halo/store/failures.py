@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psycopg
 
 from arc_halo.config import redact
-from arc_halo.errors import ConnectionFailedError, DatabaseError, LockNotHadError
+from arc_halo.errors import ConnectionFailedError, DatabaseError, LockTimeoutError
 
 
 @contextmanager
@@ -22,10 +22,10 @@ def translate() -> Iterator[None]:
         raise translated(exc) from exc
 
 
-def translated(exc: psycopg.Error) -> DatabaseError | LockNotHadError:
+def translated(exc: psycopg.Error) -> DatabaseError:
     """The error to show for `exc`: its SQLSTATE, table and constraint, and what to do.
 
-    `ConnectionFailedError` where the connection is lost, `LockNotHadError` where rows or tables
+    `ConnectionFailedError` where the connection is lost, `LockTimeoutError` where rows or tables
     were held for too long.
     """
     state = exc.sqlstate or ""
@@ -46,7 +46,7 @@ def translated(exc: psycopg.Error) -> DatabaseError | LockNotHadError:
     message = redact(f"{said}{detail}") + (f" ({shown})" if shown else "")
     hint = _STATEMENT_HINTS.get(state, exc.diag.message_hint)
     if state == _LOCK_NOT_AVAILABLE:
-        return LockNotHadError(message, hint=hint)
+        return LockTimeoutError(message, hint=hint)
     return DatabaseError(message, hint=hint)
 
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from arc_halo import Project
-from arc_halo.errors import ConnectionFailedError, LockNotHadError
+from arc_halo.errors import ConnectionFailedError, LockTimeoutError
 from arc_halo.reconcile import committing
 
 MANIFEST = {"models": {"a@1": {"type": "other"}}}
@@ -149,7 +149,7 @@ def test_rows_that_another_program_holds_are_not_waited_for_for_ever(workshop, m
     workshop.write({"models": {"a@1": {"type": "other", "description": "new"}}})
     with psycopg.connect(workshop.url) as other:
         other.execute("SELECT FROM models FOR UPDATE")
-        with pytest.raises(LockNotHadError, match="lock timeout") as caught:
+        with pytest.raises(LockTimeoutError, match="lock timeout") as caught:
             workshop.apply()
     assert (caught.value.error_code, caught.value.exit_code) == ("AH051", 3)
     assert workshop.apply().revision == 2
