@@ -31,7 +31,6 @@ def database_target(
     flag: str | None,
     environ: Mapping[str, str],
     manifest_database: str | Mapping[str, object] | None,
-    project_directory: Path | None,
     manifest_file: str = PROJECT_FILE,
 ) -> DatabaseTarget:
     """The first of: the flag, ARC_HALO_DATABASE_URL, the manifest, NEON_DATABASE_URL, embedded.
@@ -39,15 +38,14 @@ def database_target(
     `environ` should come from `load_environment`, `manifest_database` from `manifest_file`. An
     empty value counts as absent. The word `embedded` in place of a URL asks for the bundled
     server although a later source names another. Raises `InvalidInputError`; its message holds no
-    password.
+    password, and begins with the field where it is about one of the manifest.
     """
-    where = str(project_directory / manifest_file) if project_directory else manifest_file
     if flag:
         return _target(flag, "--database-url")
     if own := environ.get("ARC_HALO_DATABASE_URL"):
         return _target(own, "ARC_HALO_DATABASE_URL")
     if manifest_database:
-        return _target(_manifest_url(manifest_database, environ, where), manifest_file)
+        return _target(_manifest_url(manifest_database, environ), manifest_file)
     if neon := environ.get("NEON_DATABASE_URL"):
         return _target(neon, "NEON_DATABASE_URL")
     return DatabaseTarget(kind="embedded", origin="embedded")
@@ -177,49 +175,47 @@ def _target(value: str, origin: str) -> DatabaseTarget:
     return DatabaseTarget(kind="url", url=value, origin=origin)
 
 
-def _manifest_url(
-    database: str | Mapping[str, object], environ: Mapping[str, str], where: str
-) -> str:
+def _manifest_url(database: str | Mapping[str, object], environ: Mapping[str, str]) -> str:
     if isinstance(database, str):
-        return _without_password(database, where)
+        return _without_password(database)
     unknown = sorted(set(database) - {"url", "password"})
     url = database.get("url")
     if unknown or not isinstance(url, str):
         raise InvalidInputError(
-            f"{where}: database takes a 'url' and a 'password'"
+            "database: it takes a 'url' and a 'password'"
             + (f", not {', '.join(map(repr, unknown))}" if unknown else ""),
             code="AH003" if unknown else "AH005",
             hint="write it as {url: postgresql://USER@HOST/DATABASE, password: {env: NAME}}",
         )
-    url = _without_password(url, where)
+    url = _without_password(url)
     return (
-        _with_password(url, _secret(database["password"], environ, where))
+        _with_password(url, _secret(database["password"], environ))
         if "password" in database
         else url
     )
 
 
-def _without_password(url: str, where: str) -> str:
+def _without_password(url: str) -> str:
     if redact(url) != url:
         raise InvalidInputError(
-            f"{where}: database: a password may not stand in the manifest",
+            "database: a password may not stand in the manifest",
             code="AH090",
             hint="take it out, and add 'password: {env: NAME}' beside 'url'",
         )
     return url
 
 
-def _secret(reference: object, environ: Mapping[str, str], where: str) -> str:
+def _secret(reference: object, environ: Mapping[str, str]) -> str:
     name = reference.get("env") if isinstance(reference, Mapping) and len(reference) == 1 else None
     if not isinstance(name, str):
         raise InvalidInputError(
-            f"{where}: database.password must name an environment variable",
+            "database.password: it must name an environment variable",
             code="AH006",
             hint="write it as 'password: {env: NAME}'",
         )
     if not environ.get(name):
         raise InvalidInputError(
-            f"{where}: database.password: the environment variable {name} is not set",
+            f"database.password: the environment variable {name} is not set",
             code="AH008",
             hint=f"export {name}, or write it into the .env beside {PROJECT_FILE}",
         )

@@ -137,13 +137,17 @@ class Project:
         """Which database is meant, and what said so."""
         is_decided = self._flag or self.environ.get("ARC_HALO_DATABASE_URL")
         declared = None if is_decided else self.head.database()
-        return database_target(
-            flag=self._flag,
-            environ=self.environ,
-            manifest_database=declared,
-            project_directory=self.directory,
-            manifest_file=PROJECT_FILE if is_decided else self.head.database_file,
-        )
+        try:
+            return database_target(
+                flag=self._flag,
+                environ=self.environ,
+                manifest_database=declared,
+                manifest_file=PROJECT_FILE if is_decided else self.head.database_file,
+            )
+        except InvalidInputError as exc:
+            if not declared:
+                raise
+            raise self.head.placed(exc) from exc
 
     @cached_property
     def url(self) -> str:

@@ -20,9 +20,7 @@ SECRET = "s3cr3t-w0rd"
 
 
 def target(flag=None, environ=None, manifest=None):
-    return database_target(
-        flag=flag, environ=environ or {}, manifest_database=manifest, project_directory=None
-    )
+    return database_target(flag=flag, environ=environ or {}, manifest_database=manifest)
 
 
 def test_the_flag_beats_everything():

@@ -10,8 +10,9 @@ from typing import Any
 from arc_halo.config import PROJECT_FILE
 from arc_halo.errors import InvalidInputError, ManifestError, Problem
 from arc_halo.manifest.include import PathError
-from arc_halo.manifest.load import load_text
+from arc_halo.manifest.load import Source, load_text
 from arc_halo.manifest.overlays import find_overlay, merged, overlay_label
+from arc_halo.manifest.positions import problem
 from arc_halo.manifest.variables import expand
 
 DEFAULT_THREADS, MAX_THREADS = 2, 256
@@ -28,10 +29,25 @@ class Head:
     data: Mapping[str, Any]
     database_file: str
     environ: Mapping[str, str] = field(repr=False)
+    source: Source | None = field(default=None, repr=False)
+    """The file that says `database:`."""
 
     def database(self) -> str | Mapping[str, object] | None:
-        """`database:`, variables expanded. Raises `InvalidInputError` for what is none."""
-        return _checked(self.data.get("database"), self.environ, self.database_file)
+        """`database:`, variables expanded. Raises `ManifestError` for what is none."""
+        try:
+            return _checked(self.data.get("database"), self.environ)
+        except InvalidInputError as exc:
+            raise self.placed(exc) from exc
+
+    def placed(self, error: InvalidInputError) -> InvalidInputError:
+        """A mistake in `database:`, with its line; its message begins with the field."""
+        if self.source is None:
+            return error
+        named = error.message.partition(":")[0]
+        pointer = tuple(named.split(".")) if named.startswith("database") else ("database",)
+        return ManifestError(
+            [problem(self.source, pointer, error.error_code, error.message, hint=error.hint)]
+        )
 
     @property
     def project(self) -> str:
@@ -43,7 +59,7 @@ class Head:
                 hint="write `project: NAME` into it",
                 code="AH005",
             )
-        return _expanded(name, self.environ, PROJECT_FILE, "project")
+        return _expanded(name, self.environ, f"{PROJECT_FILE}: project")
 
     @property
     def threads(self) -> int:
@@ -62,53 +78,52 @@ def read_head(
     allow_paths: Sequence[Path] = (),
 ) -> Head:
     """What the project file in `directory` and its overlay say; without one, nothing."""
-    said, label = _data(directory / PROJECT_FILE, PROJECT_FILE), PROJECT_FILE
-    if environment is not None and (directory / PROJECT_FILE).is_file():
-        patch = _overlay(directory, environment, allow_paths)
-        label = overlay_label(environment) if "database" in patch else label
+    own = source = _source(directory / PROJECT_FILE, PROJECT_FILE)
+    said = own.data if own else {}
+    if environment is not None and own is not None:
+        overlay = _overlay(directory, environment, allow_paths)
+        patch = overlay.data if overlay else {}
+        source = overlay if "database" in patch else own
         said = merged(said, patch)
-    return Head(data=said, database_file=label, environ=environ)
+    label = source.label if source else PROJECT_FILE
+    return Head(data=said, database_file=label, environ=environ, source=source)
 
 
-def _overlay(directory: Path, environment: str, allow_paths: Sequence[Path]) -> dict[str, Any]:
+def _overlay(directory: Path, environment: str, allow_paths: Sequence[Path]) -> Source | None:
     try:
         path, label = find_overlay(directory, environment, allow_paths)
     except PathError as exc:
         label = overlay_label(environment)
         problem = Problem(code=exc.code, message=exc.message, file=label, hint=exc.hint)
         raise ManifestError([problem]) from exc
-    return _data(path, label)
+    return _source(path, label)
 
 
-def _data(path: Path, label: str) -> dict[str, Any]:
+def _source(path: Path, label: str) -> Source | None:
     """What a file says; nothing, where it is not there."""
-    if not path.is_file():
-        return {}
-    return load_text(path.read_bytes(), path=path, label=label).data
+    return load_text(path.read_bytes(), path=path, label=label) if path.is_file() else None
 
 
-def _checked(
-    database: object, environ: Mapping[str, str], label: str
-) -> str | Mapping[str, object] | None:
+def _checked(database: object, environ: Mapping[str, str]) -> str | Mapping[str, object] | None:
     match database:
         case None:
             return None
         case str():
-            return _expanded(database, environ, label, "database")
+            return _expanded(database, environ, "database")
         case dict() if isinstance(url := database.get("url"), str):
-            return {**database, "url": _expanded(url, environ, label, "database")}
+            return {**database, "url": _expanded(url, environ, "database.url")}
         case dict():
             return database
         case _:
             raise InvalidInputError(
-                f"{label}: database must be an address, or {{url, password}}", code="AH004"
+                "database: neither an address nor {url, password}", code="AH004"
             )
 
 
-def _expanded(text: str, environ: Mapping[str, str], label: str, name: str) -> str:
+def _expanded(text: str, environ: Mapping[str, str], name: str) -> str:
     value, problems = expand(text, environ)
     if problems:
         raise InvalidInputError(
-            f"{label}: {name}: {problems[0].message}", code="AH008", hint=problems[0].hint
+            f"{name}: {problems[0].message}", code="AH008", hint=problems[0].hint
         )
     return value

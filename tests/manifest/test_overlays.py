@@ -382,7 +382,7 @@ def test_an_overlay_names_the_database_of_its_environment(project: Write) -> Non
     expected = {"url": "postgresql://prod/halo", "password": {"env": "PASSWORD"}}
     found = database(directory, "prod", URL="postgresql://prod/halo")
     assert found == (expected, "overlays/prod.yaml")
-    with pytest.raises(InvalidInputError, match=r"overlays/prod.yaml: .* 'URL' has no value"):
+    with pytest.raises(InvalidInputError, match=r"overlays/prod.yaml:1:17: .* 'URL' has no"):
         database(directory, "prod")
     environ = {"URL": "postgresql://prod/halo", "ARC_HALO_ENV": "prod", "PASSWORD": "x"}
     target = Project(directory, environ=environ).target
@@ -390,6 +390,24 @@ def test_an_overlay_names_the_database_of_its_environment(project: Write) -> Non
         "postgresql://prod/halo?password=x",
         "overlays/prod.yaml",
     )
+
+
+def test_what_is_wrong_with_the_database_is_told_at_its_line(project: Write) -> None:
+    def found(text: str, **env: str) -> Problem:
+        with pytest.raises(ManifestError) as caught:
+            _ = Project(project(text), env="prod", environ=env).target
+        (problem,) = caught.value.problems
+        return problem
+
+    text = "database:\n  url: postgresql://prod/${NAME}\n  password: {env: PW}\n"
+    missing = found(text, NAME="halo")
+    assert place(missing) == ("AH008", "overlays/prod.yaml", 3, 13)
+    assert missing.message == "database.password: the environment variable PW is not set"
+    assert place(found(text)) == ("AH008", "overlays/prod.yaml", 2, 8)
+    assert place(found("database: [x]\n")) == ("AH004", "overlays/prod.yaml", 1, 11)
+    literal = found("database: {url: 'host=h password=hunter2'}\n")
+    assert place(literal) == ("AH090", "overlays/prod.yaml", 1, 11)
+    assert "hunter2" not in repr(literal)
 
 
 def test_an_overlay_that_says_nothing_of_the_database_leaves_it(project: Write) -> None:
@@ -434,7 +452,8 @@ def test_every_file_behind_a_manifest_is_known(project: Write) -> None:
     text = tokenizer.replace("parts/*.yaml", 'parts/*.yaml", "more/*.yaml').replace(
         "database:", "plugins: [mine.py]\ndatabase:"
     )
-    directory = project("", **{"arc_halo.yaml": text, "mine.py": ""})
+    plugin = "from arc_halo import hookimpl\n@hookimpl\ndef arc_halo_before_apply(): ...\n"
+    directory = project("", **{"arc_halo.yaml": text, "mine.py": plugin})
     found = desired(directory, ALIAS="x")
     assert {path.relative_to(directory).as_posix() for path in found.files} == {
         *("arc_halo.yaml", "overlays/prod.yaml", "parts", "parts/merges.yaml", "more"),
