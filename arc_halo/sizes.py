@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 _SIZES: Mapping[str, int] = {
     "TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10,
@@ -38,6 +39,11 @@ def format_seconds(seconds: float) -> str:
     if seconds < 7200:
         return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"
+
+
+def format_time(at: datetime) -> str:
+    """`2026-06-01 12:00:00+0000`: everywhere in UTC, whatever the zone of server and reader."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S%z}"
 
 
 def manifest_size(size_bytes: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from arc_halo.cli.choosing import limit_options
 from arc_halo.cli.cutting import Cut, cut_options
 from arc_halo.cli.invocation import Invocation, markdown_table, render, table
 from arc_halo.cli.limiting import MOST
-from arc_halo.errors import InvalidInputError, RefusedError
+from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
     from arc_halo.reconcile.changes import Plan
+    from arc_halo.store.rows import Connection
 
 
 @click.group("history", invoke_without_command=True)
@@ -36,6 +38,7 @@ def history(context: click.Context, limit: int) -> None:
     invocation: Invocation = context.obj
     from arc_halo.reconcile.history import commit_text, counts_text, remarks, row_json
     from arc_halo.reconcile.report import as_json
+    from arc_halo.sizes import format_time
 
     with invocation.open() as project:
         name = project.head.project
@@ -44,7 +47,7 @@ def history(context: click.Context, limit: int) -> None:
     cells = [
         (
             str(row.revision),
-            f"{row.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
+            format_time(row.created_at),
             row.actor,
             commit_text(row),
             counts_text(row),
@@ -90,7 +93,11 @@ def show(invocation: Invocation, revision: int | None, cut: Cut) -> None:
 
 @history.command("alias")
 @click.argument("name")
-@click.option("--at", metavar="TIME", help="What it stood for then: 2026-06-01, or with a time.")
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="What it stood for then: 2026-06-01, at the end of that day, or with a time; in UTC.",
+)
 @click.pass_obj
 def alias(invocation: Invocation, name: str, at: str | None) -> None:
     """Tell which versions an alias stood for, and from when to when.
@@ -102,7 +109,9 @@ def alias(invocation: Invocation, name: str, at: str | None) -> None:
     """
     from arc_halo.names import parse_reference
     from arc_halo.reconcile.report import as_json
+    from arc_halo.sizes import format_time
     from arc_halo.store import aliases
+    from arc_halo.tensors.digests import format_digest
 
     reference = parse_reference(name)
     if reference is None or reference.alias is None:
@@ -114,12 +123,15 @@ def alias(invocation: Invocation, name: str, at: str | None) -> None:
         project.check_schema()
         with project.connection() as conn:
             rows = aliases.history(conn, reference.name, reference.alias, at=moment)
-    header = ("model", "from", "to")
+            if not rows:
+                _check_there_was(conn, name)
+    header = ("model", "from", "to", "weights")
     cells = [
         (
             f"{reference.name}@{row.version}",
-            f"{row.assigned_at.astimezone():%Y-%m-%d %H:%M:%S}",
-            f"{row.released_at.astimezone():%Y-%m-%d %H:%M:%S}" if row.released_at else "now",
+            format_time(row.assigned_at),
+            format_time(row.released_at) if row.released_at else "now",
+            row.root.hex()[:12] if row.root else "-",
         )
         for row in rows
     ]
@@ -128,13 +140,14 @@ def alias(invocation: Invocation, name: str, at: str | None) -> None:
             "model": f"{reference.name}@{row.version}",
             "assigned_at": row.assigned_at.isoformat(),
             "released_at": row.released_at.isoformat() if row.released_at else None,
+            "root": format_digest(row.root) if row.root else None,
         }
         for row in rows
     ]
     render(
         invocation,
         text=lambda: invocation.console.print(
-            table(header, cells) if cells else f"{name} stood for nothing."
+            table(header, cells) if cells else f"{name} stood for nothing then."
         ),
         json=lambda: as_json({"alias": name, "versions": facts}),
         markdown=lambda: markdown_table(header, cells),
@@ -199,10 +212,46 @@ def _confirm(invocation: Invocation, plan: Plan, yes: bool) -> None:
     )
 
 
+def _check_there_was(conn: Connection, name: str) -> None:
+    """Raise `NotFoundError` unless `name` was an alias once: what was is never forgotten."""
+    from arc_halo.names import did_you_mean
+    from arc_halo.store import aliases
+
+    known = aliases.ever(conn)
+    if name not in known:
+        hint = did_you_mean(name, sorted(known)) or "a manifest declares it: `aliases:` of a model"
+        raise NotFoundError(f"there was never an alias {name!r}", hint=hint)
+
+
 def _moment(text: str) -> datetime:
+    """The last moment of the day, the minute or the second that is meant; in UTC if it says none.
+
+    So a time that was printed, which has no parts of a second, includes what began in it.
+    """
     try:
-        return datetime.fromisoformat(text).astimezone(UTC)
+        begin = datetime.fromisoformat(text)
+        begin = begin.replace(tzinfo=UTC) if begin.tzinfo is None else begin.astimezone(UTC)
+        return begin + _length(text) - timedelta(microseconds=1)
     except (ValueError, OverflowError) as exc:
         raise InvalidInputError(
             f"{text!r} is no time", hint="write it as 2026-06-01 or 2026-06-01T12:00", code="AH006"
         ) from exc
+
+
+def _length(text: str) -> timedelta:
+    """How long that lasts which an ISO date or time names, by the last of its parts."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        parts = _TIME.search(text)
+        return _LENGTHS[sum(map(bool, parts.groups())) if parts else -1]
+    return timedelta(days=1)
+
+
+_TIME = re.compile(r"[T ]\d\d(:?\d\d)?(:?\d\d)?([.,]\d+)?", re.IGNORECASE)
+_LENGTHS = (
+    timedelta(hours=1),
+    timedelta(minutes=1),
+    timedelta(seconds=1),
+    timedelta(microseconds=1),
+)

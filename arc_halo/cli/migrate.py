@@ -48,13 +48,14 @@ def status(invocation: Invocation) -> None:
       arc-halo migrate status --output json
     """
     from arc_halo.reconcile.report import as_json
+    from arc_halo.sizes import format_time
     from arc_halo.store import migrate as migrations
 
     with _connection(invocation) as conn:
         found = migrations.status(conn)
     header = ("migration", "state", "applied at")
     rows = [
-        (each.id, _state(each), f"{each.applied_at:%Y-%m-%d %H:%M:%S%z}" if each.applied_at else "")
+        (each.id, _state(each), format_time(each.applied_at) if each.applied_at else "")
         for each in found
     ]
     facts = [{"id": row[0], "state": row[1], "applied_at": row[2] or None} for row in rows]

@@ -39,7 +39,9 @@ def json_number(value: float | None) -> float | str | None:
 
 
 def moment(at: datetime | None) -> str:
-    return "-" if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+    from arc_halo.sizes import format_time
+
+    return "-" if at is None else format_time(at)
 
 
 def facts(record: DataclassInstance) -> JsonObject:

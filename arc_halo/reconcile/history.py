@@ -12,7 +12,7 @@ from arc_halo.reconcile.markdown import field_rows
 from arc_halo.reconcile.markdown_page import Page, Row, Section, code, page_text, prose
 from arc_halo.reconcile.plan_document import FORMAT_VERSION
 from arc_halo.reconcile.report import Line, Style, field_text
-from arc_halo.sizes import format_count
+from arc_halo.sizes import format_count, format_time
 from arc_halo.store import revisions
 from arc_halo.store.revisions import ChangeRow, RevisionRow
 from arc_halo.store.rows import Connection
@@ -79,7 +79,7 @@ def revision_lines(found: PastRevision) -> Iterator[Line]:
     row = found.row
     yield Line(f"Revision {row.revision} of {found.project}", "bold")
     facts = (
-        ("applied", f"{row.created_at:%Y-%m-%d %H:%M:%S%z} by {row.actor} on {row.host}"),
+        ("applied", f"{format_time(row.created_at)} by {row.actor} on {row.host}"),
         ("role", row.database_role),
         ("commit", commit_text(row)),
         ("run", row.run_url or ""),
@@ -150,7 +150,7 @@ def revision_markdown(
 ) -> str:
     """A revision as a deployment report, cut below `max_bytes`."""
     row = found.row
-    who = f"Applied {row.created_at:%Y-%m-%d %H:%M:%S%z} by {prose(row.actor)}"
+    who = f"Applied {format_time(row.created_at)} by {prose(row.actor)}"
     commit = f" from {code(commit_text(row))}" if row.git_commit else ""
     run = f" ([run]({row.run_url}))" if row.run_url else ""
     lost = [change for change in found.changes if change.after is None]

@@ -112,23 +112,39 @@ JOIN model_aliases AS alias ON alias.model_id = model.id
 GROUP BY 1
 """
 
+# The root that the version had at the moment asked for, or else at the end of its time.
 HISTORY = """
-SELECT version, assigned_at, released_at FROM model_alias_history
-WHERE model_name = %(name)s AND alias = %(alias)s
+SELECT period.version, period.assigned_at, period.released_at, weights.root
+FROM model_alias_history AS period
+LEFT JOIN LATERAL (
+    SELECT had.root FROM model_weight_history AS had
+    WHERE had.model_id = period.model_id
+      AND had.assigned_at <= coalesce(%(at)s::timestamptz, period.released_at, 'infinity')
+    ORDER BY had.id DESC LIMIT 1
+) AS weights ON true
+WHERE period.model_name = %(name)s AND period.alias = %(alias)s
   AND (%(at)s::timestamptz IS NULL
-       OR assigned_at <= %(at)s::timestamptz
-          AND (released_at IS NULL OR released_at > %(at)s::timestamptz))
-ORDER BY assigned_at DESC, id DESC
+       OR period.assigned_at <= %(at)s::timestamptz
+          AND (period.released_at IS NULL OR period.released_at > %(at)s::timestamptz))
+ORDER BY period.assigned_at DESC, period.id DESC
+"""
+
+EVER = """
+SELECT DISTINCT model_name || ':' || alias FROM model_alias_history
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasPeriod:
-    """From when to when an alias stood for a version; `released_at` None means that it does."""
+    """From when to when an alias stood for a version; `released_at` None means that it does.
+
+    `root` is that of the version's weights, where it has any and was not deleted since.
+    """
 
     version: str
     assigned_at: datetime
     released_at: datetime | None
+    root: bytes | None
 
 
 def replace(conn: Connection, ids: Sequence[UUID], items: Sequence[JsonObject]) -> None:
@@ -148,6 +164,11 @@ def history(
     params = {"name": name, "alias": alias, "at": at}
     with conn.cursor(row_factory=class_row(AliasPeriod)) as cursor:
         return cursor.execute(HISTORY, params).fetchall()
+
+
+def ever(conn: Connection) -> set[str]:
+    """Every alias that there is or was, as `name:alias`."""
+    return {str(alias) for (alias,) in conn.execute(EVER)}
 
 
 def of_models(conn: Connection, models: Mapping[str, Sequence[str]]) -> dict[str, str]:

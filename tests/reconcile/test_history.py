@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import numpy as np
 import pytest
 
+from arc_halo.cli.main import run
 from arc_halo.errors import NotFoundError, RefusedError
 from arc_halo.reconcile.history import (
     fields_of,
@@ -190,6 +194,68 @@ def test_an_alias_is_known_as_of_a_date(workshop):
         for period in (now, then):
             (found,) = aliases.history(conn, "a", "live", at=period.assigned_at)
             assert found == period
+
+
+@pytest.fixture
+def alias_told(workshop, capsys):
+    """What the command tells of an alias that moved in the middle of a second."""
+    weights = workshop.weights("a.safetensors", {"t": np.ones(3, np.float32)})
+    held = {"type": "other", "weights": weights, "aliases": ["live"]}
+    workshop.apply({"models": {"a@1": held, "a@2": {"type": "other"}}})
+    workshop.apply({"models": {"a@1": {"type": "other", "weights": weights}, "a@2": held}})
+    workshop.sql("UPDATE model_weight_history SET assigned_at = '2026-01-01'")
+    workshop.sql("""
+        UPDATE model_alias_history SET (assigned_at, released_at) = (
+            SELECT lower(r), upper(r) FROM tstzrange(
+                CASE version WHEN '1' THEN '2026-06-01 12:00:00.4+00'::timestamptz
+                             ELSE '2026-06-02 08:00:00.7+00' END,
+                CASE version WHEN '1' THEN '2026-06-02 08:00:00.7+00'::timestamptz END) AS r)""")
+    place = ["--project", str(workshop.directory), "--database-url", workshop.url]
+
+    def told(*arguments):
+        code = run(["history", "alias", *arguments, *place])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return told
+
+
+def test_a_time_that_was_told_tells_what_began_then(alias_told, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        _, out, _ = alias_told("a:live")
+        header, now, then = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines())
+        assert header == ["model", "from", "to", "weights"]
+        assert now[:3] == ["a@2", "2026-06-02 08:00:00+0000", "now"]
+        assert then[:3] == ["a@1", "2026-06-01 12:00:00+0000", "2026-06-02 08:00:00+0000"]
+        assert then[3] == now[3] != "-"
+        for at, version in {
+            then[1]: "a@1",
+            then[2]: "a@2",
+            "2026-06-01": "a@1",
+            "2026-06-02": "a@2",
+            "2026-06-01T12:00": "a@1",
+            "2026-06-02T08:00:00.699999": "a@1",
+            "2026-06-02T17:00:00+09:00": "a@2",
+        }.items():
+            assert f"{version} " in alias_told("a:live", "--at", at)[1], at
+        for early in ("2026-05-31", "2026-06-01T11", "2026-06-01T12:00:00.3"):
+            assert alias_told("a:live", "--at", early)[:2] == (
+                0,
+                "a:live stood for nothing then.\n",
+            )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_an_alias_that_never_was_is_an_error_with_a_guess(alias_told):
+    for unknown in ("b:live", "a:lvie"):
+        code, out, err = alias_told(unknown)
+        assert (code, out) == (1, "")
+        assert "error[AH055]" in err
+        assert "did you mean 'a:live'?" in err
 
 
 def test_a_rollback_renames_back(workshop):

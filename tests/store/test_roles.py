@@ -54,7 +54,7 @@ READS = [
     "plan --detailed-exitcode", "show model/blend@1.0.0", "get models", "lineage blend@1.0.0",
     "diff base tuned", "migrate status", "tensors ls base", "tensors du", "training ls",
     "inference ls", "cache stats", "reactor status", "keys ls", "fuse verify blend",
-    "drift", "history", "history show", "history alias blend:live", "rollback 1 --dry-run",
+    "drift", "history", "history show", "history alias base:live", "rollback 1 --dry-run",
     "plan --no-cache",
 ]  # fmt: skip
 

@@ -25,7 +25,7 @@ Table = tuple["Sequence[str]", "Sequence[Sequence[str]]"]
 
 
 def row(point: Checkpoint) -> tuple[str, ...]:
-    from arc_halo.sizes import format_size
+    from arc_halo.sizes import format_size, format_time
 
     metrics = [f"{name} {_number(float(value))}" for name, value in point.metrics.items()]
     return (
@@ -34,7 +34,7 @@ def row(point: Checkpoint) -> tuple[str, ...]:
         point.type,
         format_size(point.size_bytes),
         ", ".join(metrics) or "-",
-        f"{point.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
+        format_time(point.created_at),
         point.kept_because or "-",
     )
 
