@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, cast
 import click
 
 from arc_halo.cli.invocation import Invocation
-from arc_halo.errors import UsageError
+from arc_halo.errors import ArcHaloError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +35,7 @@ class Cut:
     def markdown(self, made: Markdown) -> str:
         """What is printed of a page; all of it is in the file."""
         if self.file is not None:
-            self.file.write_text(made(max_bytes=None, whole=None), encoding="utf-8")
+            _write(self.file, made(max_bytes=None, whole=None))
         return made(max_bytes=self.max_bytes, whole=_whole())
 
 
@@ -67,6 +67,17 @@ def cut_options(command: F) -> F:
         return command(*args, cut=Cut(max_bytes=max_bytes, file=whole), **given)
 
     return cast(F, cutting)
+
+
+def _write(file: Path, page: str) -> None:
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as exc:
+        raise ArcHaloError(
+            f"{file}: cannot be written: {exc.strerror or exc}",
+            hint="check the directory, its rights and the space on its disk",
+            code="AH015",
+        ) from exc
 
 
 def _whole() -> str | None:

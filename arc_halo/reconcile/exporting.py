@@ -26,6 +26,7 @@ from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
 
 FIRST_LINES: Final = (
+    "# For completion in editors: arc-halo schema > manifest.schema.json, and this line:",
     "# yaml-language-server: $schema=manifest.schema.json",
     "# Written from the database by `arc-halo export-manifest`.",
 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arc_halo.cli.cutting import Cut
 from arc_halo.cli.main import run
+from arc_halo.errors import ArcHaloError
 from arc_halo.reconcile.changes import Change, Conflict, FieldChange, Losses, Orphan, Plan
 from arc_halo.reconcile.markdown import plan_markdown
 from arc_halo.reconcile.markdown_page import Page, Row, Section, code, page_text, prose
@@ -170,3 +173,11 @@ def test_what_cuts_markdown_is_refused_for_anything_else(tmp_path, monkeypatch, 
     assert run(["plan", "--max-bytes", "5000"]) == 64
     assert run(["drift", "--output", "json", "--whole", "all.md"]) == 64
     assert "add `--output markdown`" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_an_error_with_a_hint(tmp_path):
+    cut = Cut(file=tmp_path / "absent" / "all.md")
+    with pytest.raises(ArcHaloError, match=r"all\.md: cannot be written: No such file") as caught:
+        cut.markdown(lambda **_: "page")
+    assert caught.value.error_code == "AH015"
+    assert "check the directory" in str(caught.value.hint)
