@@ -15,7 +15,8 @@ def adopt(invocation: Invocation, address: str, yes: bool) -> None:
     """Make this project the owner of a resource that the manifest declares and the database has.
 
     Its rows stay as they are; what the manifest says otherwise is shown by the next plan. Nothing
-    is taken from another project without `--yes`.
+    is taken from another project without `--yes`. Of what is the project's already there is nothing
+    to do.
 
     \b
     Examples:
@@ -29,11 +30,14 @@ def adopt(invocation: Invocation, address: str, yes: bool) -> None:
         name = project.head.project
     was = f"was of the project {done.owner!r}" if done.owner else "was nobody's"
     text = f"< {done.key} is of {name} now, and {was}: revision {done.revision}."
+    if not done.is_new:
+        text = f"Nothing to do: {done.key} is of {name} already."
     facts = {
         "address": str(done.key),
         "project": name,
         "owner_before": done.owner,
         "revision": done.revision,
+        "has_changed": done.is_new,
     }
     render(
         invocation,

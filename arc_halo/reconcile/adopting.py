@@ -20,11 +20,15 @@ from arc_halo.types import JsonObject, Key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopted:
-    """What was taken over, from which project (None: from nobody), and the new revision."""
+    """What was taken over, from which project (None: from nobody), and the new revision.
+
+    What was the project's own before keeps its revision: nothing is done.
+    """
 
     key: Key
     owner: str | None
     revision: int
+    is_new: bool = True
 
 
 def parse_address(text: str) -> Key:
@@ -47,7 +51,7 @@ def adopt(
 
     One transaction, and a revision of each project it concerns. `may_take` allows taking it from
     another project, unless it is protected there. Raises `NotFoundError` for what is not there,
-    `RefusedError` for what is the project's already, or another's. `deletion` and `ignore` stay as
+    `RefusedError` for what is another's. `deletion` and `ignore` stay as
     they were until the next apply.
     """
     with conn.transaction():
@@ -55,6 +59,9 @@ def adopt(
         for each in sorted({project, *([owner] if owner else [])}):
             try_xact_lock(conn, f"arc-halo/{each}", LOCK_SECONDS)
         record = _checked(conn, project, key, may_take)
+        if record is not None and record.project == project:
+            revision = projects.head(conn, project).head_revision
+            return Adopted(key=key, owner=project, revision=revision, is_new=False)
         spec = state.live_specs(conn, [key])[key]
         if record is not None:
             _let_go(conn, record.project, key, spec, directory)
@@ -76,7 +83,7 @@ def _checked(conn: Connection, project: str, key: Key, may_take: bool) -> projec
             f"there is no {key} in the database", hint="`arc-halo get --all-projects` lists all"
         )
     if owner == project:
-        raise RefusedError(f"{key} belongs to {project} already", code="AH053")
+        return record
     if owner is not None and not may_take:
         raise RefusedError(
             f"{key} belongs to the project {owner!r}",

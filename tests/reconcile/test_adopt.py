@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, NotFoundError, RefusedError, StalePlanError
 
 MODEL = {"models": {"a@1": {"type": "other", "description": "ours"}}}
@@ -71,9 +72,16 @@ def test_what_cannot_be_adopted_is_refused(unmanaged):
     workshop.write({"models": {"b@1": {"type": "other"}}})
     with pytest.raises(NotFoundError, match="there is no model/b@1 in the database"):
         adopt(workshop, "model/b@1")
-    workshop.apply()
-    with pytest.raises(RefusedError, match="belongs to work already"):
-        adopt(workshop, "model/b@1")
+
+
+def test_of_what_is_the_projects_already_there_is_nothing_to_do(workshop, monkeypatch, capsys):
+    revision = workshop.apply(MODEL).revision
+    again = adopt(workshop, "model/a@1")
+    assert (again.is_new, again.owner, again.revision) == (False, "work", revision)
+    monkeypatch.chdir(workshop.directory)
+    assert run(["adopt", "model/a@1", "--database-url", workshop.url]) == 0
+    assert "Nothing to do: model/a@1 is of work already." in capsys.readouterr().out
+    assert workshop.value("SELECT max(revision) FROM revisions") == revision
 
 
 def test_what_another_project_protects_is_not_taken(workshop, open_workshop):
