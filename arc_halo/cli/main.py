@@ -119,7 +119,8 @@ def arc_halo(context: click.Context) -> None:
 
     \b
     Exit codes: 0 done, 1 error, 2 changes pending (plan --detailed-exitcode), 3 stale plan or
-    locked, 4 invalid input, 5 refused, 64 wrong usage, 130 interrupted.
+    locked, 4 invalid input, 5 refused, 64 wrong usage, 130 interrupted,
+    143 ended by SIGTERM.
     """
     context.ensure_object(Invocation)
 
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         if exc.code == TERMINATED:
             _leave(TERMINATED)
         raise
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, TERMINATED):
         _leave(code)
     sys.exit(code)
 
@@ -146,6 +147,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _interrupted(invocation: Invocation) -> int:
     invocation.console.note("interrupted: run the command again to go on", "warn")
     return INTERRUPTED
+
+
+def _terminated(invocation: Invocation) -> int:
+    invocation.console.note("ended by SIGTERM: run the command again to go on", "warn")
+    return TERMINATED
 
 
 def _leave(code: int) -> NoReturn:
@@ -182,9 +188,16 @@ def run(arguments: list[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, click.Abort):
         return _interrupted(invocation)
+    except SystemExit as exc:
+        if exc.code != TERMINATED:
+            raise
+        return _terminated(invocation)
     except RuntimeError as exc:
         # What an interrupt becomes in the middle of a class: of a module that is being imported.
-        if not isinstance(exc.__cause__, KeyboardInterrupt):
+        cause = exc.__cause__
+        if isinstance(cause, SystemExit) and cause.code == TERMINATED:
+            return _terminated(invocation)
+        if not isinstance(cause, KeyboardInterrupt):
             raise
         return _interrupted(invocation)
     except UnicodeEncodeError:

@@ -86,8 +86,8 @@ def finish(process, number):
     assert process.returncode == CODES[number], err
     check_said(err)
     assert out == ""
-    if number == signal.SIGINT:
-        assert err.splitlines()[-1] == "interrupted: run the command again to go on"
+    said = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    assert err.splitlines()[-1] == f"{said}: run the command again to go on"
 
 
 def come_to(closed, process):
