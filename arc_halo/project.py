@@ -357,6 +357,25 @@ class Project:
             self._memory.keep(plan, before, desired, files, circumstances, began=began)
         return plan
 
+    def check_first_weights(
+        self, *, targets: Sequence[str] = (), excludes: Sequence[str] = ()
+    ) -> None:
+        """Raise `ManifestError` for absent weights where the database has no schema yet.
+
+        In one that has, they may have been imported before: a plan tells.
+        """
+        from arc_halo.reconcile.planning import select_wanted
+        from arc_halo.reconcile.selecting import Selection
+        from arc_halo.reconcile.sources import check_all_there
+        from arc_halo.store import migrate
+
+        selection = Selection(targets=tuple(targets), excludes=tuple(excludes))
+        with self.connection() as conn:
+            if all(each.state == "pending" for each in migrate.status(conn)):
+                desired = self.desired(conn)
+                wanted = select_wanted(conn, desired, self.plugins, selection, prune=False)
+                check_all_there(wanted.desired)
+
     def looks_unchanged(self, *, prune: bool | None = None) -> bool:
         """Whether the manifest and all that belongs to it are as when there was nothing to do."""
         return not self._rereads and self._memory.recall(self._circumstances(prune)) is not None

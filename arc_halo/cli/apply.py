@@ -91,6 +91,7 @@ def apply(
         if saved is not None or not project.looks_unchanged(prune=prune):
             project.desired_without_database()
             project.check_executor()
+            project.check_first_weights(targets=targets, excludes=excludes)
         if saved is not None:
             plan = _saved(invocation, project, saved, is_dry_run=dry_run)
         else:

@@ -25,7 +25,7 @@ from arc_halo.manifest.documents import (
 from arc_halo.manifest.tokenizers import Tokenizer
 from arc_halo.plugins import PluginManager
 from arc_halo.reconcile.changes import Build, Conflict, DesiredResource, FuseBuild, ImportBuild
-from arc_halo.reconcile.sources import Sources, source_of
+from arc_halo.reconcile.sources import Sources, not_there, source_of
 from arc_halo.reconcile.tokenizers import Tokenizers
 from arc_halo.store import builds
 from arc_halo.store.rows import Connection
@@ -310,15 +310,7 @@ class Planner:
                     )
                 )
                 continue
-            problems.append(
-                self._desired.problem(
-                    declaration,
-                    ("weights",),
-                    "AH025",
-                    f"the weights of {key}, {source.label}, are not there",
-                    "put the file in its place: it was never imported from there",
-                )
-            )
+            problems.append(not_there(self._desired, declaration))
         if problems:
             raise ManifestError(problems)
 

@@ -67,6 +67,29 @@ def read_sources(
     return Sources(facts=facts, tokenizers=read_tokenizers(desired), absent=tuple(absent))
 
 
+def check_all_there(desired: Desired) -> None:
+    """Raise `ManifestError` for weights that are absent, of which nothing was ever imported."""
+    problems = [
+        not_there(desired, declaration)
+        for declaration in desired.declarations.values()
+        if (source := source_of(declaration)) is not None and not source.path.exists()
+    ]
+    if problems:
+        raise ManifestError(problems)
+
+
+def not_there(desired: Desired, declaration: Declaration) -> Problem:
+    source = source_of(declaration)
+    label = source.label if source else ""
+    return desired.problem(
+        declaration,
+        ("weights",),
+        "AH025",
+        f"the weights of {declaration.key}, {label}, are not there",
+        "put the file in its place: it was never imported from there",
+    )
+
+
 def weight_files(desired: Desired, cache: DigestCache) -> Iterator[Path]:
     """Every file of weights that the manifest names; of one that is absent, where it would be."""
     for declaration in desired.declarations.values():

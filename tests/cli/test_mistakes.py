@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import arc_halo
@@ -55,6 +56,20 @@ def test_a_path_that_was_never_imported_is_not_taken_for_the_recorded_one(demo, 
     edit(demo / "arc_halo.yaml", PYTHON, "examples/weights/pyhton/model.safetensors")
     assert run(["plan"]) == 4
     assert "error[AH025]" in capsys.readouterr().err
+
+
+def test_weights_that_are_absent_are_told_before_an_empty_database_is_migrated(
+    checkout, empty_database, monkeypatch, capsys
+):
+    monkeypatch.setenv("ARC_HALO_DATABASE_URL", empty_database)
+    (checkout / PYTHON).unlink()
+    assert run(["apply"]) == 4
+    shown = capsys.readouterr().err
+    assert "error[AH025]" in shown
+    assert "migrated" not in shown
+    with psycopg.connect(empty_database) as conn:
+        assert conn.execute("SELECT to_regclass('models')").fetchone() == (None,)
+    assert run(["apply", "--target", "model/base"]) == 0
 
 
 def test_a_promised_digest_is_checked_where_the_file_is_not(demo, capsys):
