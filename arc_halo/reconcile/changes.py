@@ -316,6 +316,7 @@ def _build_json(build: Build | None) -> JsonObject | None:
         }
     return {
         "fuse": f"reactor/{build.reactor}",
+        "uses": build.spec.uses,
         "recipe_key": build.recipe.key.hex() if build.recipe else None,
         "estimate": asdict(build.estimate) if build.estimate else None,
     }

@@ -7,10 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from arc_halo.cli.main import run
 from arc_halo.errors import InvalidInputError, RefusedError, StalePlanError
 from arc_halo.fusion.driving import LOCAL
 from arc_halo.reconcile.building import Builder
+from arc_halo.reconcile.markdown import plan_markdown
+from arc_halo.reconcile.plan_reading import plan_of
 from arc_halo.reconcile.progress import Silent
+from arc_halo.reconcile.report import plan_lines
 from arc_halo.reconcile.saved import SavedPlan, read_plan, save_plan
 
 MODELS = {"a@1": {"type": "other"}, "b@1": {"type": "other", "description": "two"}}
@@ -63,6 +67,36 @@ def test_a_saved_plan_is_applied_exactly(workshop, saved):
         workshop.value("SELECT encode(plan_digest, 'hex') FROM revisions")
         == (plan.document["plan_digest"])
     )
+
+
+def test_a_saved_plan_is_shown_as_it_was_made(workshop, saved, tmp_path, monkeypatch, capsys):
+    manifest = merged(workshop)
+    shown = []
+    weights = {"type": "other", "weights": "a.safetensors"}
+    workshop.apply({"models": {**MODELS, "a@1": weights, "gone@1": weights}})
+    workshop.sql("UPDATE models SET description = 'by hand' WHERE model_name = 'a'")
+    manifest["models"]["moved@1"] = {"type": "other", "renamed_from": "b"}
+    del manifest["models"]["b@1"], manifest["reactors"]
+    for options in ({"prune": True}, {"prune": False}, {"targets": ("model/a*",)}):
+        document = saved(manifest, **options).document
+        plan = workshop.plan(**options)
+        shown.append({change.action for change in plan.changes})
+        assert list(plan_lines(plan_of(document))) == list(plan_lines(plan))
+        assert plan_markdown(plan_of(document)) == plan_markdown(plan)
+    assert {"update", "rename", "delete"} <= set().union(*shown)
+    document = saved(merged(workshop)).document
+    assert list(plan_lines(plan_of(document))) == list(plan_lines(workshop.plan()))
+    document["resource_changes"][0]["build"] = {}
+    with pytest.raises(InvalidInputError, match="does not tell what is to be shown"):
+        plan_of(document)
+    monkeypatch.chdir(tmp_path)  # no project, no database
+    assert run(["plan", "--show", "plan.json", "--detailed-exitcode"]) == 2
+    text = capsys.readouterr().out
+    assert "fused by linear in reactor/blend, weights known after build" in text
+    assert text.splitlines()[-1].startswith("Plan: ")
+    assert run(["plan", "--show", "plan.json", "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "plan.json").read_text())
+    assert run(["plan", "--show", "plan.json", "--prune"]) == 64
 
 
 def test_a_plan_is_applied_once(workshop, saved):
