@@ -152,6 +152,7 @@ def _record(
 ) -> None:
     identity = canonical([project, revision, change["action"], str(key)])
     name = hashlib.sha256(b"arc-halo/adopt/1\0" + identity).digest()
+    last = revisions.find(conn, project, revision - 1)
     whole = {
         "ordinal": 0,
         "kind": key.kind,
@@ -169,6 +170,7 @@ def _record(
             **asdict(origin(directory)),
             manifest_digest=projects.head(conn, project).manifest_digest or bytes(32),
             plan_digest=name,
+            environment=last.environment if last else None,
             is_partial=True,
         ),
         summary={"changes": {change["action"]: 1}},

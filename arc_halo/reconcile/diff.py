@@ -8,7 +8,6 @@ from typing import Any
 
 from arc_halo.manifest.documents import INFERENCE, KINDS
 from arc_halo.manifest.renames import old_key
-from arc_halo.names import did_you_mean
 from arc_halo.reconcile.changes import (
     Change,
     Conflict,
@@ -73,11 +72,9 @@ def diff(
         if resource.owner == project and key not in desired and key not in renamed and may_go(key)
     ]
     deletions, refused, orphans = _departed(gone, prune)
-    lost = [change for change in changes if _is_created_though_renamed(change)]
-    mistaken = [conflict for change in lost if (conflict := _mistaken(change, deletions, project))]
     return Difference(
         changes=(*changes, *deletions),
-        conflicts=(*conflicts, *refused, *mistaken),
+        conflicts=(*conflicts, *refused),
         orphans=tuple(orphans),
         unchanged=unchanged,
     )
@@ -213,26 +210,6 @@ def _lifecycle_changes(resource: DesiredResource, found: LiveResource) -> tuple[
         FieldChange(path=path, before=before, after=after)
         for path, before, after in pairs
         if before != after
-    )
-
-
-def _is_created_though_renamed(change: Change) -> bool:
-    return change.action == "create" and change.lifecycle.renamed_from is not None
-
-
-def _mistaken(change: Change, deletions: Sequence[Change], project: str) -> Conflict | None:
-    """Of a resource that was to be renamed, and would be created beside the loss of others."""
-    names = [each.key.name for each in deletions if each.key.kind == change.key.kind]
-    old = old_key(change.key, change.lifecycle)
-    if not names or old is None:
-        return None
-    hint = did_you_mean(old.name, names)
-    return Conflict(
-        key=change.key,
-        code="AH054",
-        message=f"{change.key} is renamed from {old.name}, which {project} does not manage, and "
-        f"{change.key.kind}/{names[0]} would be deleted",
-        hint=f"{hint or 'correct `renamed_from`'}; if it is new, take `renamed_from` out",
     )
 
 

@@ -23,6 +23,7 @@ from arc_halo.reconcile.changes import (
     Losses,
     Plan,
 )
+from arc_halo.reconcile.renaming import mistaken_renames
 from arc_halo.reconcile.resources import Planner
 from arc_halo.reconcile.selecting import EVERYTHING, Selection, select
 from arc_halo.reconcile.sources import Sources
@@ -141,7 +142,12 @@ def make_migrated_plan(conn: Connection, wanted: Wanted, sources: Sources) -> Pl
     return wanted.plan(
         base_revision=live.head_revision,
         changes=found.changes,
-        conflicts=(*planner.conflicts, *found.conflicts, *_taken_aliases(conn, desired)),
+        conflicts=(
+            *planner.conflicts,
+            *found.conflicts,
+            *_taken_aliases(conn, desired),
+            *mistaken_renames(found.changes, live.resources),
+        ),
         orphans=found.orphans,
         notes=(*planner.notes, *notes, *_unfit(conn, wanted.plugins, found.changes)),
         unchanged_count=found.unchanged,

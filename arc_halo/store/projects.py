@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from arc_halo.store.rows import Connection
@@ -19,10 +19,6 @@ SELECT name, head_revision, manifest_digest FROM projects WHERE name = %(project
 
 LOCK_HEAD = """
 SELECT name, head_revision, manifest_digest FROM projects WHERE name = %(project)s FOR UPDATE
-"""
-
-NAMES = """
-SELECT name FROM projects ORDER BY name
 """
 
 ENSURE = """
@@ -73,6 +69,14 @@ WHERE managed_resources.project = excluded.project
 
 RENAME_MANAGED = """
 UPDATE managed_resources SET name = %(new)s WHERE kind = %(kind)s AND name = %(old)s
+"""
+
+NAMING = """
+SELECT managed.kind, managed.name, managed.live_digest
+FROM managed_resources AS managed
+WHERE jsonb_path_exists(managed.spec, '$.** ? (@.type() == "string" && @ == $names[*])',
+                        jsonb_build_object('names', %(names)s::jsonb))
+ORDER BY managed.kind, managed.name
 """
 
 NOTE_LIVE_DIGESTS = """
@@ -161,12 +165,6 @@ def head(conn: Connection, project: str, *, lock: bool = False) -> Head:
     return found or Head(name=project, head_revision=0, manifest_digest=None)
 
 
-def names(conn: Connection) -> list[str]:
-    """Every project that was ever applied."""
-    with conn.cursor(row_factory=scalar_row) as cursor:
-        return cursor.execute(NAMES).fetchall()
-
-
 def ensure(conn: Connection, project: str) -> None:
     conn.execute(ENSURE, {"project": project})
 
@@ -208,6 +206,12 @@ def upsert_managed(
 
 def rename_managed(conn: Connection, kind: str, old: str, new: str) -> None:
     conn.execute(RENAME_MANAGED, {"kind": kind, "old": old, "new": new})
+
+
+def naming(conn: Connection, names: Sequence[str]) -> dict[Key, str]:
+    """The managed resources whose documents name one of `names`, with their recorded digests."""
+    rows = conn.execute(NAMING, {"names": Jsonb(list(names))}).fetchall()
+    return {Key(kind=str(kind), name=str(name)): str(digest) for kind, name, digest in rows}
 
 
 def note_live_digests(conn: Connection, digests: Mapping[Key, str]) -> None:

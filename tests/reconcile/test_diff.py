@@ -223,23 +223,6 @@ def test_what_cannot_be_renamed_is_created(live: Live) -> None:
     assert [(c.action, c.key) for c in found.changes] == [("create", new)]
 
 
-def test_a_misspelt_old_name_does_not_cost_the_resource() -> None:
-    old, new, other = model("two@1"), model("new@1"), model("tiny@1")
-    desired = {new: want(new, {}, renamed_from="twoo")}
-    live = {old: have(old, {})}
-    (conflict,) = diff(desired, live, project="work", prune=True).conflicts
-    assert (conflict.key, conflict.code) == (new, "AH054")
-    assert "twoo@1, which work does not manage, and model/two@1 would be deleted" in (
-        conflict.message
-    )
-    assert "did you mean 'two@1'?" in (conflict.hint or "")
-    # Nothing is lost where nothing is deleted: in a new database, or without pruning.
-    assert diff(desired, live, project="work").conflicts == ()
-    assert diff({**desired, old: want(old, {})}, live, project="work", prune=True).conflicts == ()
-    gone = {other: have(other, {})} | {new: have(new, {})}
-    assert diff(desired, gone, project="work", prune=True).conflicts == ()
-
-
 def test_a_name_that_is_still_declared_is_not_taken_away() -> None:
     old, new = model("old@1"), model("new@1")
     desired = {old: want(old, {}), new: want(new, {}, renamed_from="old")}
