@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from arc_halo.weights.store import OpenBodies, WeightStore
 
 
+MIGRATING_LOCK_SECONDS = 2.0
+"""How long a dry run waits for others while it holds tables that it has migrated."""
+
+
 class Project:
     """Everything a command or a script needs of a project; close it, or use it in a `with`.
 
@@ -549,13 +553,17 @@ class Project:
             tell_policies(plan, report, self.plugins)
         return report
 
-    def try_plan(self, plan: Plan, *, limits: Limits | None = None) -> Report:
+    def try_plan(
+        self, plan: Plan, *, limits: Limits | None = None, saved: SavedPlan | None = None
+    ) -> Report:
         """Carry out a plan in a transaction that is rolled back; weights are not built.
 
         Its migrations are applied before, in the same transaction, and it is made anew after
-        them. Raises `UsageError` where no transaction may hold them.
+        them. Raises `UsageError` where no transaction may hold them, and `StalePlanError` where
+        a `saved` plan does not come out as it was saved.
         """
         from arc_halo.errors import UsageError
+        from arc_halo.reconcile.saved import check_unmoved
         from arc_halo.store import migrate
 
         limits = limits or self.limits()
@@ -569,17 +577,21 @@ class Project:
                     "tried, nor what comes after it",
                     hint="`arc-halo migrate up` first",
                 )
-            migrated = self._migrated_plan(conn, plan)
-            report = self._try(conn, migrated, limits)
+            migrated = plan if saved and not saved.changes else self._migrated_plan(conn, plan)
+            if saved:
+                check_unmoved(conn, saved.migrated(), replace(migrated, migrations=()))
+            report = self._try(conn, migrated, limits, lock_seconds=MIGRATING_LOCK_SECONDS)
         return replace(report, plan=replace(report.plan, migrations=plan.migrations))
 
-    def _try(self, conn: Connection, plan: Plan, limits: Limits) -> Report:
+    def _try(
+        self, conn: Connection, plan: Plan, limits: Limits, *, lock_seconds: float | None = None
+    ) -> Report:
         from arc_halo.reconcile.applying import try_plan
         from arc_halo.reconcile.policies import check_policies
 
         limits.check(plan)
         check_policies(plan, self.plugins)
-        return try_plan(conn, plan, project_directory=self.directory)
+        return try_plan(conn, plan, project_directory=self.directory, lock_seconds=lock_seconds)
 
     def _migrated_plan(self, conn: Connection, plan: Plan) -> Plan:
         """`plan`, made anew in a transaction that has applied its migrations."""

@@ -22,6 +22,7 @@ from arc_halo.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from arc_halo.project import Project
+    from arc_halo.reconcile.applying import Report
     from arc_halo.reconcile.changes import Plan
     from arc_halo.reconcile.limits import Limits
     from arc_halo.reconcile.saved import SavedPlan
@@ -106,7 +107,8 @@ def apply(
             return
         limits = project.limits(max_deletes=max_deletes, allow_empty=allow_empty)
         if dry_run:
-            _try(invocation, project, plan, limits, cut)
+            report = project.try_plan(plan, limits=limits, saved=saved)
+            _tell_tried(invocation, report, cut)
         elif plan.changes and not plan.conflicts:
             limits.check(plan)
             _confirm_deletions(invocation, plan, yes)
@@ -156,14 +158,12 @@ def _saved(invocation: Invocation, project: Project, saved: SavedPlan, *, is_dry
     return replace(plan, migrations=())
 
 
-def _try(invocation: Invocation, project: Project, plan: Plan, limits: Limits, cut: Cut) -> None:
-    """Carry out and roll back, and say what it came to."""
+def _tell_tried(invocation: Invocation, report: Report, cut: Cut) -> None:
+    """Say what a plan came to that was carried out and rolled back."""
     from arc_halo.reconcile.markdown import plan_markdown
     from arc_halo.reconcile.plan_document import report_json
     from arc_halo.reconcile.report import Line, as_json, plan_lines
 
-    limits.check(plan)
-    report = project.try_plan(plan, limits=limits)
     plan = report.plan
     unbuilt = sum(change.build is not None for change in plan.changes)
     notes = [f"{unbuilt} models were tried without their new weights"] if unbuilt else []

@@ -85,10 +85,13 @@ def apply_plan(
     )
 
 
-def try_plan(conn: Connection, plan: Plan, *, project_directory: Path) -> Report:
+def try_plan(
+    conn: Connection, plan: Plan, *, project_directory: Path, lock_seconds: float | None = None
+) -> Report:
     """Do all that `apply_plan` does in its transaction, constraints included, and undo it.
 
-    Weights are not built: a model that would get new ones is tried without them.
+    Weights are not built: a model that would get new ones is tried without them. `lock_seconds`
+    bounds the wait for others where the caller's transaction keeps others waiting.
     """
     started = time.monotonic()
     changes = [_without_unbuilt(change) for change in plan.changes]
@@ -96,7 +99,8 @@ def try_plan(conn: Connection, plan: Plan, *, project_directory: Path) -> Report
     if changes:
         with conn.transaction(force_rollback=True):
             summary = _summary(plan, {}, 0.0)
-            revision = Commit(conn, plan, changes, {}).run(summary, project_directory)
+            commit = Commit(conn, plan, changes, {}, lock_seconds=lock_seconds)
+            revision = commit.run(summary, project_directory)
             check_constraints(conn)
     return Report(
         plan=plan,

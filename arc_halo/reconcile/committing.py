@@ -19,6 +19,7 @@ from arc_halo.store.rows import Connection
 from arc_halo.types import JsonObject, Key
 
 LOCK_SECONDS = 30.0
+"""How long an apply waits for another, and for rows that others hold."""
 
 
 class Commit:
@@ -30,11 +31,14 @@ class Commit:
         plan: Plan,
         changes: Sequence[Change],
         recipes: Mapping[Key, FusionRecipe],
+        *,
+        lock_seconds: float | None = None,
     ) -> None:
         self._conn = conn
         self._plan = plan
         self._changes = changes
         self._recipes = recipes
+        self._lock_seconds = LOCK_SECONDS if lock_seconds is None else lock_seconds
         self._ids: dict[Key, UUID] = {}
 
     def run(self, summary: JsonObject, project_directory: Path) -> int:
@@ -51,8 +55,8 @@ class Commit:
 
     def _lock(self) -> int:
         project = self._plan.project
-        try_xact_lock(self._conn, f"arc-halo/{project}", LOCK_SECONDS)
-        limit_waiting(self._conn, LOCK_SECONDS)
+        try_xact_lock(self._conn, f"arc-halo/{project}", self._lock_seconds)
+        limit_waiting(self._conn, self._lock_seconds)
         projects.ensure(self._conn, project)
         head = projects.head(self._conn, project, lock=True)
         if head.head_revision != self._plan.base_revision:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import psycopg
 import pytest
 import yaml
 
 from arc_halo import Project
-from arc_halo.errors import ArcHaloError, DatabaseError, RefusedError, SchemaMismatchError
+from arc_halo.errors import (
+    ArcHaloError,
+    DatabaseError,
+    LockTimeoutError,
+    RefusedError,
+    SchemaMismatchError,
+)
 from arc_halo.reconcile.limits import Limits
 from arc_halo.reconcile.report import plan_lines, plan_summary
+from arc_halo.reconcile.saved import read_plan, save_plan
 from arc_halo.store import migrate
 
 
@@ -148,7 +156,9 @@ def test_a_plan_refuses_the_tables_of_somebody_else_as_its_apply_would(
                 refused()
 
 
-def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(workshop):
+def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(
+    workshop, tmp_path, monkeypatch
+):
     workshop.apply(fleet(2))
     with workshop.project() as project, project.direct_connection() as conn:
         *_, before, last = (each.id for each in migrate.status(conn))
@@ -162,6 +172,16 @@ def test_a_dry_run_plans_anew_what_only_a_migrated_database_can_tell(workshop):
         assert [str(change.key) for change in report.plan.changes] == ["model/m2@1"]
         assert report.revision == 2
         assert project.plan().migrations == (last,)
+        # A saved plan that does not know of it would not create it.
+        save_plan(tmp_path / "plan.json", plan, None)
+        saved = read_plan(tmp_path / "plan.json")
+        assert project.try_plan(plan, saved=saved).plan.changes == ()
+        # While migrated tables are held, nobody is waited for.
+        monkeypatch.setattr("arc_halo.project.MIGRATING_LOCK_SECONDS", 0.1)
+        with psycopg.connect(workshop.url) as other:
+            other.execute("SELECT FROM projects FOR UPDATE")
+            with pytest.raises(LockTimeoutError):
+                project.try_plan(plan)
     assert workshop.value("SELECT count(*) FROM models") == 2
 
 
@@ -200,5 +220,11 @@ def test_an_environment_beside_another_in_one_database_is_told(workshop):
     said = "revision 1 was of environment dev, this is of environment prod: one database is for one"
     assert plan("prod").notes == (said,)
     assert plan("prod").notes == ()
-    said = "revision 2 was of environment prod, this is of no environment: one database is for one"
+    workshop.sql("INSERT INTO fusion_strategies (name, uses) VALUES ('odd', 'linear')")
+    manifest = {**fleet(1), "strategies": {"odd": {"uses": "linear", "description": "new"}}}
+    workshop.write(manifest)
+    with workshop.project() as project:
+        project.adopt("strategy/odd")
+    assert plan("prod").notes == ()
+    said = "revision 4 was of environment prod, this is of no environment: one database is for one"
     assert plan(None).notes == (said,)
