@@ -317,6 +317,7 @@ def _build_json(build: Build | None) -> JsonObject | None:
     return {
         "fuse": f"reactor/{build.reactor}",
         "uses": build.spec.uses,
+        "inputs": {name: root.hex() if root else None for name, root in build.roots.items()},
         "recipe_key": build.recipe.key.hex() if build.recipe else None,
         "estimate": asdict(build.estimate) if build.estimate else None,
     }

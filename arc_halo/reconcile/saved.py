@@ -211,24 +211,28 @@ def _differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _is_same(then: JsonObject, now: JsonObject) -> bool:
     """Whether two changes come to the same.
 
-    What is fused may have been made meanwhile, as by an apply that was interrupted: its root and
-    its recipe are compared where both know them.
+    What is fused, or goes into that, may have been made meanwhile, as by an apply that was
+    interrupted: roots and recipes are compared where both know them.
     """
-    (first, *known), (second, *found) = _told_apart(then), _told_apart(now)
-    pairs = zip(known, found, strict=True)
-    return first == second and all(None in pair or pair[0] == pair[1] for pair in pairs)
+    (first, known), (second, found) = _told_apart(then), _told_apart(now)
+    return first == second and all(
+        None in (known[name], found[name]) or known[name] == found[name]
+        for name in known.keys() & found.keys()
+    )
 
 
-def _told_apart(change: JsonObject) -> tuple[Any, Any, Any]:
-    """What a change comes to, and the root and the recipe of what it fuses."""
+def _told_apart(change: JsonObject) -> tuple[JsonObject, JsonObject]:
+    """What a change comes to, and the root, the recipe and the inputs of what it fuses."""
     fields = ("action", "old_name", "change", "protected", "deletion")
     told = {field: change[field] for field in fields}
-    if "fuse" not in (change["build"] or {}):
-        return told, None, None
+    build = change["build"] or {}
+    if "fuse" not in build:
+        return told, {}
     after = change["change"]["after"]
     weights = after["weights"]
     told["change"] = {**told["change"], "after": {**after, "weights": {**weights, "root": None}}}
-    return told, weights["root"], change["build"]["recipe_key"]
+    inputs = {f"model/{name}": root for name, root in build.get("inputs", {}).items()}
+    return told, {"root": weights["root"], "recipe_key": build["recipe_key"], **inputs}
 
 
 def _few(names: list[str]) -> str:

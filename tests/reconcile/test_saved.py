@@ -162,6 +162,33 @@ def test_a_plan_of_other_fused_weights_is_not_the_plan(workshop, saved, field):
         apply_saved(workshop, SavedPlan(label="plan.json", document=document))
 
 
+def test_other_weights_deep_inside_of_a_merge_are_told(workshop, saved, open_workshop):
+    """Of another project's model, which is fused with one that is still to be fused itself."""
+
+    def foreign(value):
+        weights = other.weights("o.safetensors", {"t": np.full((2, 3), value, np.float32)})
+        model = {"type": "other", "weights": weights, "aliases": ["champion"]}
+        other.write({"project": "theirs", "models": {"o@1": model}})
+        other.apply()
+
+    other = open_workshop("theirs")
+    foreign(5)
+    manifest = merged(workshop)
+    manifest["reactors"]["outer"] = {
+        "type": "merge",
+        "strategy": "linear",
+        "members": [{"model": "o:champion"}, {"model": "blend@1"}],
+        "produces": {"model": "outer", "version": "1"},
+    }
+    plan = saved(manifest)
+    build_all(workshop)
+    with workshop.project() as project:
+        project.plan_again(plan)
+    foreign(77)
+    with pytest.raises(StalePlanError, match="model/outer@1 would be changed otherwise"):
+        apply_saved(workshop, plan)
+
+
 def test_what_is_no_plan_is_refused_and_not_overwritten(workshop, tmp_path):
     path = tmp_path / "arc_halo.json"
     for text in ("no JSON", "[]", "{}", '{"format_version": "1.0"}', "[" * 100_000):
