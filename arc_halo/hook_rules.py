@@ -27,7 +27,7 @@ def check_module(module: ModuleType, provider: str, *, file: bool) -> None:
 
     The manager would pass over a function without the mark in silence, a policy among them.
     """
-    found = list(_named_as_hooks(module))
+    found = list(_meant_as_hooks(module, file=file))
     for name, function in found:
         _check(name, function, f"{provider}{_line(function) if file else ''}")
     if file and not found:
@@ -47,11 +47,16 @@ def hooks() -> Mapping[str, tuple[str, ...]]:
     }
 
 
-def _named_as_hooks(module: ModuleType) -> Iterator[tuple[str, Function]]:
-    """What carries the mark, or a name that hooks alone have."""
+def _meant_as_hooks(module: ModuleType, *, file: bool) -> Iterator[tuple[str, Function]]:
+    """What carries the mark, and what is called as a hook is, in a `file` almost so too.
+
+    Of distributions only functions of the module itself: they may call the rest as they like.
+    """
     for name, value in vars(module).items():
-        is_named = name.startswith(PREFIX) and callable(value) and not isinstance(value, type)
-        if is_named or _mark(value) is not None:
+        is_own = inspect.isfunction(value) and value.__module__ == module.__name__
+        is_exact = name in hooks() and (is_own or (file and not isinstance(value, type)))
+        is_close = file and is_own and name.startswith(PREFIX) and _guess(name) is not None
+        if is_exact or is_close or _mark(value) is not None:
             yield name, value
 
 
@@ -84,18 +89,24 @@ def _check_arguments(name: str, function: Function, place: str) -> None:
 
 
 def _wanted(function: Function) -> list[str]:
-    """The parameters that the manager fills by their names."""
+    """The parameters that have to be given; hooks are called by position, so `*, plan` is none
+    that could be."""
+    told = {"KEYWORD_ONLY": "*, {}"}
     return [
-        each.name
+        told.get(each.kind.name, "{}").format(each.name)
         for each in inspect.signature(function).parameters.values()
         if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
 
 
 def _meant(name: str, is_marked: bool) -> str:
-    guess = did_you_mean(name, hooks())
+    guess = _guess(name)
     marked = None if is_marked else f"a hook also needs the mark: {MARKED}"
     return "; ".join(part for part in (guess, LISTED, marked) if part)
+
+
+def _guess(name: str) -> str | None:
+    return did_you_mean(name, hooks())
 
 
 def _mark(value: object) -> Mapping[str, Any] | None:

@@ -201,7 +201,7 @@ def roles(invocation: Invocation, members: tuple[str, ...], dry_run: bool) -> No
             f"note: {each.user} is in {each.role}, and has the rights of {each.also} besides; "
             f"memberships are not taken back: REVOKE {each.also} FROM {each.user}"
         )
-    if dry_run and not done.is_in_charge:
+    if dry_run and done.statements and not done.is_in_charge:
         invocation.console.note(
             f"note: {done.user_name} may not run this: have an administrator run "
             "`arc-halo db roles` with the same options and an address of their own"

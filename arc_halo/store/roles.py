@@ -102,7 +102,7 @@ def set_up(conn: Connection, *, members: Sequence[Membership] = (), dry_run: boo
             statements=tuple(statement.as_string(conn) for statement in wanted),
             open_schema=standing.schema if standing.anybody_creates else None,
             user_name=standing.user_name,
-            is_in_charge=_hands_over(standing, things),
+            is_in_charge=standing.is_admin or _hands_over(standing, things),
             wider=_wider(conn, members),
         )
 

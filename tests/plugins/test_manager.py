@@ -117,6 +117,11 @@ NEVER_ASKED = {
         "p0.py:3: arc_halo_before_apply asks for 'changes', which it is not given",
         "write `def arc_halo_before_apply(plan)`, or fewer of them",
     ),
+    "by keyword alone": (
+        POLICY.replace("(plan)", "(*, plan)"),
+        "p0.py:3: arc_halo_before_apply asks for '*, plan', which it is not given",
+        "write `def arc_halo_before_apply(plan)`",
+    ),
     "no hook": ("x = 1\n", "p0.py: this implements no hook", "take it out of `plugins:`"),
 }
 
@@ -262,6 +267,19 @@ def test_a_package_whose_policy_has_no_mark_is_an_error_that_names_it(
     install(tmp_path, monkeypatch, POLICY.replace("@hookimpl", ""))
     with pytest.raises(PluginError, match=r"halo-extra 1\.2: arc_halo_before_apply is without"):
         PluginManager.load()
+
+
+def test_a_package_may_call_its_own_functions_as_it_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "from functools import partial\nfrom pluggy import HookimplMarker\n"
+        "arc_halo_hookimpl = HookimplMarker('arc_halo')\narc_halo_helper = partial(print)\n"
+        "def arc_halo_version_tuple():\n    return (1, 2)\n"
+        "def arc_halo_before_aply(plan):\n    pass\n"
+    )
+    install(tmp_path, monkeypatch, strategy(version=4) + text)
+    assert PluginManager.load().strategy("mine")
 
 
 def test_a_package_has_to_give_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
