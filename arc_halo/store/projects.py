@@ -74,8 +74,8 @@ UPDATE managed_resources SET name = %(new)s WHERE kind = %(kind)s AND name = %(o
 NAMING = """
 SELECT managed.kind, managed.name, managed.live_digest
 FROM managed_resources AS managed
-WHERE jsonb_path_exists(managed.spec, '$.** ? (@.type() == "string" && @ == $names[*])',
-                        jsonb_build_object('names', %(names)s::jsonb))
+WHERE EXISTS (SELECT FROM jsonb_path_query(managed.spec, '$.** ? (@.type() == "string")') AS text
+              WHERE text #>> '{}' = ANY(%(names)s::text[]))
 ORDER BY managed.kind, managed.name
 """
 
@@ -210,7 +210,7 @@ def rename_managed(conn: Connection, kind: str, old: str, new: str) -> None:
 
 def naming(conn: Connection, names: Sequence[str]) -> dict[Key, str]:
     """The managed resources whose documents name one of `names`, with their recorded digests."""
-    rows = conn.execute(NAMING, {"names": Jsonb(list(names))}).fetchall()
+    rows = conn.execute(NAMING, {"names": list(names)}).fetchall()
     return {Key(kind=str(kind), name=str(name)): str(digest) for kind, name, digest in rows}
 
 
